@@ -1,0 +1,432 @@
+"""Every setting of every step: one frozen dataclass a step, one place to read them from YAML and the command line.
+
+Standard library and pyyaml only, so that compiling a pipeline and `hanflow --help` stay instant. A setting is
+declared once, here; the experiment files, `--set`, the steps' own command lines and the parameters of the
+Kubeflow pipelines are all made from these classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class UserError(Exception):
+    """Something the person who runs hanflow can mend; the message says what, where and what to do."""
+
+
+class ConfigError(UserError):
+    """One or more settings are wrong; the message lists them all."""
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        super().__init__("\n".join([f"{head} in the settings:", *(f"  - {problem}" for problem in problems)]))
+
+
+REQUIRED = ""
+"""Default of a text setting that has no sensible default; `required=True` marks it."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    required: bool = False,
+) -> Any:
+    """A dataclass field with its documentation and its limits; mutable defaults are copied per instance."""
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "below": below,
+        "required": required,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Raw files to a clean, split corpus."""
+
+    source: str = setting(REQUIRED, "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz).", required=True)
+    validation_source: str = setting("", "Raw data of the validation split, same formats; empty: split off from source.")
+    test_source: str = setting("", "Raw data of the test split, same formats; empty: split off from source.")
+    columns: dict = setting({}, 'Which raw column plays which role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.')
+    encoding: str = setting("auto", "Text encoding of raw files; auto: by byte-order mark, else UTF-8, else CP949 where the file's beginning fits only that.")
+    validation_ratio: float = setting(0.05, "Fraction of the distinct source texts that goes to validation, when no validation_source is given.", at_least=0, below=1)
+    test_ratio: float = setting(0.05, "Fraction of the distinct source texts that goes to test, when no test_source is given.", at_least=0, below=1)
+    seed: int = setting(42, "Seed of the split.")
+    limit_rows: int = setting(0, "Read at most this many raw rows of each source (0: all); for a quick trial.", at_least=0)
+    unicode: str = setting("NFC", "Unicode normalisation of all text.", choices=("NFC", "NFKC", "none"))
+    strip_html: bool = setting(True, "Remove tags, unescape entities; <br> becomes a space in sources and a new line in targets.")
+    collapse_whitespace: bool = setting(True, "Runs of spaces become one space, runs of new lines one new line.")
+    max_repeats: int = setting(0, "Shorten runs of one repeated character (ㅋㅋㅋㅋ) to this many (0: leave them).", at_least=0)
+    min_source_chars: int = setting(1, "Reject rows whose source text is shorter, in characters.", at_least=0)
+    max_source_chars: int = setting(0, "Reject rows whose source text is longer, in characters (0: no limit).", at_least=0)
+    drop_short_sources: bool = setting(True, "Summarization: reject rows whose source is no longer than its summary.")
+    deduplicate: bool = setting(True, "Reject exact duplicates of an earlier row.")
+    speaker_format: str = setting("#Person{n}#: ", "AI-Hub dialogues: what stands before each utterance; {n} counts speakers from 1, {id} is the raw speaker id. Empty: nothing.")
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """Corpus to token ids."""
+
+    tokenizer: str = setting("", "Pretrained tokenizer: hub name or folder; empty: train one on the corpus's train split.")
+    algorithm: str = setting("byte_bpe", "What to train when no tokenizer is given.", choices=("byte_bpe", "unigram"))
+    vocabulary_size: int = setting(8000, "Vocabulary of the trained tokenizer, special tokens included.", at_least=300)
+    special_tokens: list = setting([], 'Tokens never split, e.g. ["#Person1#", "#PhoneNumber#"]; added to the vocabulary if missing.')
+    max_source_tokens: int = setting(512, "Longest source, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2)
+    max_target_tokens: int = setting(100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2)
+    workers: int = setting(0, "Tokenizer threads (0: one a core).", at_least=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Shards to a trained model."""
+
+    pretrained: str = setting("", "Pretrained model to start from: hub name or folder; empty: random weights of the architecture in `model`.")
+    model: dict = setting({}, 'Architecture of a model trained from nothing, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.')
+    seed: int = setting(42, "Seed of the weights, of dropout and of the order of the data.")
+    epochs: int = setting(3, "Passes over the train split.", at_least=1)
+    max_steps: int = setting(0, "Stop after this many optimizer steps (0: the epochs decide).", at_least=0)
+    batch_tokens: int = setting(8192, "Padded source and target tokens in one forward pass of the whole job; sequences of similar length share a batch.", at_least=16)
+    batch_size: int = setting(0, "Sequences in one forward pass of the whole job; 0: as many as fit batch_tokens.", at_least=0)
+    accumulation: int = setting(1, "Forward passes to one optimizer step.", at_least=1)
+    learning_rate: float = setting(3e-5, "Peak learning rate of AdamW.", above=0)
+    schedule: str = setting("linear", "Learning rate after warm-up.", choices=("linear", "cosine", "constant"))
+    warmup_ratio: float = setting(0.1, "Fraction of all optimizer steps with rising learning rate.", at_least=0, at_most=1)
+    warmup_steps: int = setting(0, "Optimizer steps with rising learning rate; overrides warmup_ratio when above 0.", at_least=0)
+    weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
+    clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
+    label_smoothing: float = setting(0.0, "Label smoothing of the training loss.", at_least=0, below=1)
+    precision: str = setting("auto", "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.", choices=("auto", "fp32", "bf16"))
+    log_every: int = setting(10, "Optimizer steps between two logged figures.", at_least=1)
+    validate_every: int = setting(0, "Optimizer steps between two validations (0: at the end of every epoch).", at_least=0)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """A model's scores on held-out rows."""
+
+    split: str = setting("test", "Which split is scored.", choices=("test", "validation"))
+    limit_rows: int = setting(0, "Score at most this many rows (0: all).", at_least=0)
+    beams: int = setting(4, "Beams of the search (1: greedy).", at_least=1)
+    max_new_tokens: int = setting(100, "Longest generated text, in tokens.", at_least=1)
+    min_new_tokens: int = setting(0, "Shortest generated text, in tokens.", at_least=0)
+    length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
+    no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
+    batch_tokens: int = setting(8192, "Padded source tokens times beams in one generation batch.", at_least=16)
+    remove_tokens: list = setting([], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.')
+    lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
+    untrained: bool = setting(False, "Also score the model as it was before training, on the same rows.")
+    examples: int = setting(20, "Examples shown in the report.", at_least=0)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A trained model to a bundle that others can load."""
+
+    check_rows: int = setting(8, "Real rows on which the reloaded bundle must give the trained model's outputs.", at_least=1)
+    title: str = setting("", "Name of the model in its card; empty: the experiment's name.")
+    license: str = setting("", "Licence of the weights, for the model card; empty: the card says that none was stated.")
+    intended_use: str = setting("", "What the model is meant for, for the model card.")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every setting of one run."""
+
+    name: str = setting("experiment", "Name of the run; output folders and the model card carry it.")
+    task: str = setting("summarization", "What is learnt.")
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+
+STEPS: dict[str, type] = {
+    "preprocess": PreprocessConfig,
+    "tokenize": TokenizeConfig,
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as the outside sees it: `train.epochs` on the command line, `train_epochs` in Kubeflow."""
+
+    step: str
+    name: str
+    type: type
+    default: Any
+    help: str
+    required: bool
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.step}.{self.name}"
+
+    @property
+    def parameter(self) -> str:
+        return f"{self.step}_{self.name}"
+
+
+def settings_of(step: str) -> list[Setting]:
+    """The settings of one step, in the order they are declared."""
+    cls = STEPS[step]
+    hints = typing.get_type_hints(cls)
+    defaults = cls()
+    return [
+        Setting(step, f.name, hints[f.name], getattr(defaults, f.name), f.metadata["help"], f.metadata["required"])
+        for f in dataclasses.fields(cls)
+    ]
+
+
+def all_settings() -> list[Setting]:
+    """The settings of all steps."""
+    return [s for step in STEPS for s in settings_of(step)]
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config as plain data, fit for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def step_config(step: str, values: Mapping[str, Any]) -> Any:
+    """The config of one step from plain values.
+
+    Raises:
+        ConfigError: unknown keys, wrong types or values out of range; all of them in one message.
+    """
+    config, problems = _build(STEPS[step], values, step)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_experiment(path: str | Path | None, overrides: Sequence[str] = (), **fields: Any) -> Experiment:
+    """An experiment from a YAML file (with its `base:` files below it) and `key=value` overrides above it.
+
+    Args:
+        path: the experiment file; None: defaults alone.
+        overrides: `step.key=value` texts; the value is read as YAML.
+        fields: top-level fields (`name`, `task`) that win over the file.
+
+    Raises:
+        ConfigError: every problem of every file and override, in one message.
+        UserError: a file is missing or is no YAML.
+    """
+    values = _read_yaml(Path(path), ()) if path is not None else {}
+    values.update(fields)
+    problems: list[str] = []
+    for text in overrides:
+        key, separator, raw = text.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not separator or (not dot and section not in ("name", "task")):
+            problems.append(f"--set {text!r}: write it as step.key=value, for example train.epochs=3")
+            continue
+        if not dot:
+            values[section] = raw
+            continue
+        value = parse_text(section, name, raw)
+        target = values.setdefault(section, {})
+        if not isinstance(target, dict):
+            continue  # reported below, as a section that is no mapping
+        first, *rest = name.split(".")
+        if rest:  # into a setting that is a mapping: train.model.d_model=256
+            inner = dict(target.get(first) or {})
+            inner[".".join(rest)] = value
+            value = inner
+        target[first] = value
+    experiment, found = _build(Experiment, values, "")
+    problems += found
+    if not problems:
+        problems += _cross_checks(experiment)
+    if problems:
+        raise ConfigError(problems)
+    return experiment
+
+
+def parse_text(step: str, name: str, text: str) -> Any:
+    """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
+    if any(s.name == name and s.type is str for s in (settings_of(step) if step in STEPS else ())):
+        return text
+    try:
+        return yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError:
+        return text  # refused later, with the setting's name and the type it wants
+
+
+def _cross_checks(experiment: Experiment) -> list[str]:
+    """What no single setting can know."""
+    problems = []
+    pre, train = experiment.preprocess, experiment.train
+    split_off = (0 if pre.validation_source else pre.validation_ratio) + (0 if pre.test_source else pre.test_ratio)
+    if split_off >= 1:
+        problems.append(f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on")
+    if train.pretrained and train.model:
+        problems.append("train.pretrained and train.model exclude each other: empty one of them")
+    if train.pretrained and not experiment.tokenize.tokenizer:
+        problems.append(
+            f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
+        )
+    return problems
+
+
+def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    """A YAML file merged over its `base:`; `./` and `../` paths inside are relative to the file itself."""
+    if path.resolve() in chain:
+        raise UserError(f"{path}: its `base:` files form a circle: {' → '.join(str(p) for p in (*chain, path))}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines at the top level, found a {type(values).__name__}")
+    values = _resolve_paths(values, path.resolve().parent)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    below = _read_yaml(path.parent / str(base), (*chain, path.resolve()))
+    return _merge(below, values)
+
+
+def _resolve_paths(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: (item if key == "base" else _resolve_paths(item, folder)) for key, item in value.items()}
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        return str((folder / value).resolve())
+    return value
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two levels deep: sections merge, settings replace (a mapping such as `model` is one setting)."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    return merged
+
+
+def _build(cls: type, values: Any, where: str) -> tuple[Any, list[str]]:
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, Mapping):
+        return None, [f"{where}: expected `key: value` lines, found {values!r}"]
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    problems, arguments = [], {}
+    for key, value in values.items():
+        if key not in fields:
+            problems.append(f"{prefix}{key}: no such setting{_suggestion(f'{prefix}{key}', where)}")
+            continue
+        if dataclasses.is_dataclass(hints[key]):
+            section, found = _build(hints[key], {} if value is None else value, key)  # type: ignore[arg-type]
+            problems += found
+            if section is not None:
+                arguments[key] = section
+            continue
+        try:
+            arguments[key] = _checked(_coerced(value, hints[key]), fields[key].metadata)
+        except ValueError as error:
+            problems.append(f"{prefix}{key}: {error}")
+    for name, f in fields.items():
+        if f.metadata.get("required") and name not in values and where:
+            problems.append(f"{prefix}{name}: is required ({f.metadata['help']})")
+    if cls is Experiment and "preprocess" not in values:
+        problems.append(f"preprocess.source: is required ({settings_of('preprocess')[0].help})")
+    return (None, problems) if problems else (cls(**arguments), [])
+
+
+def _suggestion(key: str, where: str) -> str:
+    known = [s.dotted for s in all_settings()] if where else [f.name for f in dataclasses.fields(Experiment)]
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    if not near and where:  # a right name in the wrong section, or with its section missing
+        near = [d for d in known if d.split(".")[1] == key.split(".")[-1]][:1]
+    if not near and not where:
+        near = [s.dotted for s in all_settings() if s.name == key][:1]
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+
+
+def _coerced(value: Any, expected: type) -> Any:
+    """`value` as `expected`. YAML reads 1e-4 as text and Kubeflow hands 3 over as 3.0: both are accepted."""
+    wrong = ValueError(f"expected {_NAMES[expected]}, found {value!r}")
+    if expected is bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong
+    if expected in (int, float):
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise wrong from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise wrong
+        if expected is float:
+            return float(value)
+        if value != int(value):
+            raise wrong
+        return int(value)
+    if expected is str:
+        if value is None:
+            return ""
+        if isinstance(value, (dict, list, bool)):
+            raise wrong
+        return str(value)
+    if value is None:
+        return expected()
+    if not isinstance(value, expected):
+        raise wrong
+    return value
+
+
+def _checked(value: Any, limits: Mapping[str, Any]) -> Any:
+    if limits.get("required") and value == REQUIRED:
+        raise ValueError(f"is required ({limits['help']})")
+    choices = limits.get("choices")
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        raise ValueError(f"{value!r} is none of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
+    for key, text, fits in (
+        ("at_least", "at least", lambda v, limit: v >= limit),
+        ("at_most", "at most", lambda v, limit: v <= limit),
+        ("above", "above", lambda v, limit: v > limit),
+        ("below", "below", lambda v, limit: v < limit),
+    ):
+        limit = limits.get(key)
+        if limit is not None and not fits(value, limit):
+            raise ValueError(f"must be {text} {limit:g}, found {value:g}")
+    return value

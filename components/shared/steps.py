@@ -1,0 +1,143 @@
+"""The doors that all steps share: a command line and a Kubeflow body around the same plain function.
+
+A step is a function `run(config, *, task, output, **inputs) -> Report`: settings, task name, input URIs, output URI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.shared.config import ConfigError, UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
+from components.shared.progress import emit, log
+from components.shared.storage import local_path
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step tells about its work."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Key figures by name, numbers or short texts: the run's table, KFP Metrics."""
+    html: str = ""
+    """Name of the HTML report inside the artifact; empty: none."""
+
+
+Run = Callable[..., Report]
+
+
+def setup_logging() -> None:
+    """Plain, timed lines on standard error for hanflow's own messages; libraries speak from WARNING up."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def execute(step: str, run: Run, values: Mapping[str, Any], *, task: str, output: str, **inputs: str) -> Report:
+    """Run a step's function on plain setting values, with its start, end or failure told to whoever listens."""
+    setup_logging()
+    emit("started", step=step)
+    started = time.monotonic()
+    try:
+        report = run(step_config(step, values), task=task, output=output, **inputs)
+    except BaseException as error:
+        emit("failed", step=step, message=_message(error), expected=isinstance(error, UserError))
+        raise
+    seconds = time.monotonic() - started
+    emit("finished", step=step, seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
+    told = ", ".join(f"{name} {value}" for name, value in report.figures.items())
+    log.info("%s done in %.1f s: %s → %s", step, seconds, told, output)
+    return report
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing half-written was left"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None) -> int:
+    """The command line of a step: `python -m components.<step> --output DIR --<input> DIR --<setting> VALUE`.
+
+    Returns:
+        The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m components.{step}", description=run.__doc__)
+    parser.add_argument("--output", required=True, help="folder of the artifact to write; must not exist yet")
+    for name in inputs:
+        parser.add_argument(f"--{name}", required=True, dest=f"input_{name}", help=f"folder of the {name} artifact")
+    parser.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
+    parser.add_argument("--experiment", help="YAML file that the settings start from")
+    for s in settings_of(step):
+        default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
+        parser.add_argument(
+            f"--{s.name.replace('_', '-')}",
+            dest=f"set_{s.name}",
+            metavar=s.type.__name__.upper(),
+            help=f"{s.help} ({default})".replace("%", "%%"),
+        )
+    options = vars(parser.parse_args(argv))
+    overrides = [f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None]
+    try:
+        task = options["task"] or "summarization"
+        if options["experiment"]:
+            experiment = load_experiment(options["experiment"], overrides)
+            task = options["task"] or experiment.task
+            values = to_mapping(getattr(experiment, step))
+        else:
+            values = {
+                key[4:]: parse_text(step, key[4:], text)
+                for key, text in options.items()
+                if key.startswith("set_") and text is not None
+            }
+        artifacts = {name: options[f"input_{name}"] for name in inputs}
+        execute(step, run, values, task=task, output=options["output"], **artifacts)
+    except (UserError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def in_pipeline(step: str, run: Run, arguments: Mapping[str, Any], *, inputs: Sequence[str], output: str) -> str:
+    """The body of a step's Kubeflow component.
+
+    Args:
+        step: name of the step.
+        run: its function.
+        arguments: the component's arguments (`locals()`): the settings, `task`, the URIs of the inputs, and the output
+            artifacts: `output`, `metrics` and, where there is one, `report`.
+        inputs: names of the arguments that are URIs of input artifacts.
+        output: name of the argument that is the output artifact.
+
+    Returns:
+        The URI of the artifact, for the next step.
+    """
+    values = {s.name: arguments[s.name] for s in settings_of(step)}
+    artifact = arguments[output]
+    report = execute(
+        step, run, values, task=arguments["task"], output=artifact.uri, **{name: arguments[name] for name in inputs}
+    )
+    for name, value in report.figures.items():
+        if isinstance(value, (int, float)):
+            arguments["metrics"].log_metric(name, value)
+    written = local_path(artifact.uri)
+    if report.html:
+        shutil.copyfile(written / report.html, arguments["report"].path)
+    if Path(artifact.path).resolve() != written.resolve():
+        # On a cluster Kubeflow copies what lies at .path: leave it the manifest alone, the data is at .uri already.
+        Path(artifact.path).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(written / f"{output}.json", Path(artifact.path) / f"{output}.json")
+    return artifact.uri

@@ -1,0 +1,32 @@
+"""The tasks: what is learnt, and nothing about steps, KFP, Kubernetes or devices."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+
+from components.shared.config import UserError
+from components.shared.tasks.base import Task
+
+REGISTRY = {
+    "summarization": "components.shared.tasks.summarization:Summarization",
+}
+"""Task name → `module:class`. A name of that form outside the registry works too, for tasks of one's own."""
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UserError: no such task; the message lists those that exist.
+    """
+    target = REGISTRY.get(name, name if ":" in name else "")
+    if not target:
+        near = difflib.get_close_matches(name, REGISTRY, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REGISTRY)}, or module:class"
+        raise UserError(f"task {name!r}: no such task; {hint}")
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"task {name!r}: cannot be loaded: {error}") from error

@@ -1,0 +1,129 @@
+"""Summarization: a source text to a shorter target text, by an encoder-decoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.tasks.base import Column, Encoded, Rejected, Scores
+from components.shared.text import clean_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from components.shared.progress import Progress
+
+_SENTENCE = re.compile(r"(?<=[.!?。…])\s+|\n+")
+
+
+class Summarization:
+    """See `components.shared.tasks.base.Task` for the meaning of every member."""
+
+    name = "summarization"
+    columns = (
+        Column("source", ("news", "article", "dialogue", "document", "source", "body")),
+        Column("target", ("summary", "script", "abstractive", "target", "title")),
+        Column("id", ("fname", "id"), required=False),
+        Column("topic", ("topic",), required=False),
+    )
+    text_roles = ("source", "target")
+    split_role = "source"
+    sequences = ("source", "target")
+    best_metric = "rougeL_morpheme"
+
+    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+        source = clean_text(row["source"], config, br=" ")
+        target = clean_text(row["target"], config, br="\n")
+        if not source:
+            raise Rejected("the source text is empty")
+        if not target:
+            raise Rejected("the summary is empty")
+        if len(source) < config.min_source_chars:
+            raise Rejected(f"the source text has {len(source)} characters, fewer than {config.min_source_chars}")
+        if config.max_source_chars and len(source) > config.max_source_chars:
+            raise Rejected(f"the source text has {len(source)} characters, more than {config.max_source_chars}")
+        if config.drop_short_sources and len(source) <= len(target):
+            raise Rejected("the source text is no longer than its summary")
+        return {"source": source, "target": target, "id": row.get("id", ""), "topic": row.get("topic", "")}
+
+    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+        return {"source": config.max_source_tokens, "target": config.max_target_tokens}
+
+    def encode(
+        self, rows: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+    ) -> Encoded:
+        columns, truncated = {}, {}
+        for role, longest in self.longest(config).items():
+            # KoBART's post-processor adds nothing, others add several: always none, then our own end.
+            ids = tokenizer(list(rows[role]), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            truncated[role] = sum(len(row) > longest - 1 for row in ids)
+            columns[role] = [[*row[: longest - 1], tokenizer.eos_token_id] for row in ids]
+        return Encoded(columns, truncated)
+
+    def check_model(self, config: TrainConfig) -> list[str]:
+        from components.shared.models import bart
+
+        return [] if config.pretrained else bart.check(config.model)
+
+    def new_model(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        from components.shared.models import bart
+
+        return bart.new_model(config, tokenizer)
+
+    def load_model(self, folder: str) -> PreTrainedModel:
+        from components.shared.models import bart
+
+        return bart.load(folder)
+
+    def collate(
+        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+    ) -> dict[str, torch.Tensor]:
+        from components.shared.models import bart
+
+        return bart.collate(rows, shape, model.config)
+
+    def loss(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from components.shared.models import bart
+
+        return bart.loss(model, batch, label_smoothing)
+
+    def predict(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Sequence[Sequence[np.ndarray]],
+        config: EvaluateConfig,
+        progress: Progress | None = None,
+    ) -> list[str]:
+        from components.shared.generation import GenerationOptions, generate
+
+        return generate(model, tokenizer, [row[0] for row in rows], GenerationOptions.of(config), progress)
+
+    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["target"])
+
+    def baselines(self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig) -> dict[str, list[str]]:
+        return {f"lead-{config.lead_sentences}": [lead(text, config.lead_sentences) for text in rows["source"]]}
+
+    def score(self, predictions: Sequence[str], references: Sequence[str]) -> Scores:
+        from components.shared import rouge
+
+        rows = rouge.f1_rows(predictions, references, tokenization="morpheme")
+        return Scores({name: float(values.mean()) if len(values) else 0.0 for name, values in rows.items()}, rows)
+
+    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["source"])
+
+    def card(self) -> dict[str, Any]:
+        return {"pipeline_tag": "summarization", "auto_class": "AutoModelForSeq2SeqLM"}
+
+
+def lead(text: str, sentences: int) -> str:
+    """The first sentences of a text: the baseline that every summarizer has to beat."""
+    return " ".join(part for part in _SENTENCE.split(text.strip(), maxsplit=sentences)[:sentences] if part)
