@@ -103,8 +103,8 @@ class TokenizeConfig:
 class TrainConfig:
     """Shards to a trained model."""
 
-    pretrained: str = setting("", "Pretrained model to start from: hub name or folder; empty: random weights of the architecture in `model`.")
-    model: dict = setting({}, 'Architecture of a model trained from nothing, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.')
+    pretrained: str = setting("", "Pretrained model to start from: hub name or folder; empty: random weights of the `architecture`.")
+    architecture: dict = setting({}, 'Architecture of a model trained from nothing, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.')
     seed: int = setting(42, "Seed of the weights, of dropout and of the order of the data.")
     epochs: int = setting(3, "Passes over the train split.", at_least=1)
     max_steps: int = setting(0, "Stop after this many optimizer steps (0: the epochs decide).", at_least=0)
@@ -121,6 +121,8 @@ class TrainConfig:
     precision: str = setting("auto", "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.", choices=("auto", "fp32", "bf16"))
     log_every: int = setting(10, "Optimizer steps between two logged figures.", at_least=1)
     validate_every: int = setting(0, "Optimizer steps between two validations (0: at the end of every epoch).", at_least=0)
+    checkpoints: str = setting("", "Folder of checkpoints, metrics.jsonl and TensorBoard events; empty: beside the model.")
+    save_total_limit: int = setting(2, "Checkpoints kept, the newest ones; the best one is kept beside them.", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = (), **fi
         if not isinstance(target, dict):
             continue  # reported below, as a section that is no mapping
         first, *rest = name.split(".")
-        if rest:  # into a setting that is a mapping: train.model.d_model=256
+        if rest:  # into a setting that is a mapping: train.architecture.d_model=256
             inner = dict(target.get(first) or {})
             inner[".".join(rest)] = value
             value = inner
@@ -286,8 +288,8 @@ def _cross_checks(experiment: Experiment) -> list[str]:
     split_off = (0 if pre.validation_source else pre.validation_ratio) + (0 if pre.test_source else pre.test_ratio)
     if split_off >= 1:
         problems.append(f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on")
-    if train.pretrained and train.model:
-        problems.append("train.pretrained and train.model exclude each other: empty one of them")
+    if train.pretrained and train.architecture:
+        problems.append("train.pretrained and train.architecture exclude each other: empty one of them")
     if train.pretrained and not experiment.tokenize.tokenizer:
         problems.append(
             f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"

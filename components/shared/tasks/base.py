@@ -40,6 +40,10 @@ class Encoded:
     """Name of each sequence → one list of token ids a row."""
     truncated: dict[str, int]
     """Name of each sequence → rows cut to its longest length."""
+    tokens: int
+    """Tokens of all texts before truncation, end-of-sequence not counted."""
+    characters: int
+    """Characters of all texts."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,17 @@ class Task(Protocol):
 
     def load_model(self, folder: str) -> PreTrainedModel:
         """A model that this task saved."""
+        ...
+
+    def targets(self, lengths: np.ndarray) -> np.ndarray:
+        """Target tokens that the loss of every row sums over, known before anything is computed.
+
+        Args:
+            lengths: tokens of every sequence: int64 array of shape (rows, sequences).
+
+        Returns:
+            int64 array of shape (rows,).
+        """
         ...
 
     def collate(

@@ -56,18 +56,21 @@ class Summarization:
     def encode(
         self, rows: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
     ) -> Encoded:
-        columns, truncated = {}, {}
+        columns, truncated, tokens, characters = {}, {}, 0, 0
         for role, longest in self.longest(config).items():
             # KoBART's post-processor adds nothing, others add several: always none, then our own end.
-            ids = tokenizer(list(rows[role]), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(rows[role]), add_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
+            tokens += sum(map(len, ids))
+            characters += sum(map(len, rows[role]))
             truncated[role] = sum(len(row) > longest - 1 for row in ids)
             columns[role] = [[*row[: longest - 1], tokenizer.eos_token_id] for row in ids]
-        return Encoded(columns, truncated)
+        return Encoded(columns, truncated, tokens, characters)
 
     def check_model(self, config: TrainConfig) -> list[str]:
         from components.shared.models import bart
 
-        return [] if config.pretrained else bart.check(config.model)
+        return [] if config.pretrained else bart.check(config.architecture)
 
     def new_model(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
         from components.shared.models import bart
@@ -78,6 +81,9 @@ class Summarization:
         from components.shared.models import bart
 
         return bart.load(folder)
+
+    def targets(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths[:, 1]
 
     def collate(
         self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel

@@ -1,0 +1,104 @@
+"""Corpus → shards: every text as token ids, in memory-mapped Arrow files beside the tokenizer that made them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from components.shared import artifacts, lengths
+from components.shared.artifacts import SPLITS, Manifest
+from components.shared.config import TokenizeConfig, UserError, to_mapping
+from components.shared.progress import Progress, log
+from components.shared.shards import Shard, ShardWriter
+from components.shared.steps import Report
+from components.shared.storage import local_path, staged
+from components.shared.tasks import get_task
+from components.shared.tasks.base import Task
+
+BATCH_ROWS = 2_000
+"""Rows encoded at a time: enough to keep every thread busy, few enough to stay small in memory."""
+
+
+def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Report:
+    """Encode a corpus with a pretrained tokenizer, or with one trained on its train split."""
+    # The Rust tokenizers read both when they start their threads.
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    os.environ["RAYON_NUM_THREADS"] = str(config.workers or os.cpu_count() or 1)
+    from components.tokenize import vocabulary
+
+    learnt = get_task(task)
+    folder = local_path(corpus)
+    parent = artifacts.read_manifest(folder, "corpus", task=task)
+    rows: dict[str, int] = parent.counts["rows"]
+    if config.tokenizer:
+        tokenizer = vocabulary.pretrained(config.tokenizer, config.special_tokens)
+    else:
+        if not rows["train"]:
+            raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
+        log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
+        tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt), config)
+    with staged(output) as target:
+        tokenizer.save_pretrained(target / "tokenizer")
+        truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
+        tokens_before, characters = 0, 0
+        with Progress("tokenizing", total=sum(rows.values())) as progress:
+            for split in SPLITS:
+                with ShardWriter(target / f"{split}.arrow", learnt.sequences) as writer:
+                    for batch in _batches(folder / f"{split}.parquet", learnt):
+                        encoded = learnt.encode(batch, tokenizer, config)
+                        writer.write(encoded.columns)
+                        for name, count in encoded.truncated.items():
+                            truncated[name] += count
+                        tokens_before += encoded.tokens
+                        characters += encoded.characters
+                        progress.update(len(batch[learnt.split_role]))
+        tokens = {split: Shard(target / f"{split}.arrow", learnt.sequences).lengths() for split in SPLITS}
+        everything = np.concatenate(list(tokens.values()))
+        per_character = tokens_before / max(characters, 1)
+        counts: dict[str, Any] = {
+            "rows": {split: len(lengths_of) for split, lengths_of in tokens.items()},
+            "tokens": {split: int(lengths_of.sum()) for split, lengths_of in tokens.items()},
+            "truncated": truncated,
+            "vocabulary": len(tokenizer),
+            "tokens_per_character": per_character,
+        }
+        details = {
+            "lengths": {name: lengths.summary(everything[:, i]) for i, name in enumerate(learnt.sequences)},
+            "longest": learnt.longest(config),
+        }
+        artifacts.write_manifest(
+            target,
+            Manifest("shards", task, to_mapping(config), counts, details, artifacts.lineage(parent)),
+        )
+    total = sum(counts["rows"].values())
+    for name, count in truncated.items():
+        if count:
+            longest = details["longest"][name]
+            log.info("%s of %s rows have a %s of more than %d tokens: cut there", count, total, name, longest)
+    return Report(
+        {
+            "rows": total,
+            "tokens": int(everything.sum()),
+            "vocabulary": len(tokenizer),
+            "tokens_per_character": round(per_character, 4),
+            **{f"truncated_{name}": count for name, count in truncated.items()},
+        }
+    )
+
+
+def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:
+    roles = [column.role for column in task.columns]
+    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=roles):
+        yield batch.to_pydict()
+
+
+def _texts(path: Path, task: Task) -> Iterator[str]:
+    for batch in _batches(path, task):
+        for role in task.text_roles:
+            yield from batch[role]
+

@@ -1,0 +1,50 @@
+"""The train step as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.shared import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def train(
+    task: str,
+    shards: str,
+    pretrained: str,
+    architecture: dict,
+    seed: int,
+    epochs: int,
+    max_steps: int,
+    batch_tokens: int,
+    batch_size: int,
+    accumulation: int,
+    learning_rate: float,
+    schedule: str,
+    warmup_ratio: float,
+    warmup_steps: int,
+    weight_decay: float,
+    clip_norm: float,
+    label_smoothing: float,
+    precision: str,
+    log_every: int,
+    validate_every: int,
+    checkpoints: str,
+    save_total_limit: int,
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Train a model on token ids; the one with the best validation loss is kept.
+
+    Args:
+        task: What is learnt.
+        shards: URI of the shards artifact; the other arguments are the settings of the same name.
+        model: The model in Hugging Face format, and how it came about.
+        metrics: Losses, speed, size.
+
+    Returns:
+        URI of the model.
+    """
+    arguments = locals()
+    from components.shared.steps import in_pipeline
+    from components.train.worker import run
+
+    return in_pipeline("train", run, arguments, inputs=("shards",), output="model")
