@@ -222,26 +222,25 @@ def step_config(step: str, values: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: unknown keys, wrong types or values out of range; all of them in one message.
     """
-    config, problems = _build(STEPS[step], values, step)
+    config, problems = _build(STEPS[step], values, step, require=True)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def load_experiment(path: str | Path | None, overrides: Sequence[str] = (), **fields: Any) -> Experiment:
+def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require: bool = True) -> Experiment:
     """An experiment from a YAML file (with its `base:` files below it) and `key=value` overrides above it.
 
     Args:
-        path: the experiment file; None: defaults alone.
-        overrides: `step.key=value` texts; the value is read as YAML.
-        fields: top-level fields (`name`, `task`) that win over the file.
+        path: the experiment file.
+        overrides: `step.key=value` texts; the value is read as YAML, except where text is wanted.
+        require: whether required settings must be there; a pipeline that is compiled may leave them to its user.
 
     Raises:
         ConfigError: every problem of every file and override, in one message.
         UserError: a file is missing or is no YAML.
     """
-    values = _read_yaml(Path(path), ()) if path is not None else {}
-    values.update(fields)
+    values = _read_yaml(Path(path), ())
     problems: list[str] = []
     for text in overrides:
         key, separator, raw = text.partition("=")
@@ -262,7 +261,7 @@ def load_experiment(path: str | Path | None, overrides: Sequence[str] = (), **fi
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
-    experiment, found = _build(Experiment, values, "")
+    experiment, found = _build(Experiment, values, "", require)
     problems += found
     if not problems:
         problems += _cross_checks(experiment)
@@ -340,7 +339,7 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _build(cls: type, values: Any, where: str) -> tuple[Any, list[str]]:
+def _build(cls: type, values: Any, where: str, require: bool) -> tuple[Any, list[str]]:
     prefix = f"{where}." if where else ""
     if not isinstance(values, Mapping):
         return None, [f"{where}: expected `key: value` lines, found {values!r}"]
@@ -352,7 +351,7 @@ def _build(cls: type, values: Any, where: str) -> tuple[Any, list[str]]:
             problems.append(f"{prefix}{key}: no such setting{_suggestion(f'{prefix}{key}', where)}")
             continue
         if dataclasses.is_dataclass(hints[key]):
-            section, found = _build(hints[key], {} if value is None else value, key)  # type: ignore[arg-type]
+            section, found = _build(hints[key], {} if value is None else value, key, require)  # type: ignore[arg-type]
             problems += found
             if section is not None:
                 arguments[key] = section
@@ -362,10 +361,12 @@ def _build(cls: type, values: Any, where: str) -> tuple[Any, list[str]]:
         except ValueError as error:
             problems.append(f"{prefix}{key}: {error}")
     for name, f in fields.items():
-        if f.metadata.get("required") and name not in values and where:
+        if name in values:
+            continue
+        if dataclasses.is_dataclass(hints[name]):  # a section left out may still have required settings
+            problems += _build(hints[name], {}, name, require)[1]  # type: ignore[arg-type]
+        elif require and f.metadata["required"]:
             problems.append(f"{prefix}{name}: is required ({f.metadata['help']})")
-    if cls is Experiment and "preprocess" not in values:
-        problems.append(f"preprocess.source: is required ({settings_of('preprocess')[0].help})")
     return (None, problems) if problems else (cls(**arguments), [])
 
 

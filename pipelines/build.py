@@ -1,0 +1,75 @@
+"""The five-step DAG as a Kubeflow pipeline, its parameters made from the settings of the steps.
+
+Compiling needs kfp, pyyaml and the standard library, nothing of torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from kfp import dsl
+
+from components.evaluate.component import evaluate
+from components.export.component import export
+from components.preprocess.component import preprocess
+from components.shared.config import STEPS, Experiment, Setting, all_settings, settings_of
+from components.tokenize.component import tokenize
+from components.train.component import train
+
+
+def make_pipeline(name: str, task: str, description: str, defaults: Experiment) -> Any:
+    """A pipeline of preprocess → tokenize → train → evaluate → export.
+
+    Args:
+        name: its name in Kubeflow.
+        task: what is learnt.
+        description: one sentence for the Kubeflow UI.
+        defaults: values that its parameters start from; required ones stay without.
+
+    Returns:
+        What kfp's compiler and its local runner take. Its parameters are all settings, `train.epochs` under the name
+        `train_epochs`, typed and documented for the UI.
+    """
+
+    def body(*values: Any) -> None:
+        arguments = dict(zip(parameters, values, strict=True))
+        settings = {step: {s.name: arguments[s.parameter] for s in settings_of(step)} for step in STEPS}
+        corpus = preprocess(task=task, **settings["preprocess"])
+        shards = tokenize(task=task, corpus=_uri(corpus), **settings["tokenize"])
+        model = train(task=task, shards=_uri(shards), **settings["train"])
+        evaluation = evaluate(
+            task=task, model=_uri(model), shards=_uri(shards), corpus=_uri(corpus), **settings["evaluate"]
+        )
+        export(
+            task=task, model=_uri(model), evaluation=_uri(evaluation), shards=_uri(shards), **settings["export"]
+        )
+
+    parameters = {s.parameter: _parameter(s, getattr(getattr(defaults, s.step), s.name)) for s in all_settings()}
+    # Parameters without a default come first in a Python signature.
+    parameters = dict(sorted(parameters.items(), key=lambda item: item[1].default is not inspect.Parameter.empty))
+    body.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
+    body.__name__ = name.replace("-", "_")
+    body.__doc__ = "\n".join(
+        [description, "", "Args:", *(f"    {s.parameter}: {s.help}" for s in all_settings())]
+    )
+    return dsl.pipeline(name=name, description=description)(body)
+
+
+def _uri(task: dsl.PipelineTask) -> Any:
+    """The URI that a step returned: later steps read from there, so Kubeflow itself copies no data."""
+    return task.outputs["Output"]
+
+
+def _parameter(setting: Setting, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        setting.parameter,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        annotation=setting.type,
+        default=inspect.Parameter.empty if setting.required and not default else default,
+    )
+
+
+def arguments_of(experiment: Experiment) -> dict[str, Any]:
+    """Pipeline parameter → value, for a run of that experiment."""
+    return {s.parameter: getattr(getattr(experiment, s.step), s.name) for s in all_settings()}

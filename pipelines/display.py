@@ -1,0 +1,120 @@
+"""What a person sees while a pipeline runs: a live line a step on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+LINE_INTERVAL = 15.0
+"""Seconds between two plain progress lines of one piece of work."""
+
+
+class Display:
+    """Use as a context manager around the run.
+
+    Args:
+        title: what is run.
+        folder: where it writes.
+    """
+
+    def __init__(self, title: str, folder: str):
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._step, self._since, self._line_at = "", 0.0, 0.0
+        self._label = ""
+        self._console.print(f"[bold]{title}[/] → {folder}")
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            # Redirection stays off: the run's own standard output goes to its log file meanwhile.
+            self._live = Live(console=self._console, refresh_per_second=5, redirect_stdout=False, redirect_stderr=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.update(Text(""))
+            self._live.stop()
+            self._live = None
+
+    def started(self, step: str) -> None:
+        """A step began."""
+        self._step, self._since, self._label = step, time.monotonic(), ""
+        if self._live:
+            self._live.update(Text(f"  {step} …", style="cyan"))
+        else:
+            self._console.print(f"  {step} …")
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        """A step came along: `label`, `done`, `total`, `unit`, `figures`."""
+        done, total, unit = event["done"], event["total"], event["unit"]
+        count = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
+        figures = "".join(f" · {name} {value}" for name, value in event["figures"].items())
+        seconds = f"{time.monotonic() - self._since:.0f} s"
+        if self._live:
+            bar = ""
+            if total:
+                filled = min(24, 24 * done // total)
+                bar = "━" * filled + "╌" * (24 - filled) + " "
+            text = Text.assemble(
+                (f"  {self._step} ", "cyan"), f"{event['label']} ", (bar, "green"), f"{count}{figures}", (f" · {seconds}", "dim")
+            )
+            self._live.update(text)
+            return
+        now = time.monotonic()
+        if now - self._line_at >= LINE_INTERVAL and event["label"] == self._label:
+            self._console.print(f"    {event['label']} {count}{figures} · {seconds}", markup=False)
+            self._line_at = now
+        elif event["label"] != self._label:
+            self._label, self._line_at = event["label"], now
+
+    def finished(self, step: str, seconds: float, figures: Mapping[str, Any]) -> None:
+        """A step ended well."""
+        self._print(Text.assemble(("✔ ", "green"), (f"{step:<11}", "bold"), f"{_seconds(seconds):>8}  {_figures(figures)}"))
+        if self._live:
+            self._live.update(Text(""))
+
+    def failed(self, step: str) -> None:
+        """A step ended badly."""
+        self._print(Text.assemble(("✘ ", "red"), (step, "bold")))
+
+    def summary(self, records: Sequence[Mapping[str, Any]], seconds: float) -> None:
+        """The table of the whole run."""
+        table = Table(title=f"{_seconds(seconds)} in all", title_justify="left")
+        for heading in ("step", "time", "figures", "artifact"):
+            table.add_column(heading, overflow="fold", justify="right" if heading == "time" else "left")
+        for record in records:
+            time_ = _seconds(record["seconds"]) if record["status"] == "done" else record["status"]
+            table.add_row(record["name"], time_, Text(_figures(record["figures"])), Text(record["artifact"]))
+        self._console.print(table, soft_wrap=False)
+
+    def note(self, text: str) -> None:
+        """A plain line."""
+        self._print(Text(text))
+
+    def log_tail(self, lines: Sequence[str]) -> None:
+        """The end of the log of a failed run."""
+        self._errors.print(Text("\n".join(f"  │ {line}" for line in lines), style="dim"))
+
+    def error(self, text: str) -> None:
+        """What went wrong, last, where eyes go first."""
+        self._errors.print(Text.assemble(("error: ", "bold red"), text))
+
+    def _print(self, text: Text) -> None:
+        self._console.print(text)
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in figures.items())

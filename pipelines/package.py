@@ -1,0 +1,29 @@
+"""Pipelines as the YAML packages that Kubeflow takes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from components.shared.config import Experiment
+
+
+def load_pipeline(name: str, defaults: Experiment) -> Any:
+    """The pipeline of that name, its parameters starting from `defaults`."""
+    return importlib.import_module(f"pipelines.{name}").make(defaults)
+
+
+def compile_pipeline(name: str, defaults: Experiment, folder: Path) -> Path:
+    """Write `<folder>/<name>.yaml` and return its path; an older one is replaced when the new one is whole."""
+    from kfp import compiler
+
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{name}.yaml"
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        fresh = Path(beside) / target.name
+        compiler.Compiler().compile(load_pipeline(name, defaults), str(fresh))
+        os.replace(fresh, target)
+    return target

@@ -1,0 +1,105 @@
+"""The rules of import of DESIGN.md: who may know whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STEPS = ("preprocess", "tokenize", "train", "evaluate", "export")
+MODULES = sorted(
+    p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
+    for folder in ("components", "pipelines")
+    for p in (ROOT / folder).rglob("*.py")
+)
+
+
+def imports(module: str, *, top_level: bool = False) -> Iterator[str]:
+    """Modules that a module imports: anywhere in it, or when it is imported (TYPE_CHECKING blocks count nowhere)."""
+    path = ROOT / (module.replace(".", "/") + ".py")
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    pending: list[ast.AST] = list(tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif top_level and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        pending.extend(ast.iter_child_nodes(node))
+
+
+def names(module: str, *prefixes: str, top_level: bool = False) -> list[str]:
+    return [
+        name
+        for name in imports(module, top_level=top_level)
+        if any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+    ]
+
+
+def is_stdlib(name: str) -> bool:
+    return name.split(".")[0] in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", ["components.shared.config", "components.shared.artifacts", "components.shared.images"])
+def test_rule_1_contracts_need_the_standard_library_only(module: str) -> None:
+    foreign = [n for n in imports(module) if not is_stdlib(n) and not n.startswith(("yaml", "components.shared."))]
+    assert foreign == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("components.shared.")])
+def test_rule_2_shared_knows_no_step_and_no_cluster(module: str) -> None:
+    assert names(module, "kfp", "kubernetes", *(f"components.{step}" for step in STEPS)) == []
+    if module.startswith(("components.shared.tasks", "components.shared.models")):
+        assert names(module, "components.shared.storage", "components.train") == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.endswith(".component")])
+def test_rule_3_components_import_nothing_heavy_at_the_top(module: str) -> None:
+    foreign = [
+        n
+        for n in imports(module, top_level=True)
+        if not is_stdlib(n) and not n.startswith(("kfp", "components.shared.images", "components.shared.config"))
+    ]
+    assert foreign == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1] in STEPS])
+def test_rule_4_a_step_never_imports_another(module: str) -> None:
+    own = module.split(".")[1]
+    assert names(module, *(f"components.{step}" for step in STEPS if step != own)) == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rule_5_devices_stay_in_their_backend(module: str) -> None:
+    if module != "components.train.backends.xla_spmd":
+        assert names(module, "torch_xla") == []
+    if module in ("components.train.jobs", "components.train.launch"):
+        assert names(module, "torch") == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rule_6_nothing_imports_pipelines_or_tests(module: str) -> None:
+    assert names(module, "tests") == []
+    if not module.startswith("pipelines"):
+        assert names(module, "pipelines") == []
+
+
+def test_rule_6_the_command_line_is_light() -> None:
+    assert names("pipelines.cli", *(f"components.{step}" for step in STEPS), top_level=True) == []
+    loaded = "import sys, pipelines.cli; print([m for m in ('torch', 'kfp', 'transformers', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_compiling_needs_no_torch() -> None:
+    code = "import sys, pipelines.build; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
