@@ -108,7 +108,8 @@ def trained(texts: Iterable[str], config: TokenizeConfig, total: int | None = No
     except Exception as error:  # the Unigram trainer raises bare Exception on a corpus without enough distinct pieces
         raise UserError(
             f"no {config.algorithm} tokenizer of {config.vocabulary_size} tokens can be trained on this corpus "
-            f"({error}); give more text, a smaller tokenize.vocabulary_size, or a pretrained tokenize.tokenizer"
+            f"({error}); a unigram vocabulary must hold every character of the corpus: set tokenize.vocabulary_size "
+            "accordingly, or tokenize.algorithm=byte_bpe, or a pretrained tokenize.tokenizer"
         ) from error
     if tokenizer.get_vocab_size() < config.vocabulary_size:
         log.warning(

@@ -83,7 +83,7 @@ def test_an_artifact_appears_only_when_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "raised", "said"),
     [
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
         (OSError(errno.ENOSPC, "No space left on device"), UserError, "the disk is full"),
         (ValueError("x"), ValueError, "x"),
     ],

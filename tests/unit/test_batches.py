@@ -73,14 +73,14 @@ def test_shapes_are_fitted_to_the_lengths() -> None:
     assert plan.batches_per_epoch == 1 + -(-(64 + 19) // 8)
 
 
-def test_padding_is_below_five_percent_on_lengths_like_real_ones() -> None:
+def test_shapes_save_most_of_the_padding_on_lengths_like_real_ones() -> None:
     random = np.random.default_rng(3)
     source = np.minimum(np.exp(random.normal(6.0, 0.7, 5000)).astype(np.int64) + 10, 512)
     target = np.clip(random.normal(15, 4, 5000).astype(np.int64), 5, 30)
     plan = BatchPlan(np.stack([source, target], axis=1), seed=0, batch_tokens=8192)
-    assert plan.padding_efficiency > 0.93
+    assert plan.padding_efficiency > 0.9
     one_shape = BatchPlan(np.stack([source, target], axis=1), seed=0, batch_tokens=8192, max_shapes=1)
-    assert plan.padding_efficiency > one_shape.padding_efficiency + 0.1
+    assert plan.padding_efficiency > one_shape.padding_efficiency + 0.15
 
 
 @pytest.mark.parametrize("rows", [0, 1])

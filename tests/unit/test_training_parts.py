@@ -1,0 +1,201 @@
+"""The parts of training against references: the loss against transformers', schedules against the library's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from components.shared.config import TrainConfig, UserError
+from components.shared.models import bart
+from components.train.checkpoint import Checkpoints, LoopState
+from components.train.optim import learning_rate, make_optimizer
+from tokenizers import Tokenizer, models
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+TINY: dict[str, Any] = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+}
+
+
+def tiny_model(seed: int = 0) -> BartForConditionalGeneration:
+    torch.manual_seed(seed)
+    model = BartForConditionalGeneration(
+        BartConfig(vocab_size=50, pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, **TINY)
+    )
+    with torch.no_grad():  # zero by default: make sure that the loss adds it
+        model.final_logits_bias.uniform_(-1, 1)
+    return model
+
+
+def rows_of(lengths: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    random = np.random.default_rng(0)
+    return [tuple(np.append(random.integers(4, 50, n - 1), 2).astype(np.int32) for n in pair) for pair in lengths]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("lengths", [[(9, 5), (4, 7), (12, 2)], [(6, 4), (6, 4)], [(1, 1)]])
+def test_loss_and_gradients_equal_those_of_transformers(lengths: list[tuple[int, int]]) -> None:
+    rows = rows_of(lengths)
+    ours, theirs = tiny_model().eval(), tiny_model().eval()
+    shape = (len(rows) + 1, 16, 8)  # padded in every direction, by a whole row too
+    total, count = bart.loss(ours, bart.collate(rows, shape, ours.config), 0.0)
+    total.backward()
+
+    S, T = max(len(s) for s, _ in rows), max(len(t) for _, t in rows)
+    inputs = torch.full((len(rows), S), 1)
+    labels = torch.full((len(rows), T), -100)
+    for i, (source, target) in enumerate(rows):
+        inputs[i, : len(source)] = torch.from_numpy(source)
+        labels[i, : len(target)] = torch.from_numpy(target)
+    reference = theirs(input_ids=inputs, attention_mask=(inputs != 1).long(), labels=labels).loss
+    (reference * int(count)).backward()
+
+    assert int(count) == sum(len(t) for _, t in rows)
+    # float32 sums in another order: a few units in the last place of values around 4 (1e-6 relative).
+    torch.testing.assert_close(total / count, reference, rtol=1e-6, atol=1e-6)
+    for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_no_mask_where_nothing_is_padded() -> None:
+    rows = rows_of([(6, 4), (6, 4)])
+    assert "attention_mask" not in bart.collate(rows, (2, 6, 4), tiny_model().config)
+    assert "attention_mask" in bart.collate(rows, (2, 7, 4), tiny_model().config)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "library"),
+    [
+        ("linear", get_linear_schedule_with_warmup),
+        ("cosine", get_cosine_schedule_with_warmup),
+        ("constant", get_constant_schedule_with_warmup),
+    ],
+)
+@pytest.mark.parametrize("warmup", [0, 1, 7])
+def test_schedules_equal_the_librarys(schedule: str, library: Any, warmup: int) -> None:
+    config = TrainConfig(learning_rate=0.3, schedule=schedule, warmup_steps=warmup, warmup_ratio=0.0)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    theirs = library(optimizer, warmup) if schedule == "constant" else library(optimizer, warmup, 40)
+    for step in range(40):
+        assert learning_rate(step, 40, config) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        theirs.step()
+
+
+def test_vectors_are_exempt_from_weight_decay() -> None:
+    groups = make_optimizer(tiny_model(), TrainConfig(weight_decay=0.1)).param_groups
+    assert {g["weight_decay"]: {p.ndim for p in g["params"]} for g in groups} == {0.1: {2}, 0.0: {1}}
+
+
+def test_architecture_mistakes_are_told() -> None:
+    assert bart.check({"type": "bart", **TINY}) == []
+    problems = bart.check({"d_modle": 4, "dropout": "much", "type": "t5", "encoder_layers": 0})
+    assert len(problems) == 4
+    assert "did you mean d_model?" in problems[1]
+    assert "does not divide d_model=10 evenly" in bart.check({"d_model": 10, "encoder_attention_heads": 4, "decoder_attention_heads": 2})[0]
+    assert "set one" in bart.check({})[0]
+
+
+def tokenizer_of(pad: int, eos: int) -> PreTrainedTokenizerFast:
+    vocabulary = {f"w{i}": i for i in range(50)}
+    for token, index in (("<pad>", pad), ("</s>", eos)):
+        del vocabulary[f"w{index}"]
+        vocabulary[token] = index
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w9"))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>")
+
+
+def test_a_pretrained_model_is_fitted_to_its_tokenizer_or_refused(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "model")
+    config = TrainConfig(pretrained=str(tmp_path / "model"))
+    tokenizer = tokenizer_of(pad=1, eos=2)
+    tokenizer.add_tokens(["#Person1#", "#Person2#"])
+    model = bart.new_model(config, tokenizer)
+    assert model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0] == 52
+    assert model.final_logits_bias.shape[-1] == 52
+    with pytest.raises(UserError, match="its pad_token_id is 1, the tokenizer's is 3: they do not belong together"):
+        bart.new_model(config, tokenizer_of(pad=3, eos=2))
+    with pytest.raises(UserError, match="no pretrained encoder-decoder can be loaded from there"):
+        bart.new_model(TrainConfig(pretrained=str(tmp_path / "nothing")), tokenizer)
+
+
+def trained_once(model: torch.nn.Module, seed: int) -> torch.optim.Optimizer:
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=0.1))
+    torch.manual_seed(seed)
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    return optimizer
+
+
+def saved(folder: Path, steps: list[int], best: int, limit: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder, limit)
+    model = tiny_model()
+    optimizer = trained_once(model, 1)
+    for step in steps:
+        checkpoints.save(model, optimizer, LoopState({"a": 1}, step=step, best_step=min(best, step), best_loss=0.5))
+    return checkpoints
+
+
+def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
+    model = tiny_model()
+    optimizer = trained_once(model, 1)
+    checkpoints = Checkpoints(tmp_path, 2)
+    state = LoopState({"a": 1}, step=5, best_step=5, best_loss=0.25, train=[{"step": 5, "loss": 1.5}])
+    checkpoints.save(model, optimizer, state)
+    other = tiny_model(seed=9)
+    restored = make_optimizer(other, TrainConfig(learning_rate=0.1))
+    path = checkpoints.newest()
+    assert path is not None
+    checkpoints.load(path, other, restored)
+    assert checkpoints.read_state(path) == state
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert all(torch.equal(optimizer.state[a][slot], restored.state[b][slot]) for slot in optimizer.state[a])
+    assert other.lm_head.weight.data_ptr() == other.model.shared.weight.data_ptr(), "tied weights stay tied"
+    assert not list(tmp_path.rglob("*.pt")) and not list(tmp_path.rglob("*.pkl")), "nothing pickled"
+
+
+def test_old_checkpoints_go_but_never_the_best(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, [1, 2, 3, 4, 5], best=2)
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000002", "step-00000004", "step-00000005"]
+    assert checkpoints.newest() == tmp_path / "step-00000005"
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    checkpoints = saved(tmp_path, [1, 2, 3, 4], best=1, limit=4)
+
+    def damage(step: int, name: str, change: Any) -> None:
+        path = checkpoints.path(step) / name
+        change(path)
+
+    def flip(path: Path) -> None:
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    damage(4, "model.safetensors", flip)
+    assert checkpoints.problem(checkpoints.path(4)) == "model.safetensors is damaged (its sha256 differs)"
+    damage(3, "optimizer.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-1]))
+    assert checkpoints.problem(checkpoints.path(3)) == "optimizer.safetensors is truncated"
+    damage(2, "commit.json", Path.unlink)
+    assert "never committed" in (checkpoints.problem(checkpoints.path(2)) or "")
+    assert checkpoints.newest() == checkpoints.path(1)
+    damage(1, "commit.json", lambda p: p.write_text("{"))
+    assert checkpoints.newest() is None
