@@ -147,7 +147,7 @@ def histogram(series: Mapping[str, Mapping[str, Any]], xlabel: str) -> str:
     """
     if not series:
         return note("Nothing to show.")
-    tops = [float(values["edges"][-1]) for values in series.values()]
+    tops = [float(values["edges"][-1]) for values in series.values() if values["rows"]] or [1.0]
     shared = max(tops) <= 3 * max(min(tops), 1.0)
     with _style():
         figure = _figure(0.45 + 1.6 * len(series))
@@ -158,6 +158,7 @@ def histogram(series: Mapping[str, Mapping[str, Any]], xlabel: str) -> str:
             color = SERIES[i % len(SERIES)]
             axes.bar(edges[:-1], counts, widths, align="edge", color=color, edgecolor="none", alpha=0.85)
             axes.set_xlim(0, max(tops) if shared else edges[-1])
+            axes.set_ylim(0, 1.05 * max(*counts, 1))
             told = "no rows"
             if values["rows"]:
                 told = (
