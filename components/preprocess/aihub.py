@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -130,7 +129,7 @@ def _document(record: Any) -> dict[str, Any]:
     }
 
 
-class _Stream(io.RawIOBase):
+class _Stream:
     """A file object over blocks of bytes, as ijson wants one."""
 
     def __init__(self, blocks: Iterator[bytes]):

@@ -152,7 +152,9 @@ def decoded_blocks(path: str, encoding: str) -> tuple[Iterator[bytes], str]:
     if encoding != "auto":
         try:
             codec = codecs.lookup(encoding).name
-            b"".decode(codec)  # a LookupError for codecs that are no text encoding (base64, zlib)
+            b"x".decode(codec)  # a LookupError for codecs that are no text encoding (base64, zlib)
+        except UnicodeDecodeError:
+            pass  # half a character of UTF-16
         except LookupError:
             raise UserError(
                 f"preprocess.encoding: {encoding!r} is no text encoding; give auto, utf-8, cp949, euc-kr or utf-16"

@@ -23,8 +23,14 @@ TRIALS = 1000
 BATCH = 4096
 """Rows of parquet decoded at once."""
 
-# Numbers stay the text that they are in the file (no 1e400 that becomes inf, no integer too long for Python).
-_DECODER = json.JSONDecoder(parse_float=str, parse_int=str, parse_constant=str)
+
+class _Number(str):
+    """A JSON number as the text that it is in the file: no 1e400 that becomes inf, no integer too long for Python."""
+
+    __slots__ = ()
+
+
+_DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_Number)
 
 
 def read_jsonl(path: str, mapping: ColumnMapping, config: PreprocessConfig) -> Iterator[list[Row]]:
@@ -103,7 +109,7 @@ def as_text(value: Any) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return "\n".join(value) if all(isinstance(item, str) for item in value) else None
+        return "\n".join(value) if all(item.__class__ is str for item in value) else None
     return None if isinstance(value, dict) else str(value)
 
 
