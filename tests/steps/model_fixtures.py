@@ -1,0 +1,67 @@
+"""A tiny real chain for the tests of evaluate and export: corpus, shards and a trained BART, made by the real steps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.shared import artifacts
+from components.shared.artifacts import Manifest
+from components.shared.config import EvaluateConfig, TokenizeConfig, TrainConfig
+from components.tokenize.encode import run as tokenize
+from components.train.worker import run as train
+from tests.steps.corpora import petitions, write_corpus
+
+ARCHITECTURE: dict[str, Any] = {
+    "type": "bart",
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 64,
+}
+
+EVALUATE = EvaluateConfig(beams=2, max_new_tokens=12, no_repeat_ngram=2, examples=3)
+"""Quick settings of an evaluation."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Folders of the artifacts of one run."""
+
+    corpus: Path
+    shards: Path
+    model: Path
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What evaluate takes beside its settings."""
+        return {"model": str(self.model), "shards": str(self.shards), "corpus": str(self.corpus)}
+
+
+def make_chain(folder: Path, test_rows: int = 6) -> Chain:
+    """Petitions → corpus → shards → a model trained for a few steps (seconds)."""
+    rows = petitions(34 + test_rows)
+    splits = {"train": rows[:30], "validation": rows[30:34], "test": rows[34:]}
+    chain = Chain(write_corpus(folder / "corpus", splits), folder / "shards", folder / "model")
+    encoding = TokenizeConfig(
+        vocabulary_size=500, special_tokens=["#Person1#"], max_source_tokens=64, max_target_tokens=16
+    )
+    tokenize(encoding, task="summarization", output=str(chain.shards), corpus=str(chain.corpus))
+    settings = TrainConfig(
+        architecture=ARCHITECTURE, epochs=2, batch_tokens=512, learning_rate=1e-2, precision="fp32", log_every=1
+    )
+    train(settings, task="summarization", output=str(chain.model), shards=str(chain.shards))
+    return chain
+
+
+def rewritten(folder: Path, kind: str, **changes: Any) -> None:
+    """Give an artifact, its data perhaps changed, a manifest that fits again."""
+    values = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+    values.pop("digest")
+    artifacts.write_manifest(folder, Manifest(**{**values, **changes}))
