@@ -1,0 +1,48 @@
+"""The evaluate step as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.shared import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def evaluate(
+    task: str,
+    model: str,
+    shards: str,
+    corpus: str,
+    split: str,
+    limit_rows: int,
+    beams: int,
+    max_new_tokens: int,
+    min_new_tokens: int,
+    length_penalty: float,
+    no_repeat_ngram: int,
+    batch_tokens: int,
+    remove_tokens: list,
+    lead_sentences: int,
+    untrained: bool,
+    examples: int,
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+) -> str:
+    """Score a model, trivial baselines and, if wanted, the untrained model on the same held-out rows.
+
+    Args:
+        task: What is learnt.
+        model: URI of the model artifact.
+        shards: URI of the shards artifact.
+        corpus: URI of the corpus artifact; the other arguments are the settings of the same name.
+        evaluation: Scores, every prediction, and the report.
+        metrics: The trained model's scores, and the best ones of the other systems.
+        report: Scores, curves, lengths and examples as a page.
+
+    Returns:
+        URI of the evaluation.
+    """
+    arguments = locals()
+    from components.evaluate.score import run
+    from components.shared.steps import in_pipeline
+
+    return in_pipeline("evaluate", run, arguments, inputs=("model", "shards", "corpus"), output="evaluation")

@@ -1,0 +1,38 @@
+"""The export step as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.shared import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def export(
+    task: str,
+    model: str,
+    evaluation: str,
+    shards: str,
+    check_rows: int,
+    title: str,
+    license: str,
+    intended_use: str,
+    bundle: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Pack a trained model with its model card so that plain transformers loads it; checked by loading it again.
+
+    Args:
+        task: What is learnt.
+        model: URI of the model artifact.
+        evaluation: URI of the evaluation artifact.
+        shards: URI of the shards artifact; the other arguments are the settings of the same name.
+        bundle: The model in Hugging Face format, and its card.
+        metrics: Size, parameters, rows on which the bundle was checked.
+
+    Returns:
+        URI of the bundle.
+    """
+    arguments = locals()
+    from components.export.bundle import run
+    from components.shared.steps import in_pipeline
+
+    return in_pipeline("export", run, arguments, inputs=("model", "evaluation", "shards"), output="bundle")
