@@ -345,9 +345,12 @@ def _deal_out(folder: Path, parts: np.ndarray, task: Task) -> dict[str, int]:
     """The second pass: write every split's file; returns its rows."""
     roles = [column.role for column in task.columns]
     schema = pa.schema([(role, pa.string()) for role in roles])
+    repeated = [role for role in roles if role not in task.text_roles]  # texts hardly repeat: no dictionary of them
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd"))
+            stack.enter_context(
+                pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd", use_dictionary=repeated)
+            )
             for name in SPLITS
         ]
         waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]

@@ -20,8 +20,8 @@ from components.shared.config import PreprocessConfig, UserError
 TRIALS = 1000
 """Objects of a jsonl file after which it is given up if none of them had the columns needed."""
 
-BATCH = 4096
-"""Rows of parquet decoded at once."""
+BATCH, BATCH_BYTES = 4096, 64_000_000
+"""Most rows of parquet decoded at once, and about how many bytes."""
 
 
 class _Number(str):
@@ -145,7 +145,7 @@ def _parquet_rows(file: str, path: str, mapping: ColumnMapping) -> Iterator[list
             for role, place in chosen.items():
                 _check_type(table.schema_arrow.field(place), role, path)
             wanted = sorted({names[place] for place in chosen.values()})
-            for batch in table.iter_batches(batch_size=BATCH, columns=wanted):
+            for batch in table.iter_batches(batch_size=_batch_size(table.metadata), columns=wanted):
                 columns = {role: _texts(batch.column(names[place])) for role, place in chosen.items()}
                 yield _batch_rows(number, batch.num_rows, columns, mapping)
                 number += batch.num_rows
@@ -155,6 +155,12 @@ def _parquet_rows(file: str, path: str, mapping: ColumnMapping) -> Iterator[list
             f"{path}: cannot be read as parquet after row {number} ({first}); it is cut short, damaged or another "
             f"format: fetch or write it again"
         ) from None
+
+
+def _batch_size(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    row_bytes = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+    return max(1, min(BATCH, int(BATCH_BYTES / max(row_bytes, 1.0))))
 
 
 def _check_type(column: pa.Field, role: str, path: str) -> None:
