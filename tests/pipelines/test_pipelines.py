@@ -1,0 +1,215 @@
+"""The pipelines: compiled as committed, parameters as the settings say, and the whole DAG on this machine."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from components.shared.config import STEPS, Experiment, all_settings, settings_of
+from pipelines.cli import EXPERIMENTS, PIPELINES, main
+from pipelines.package import load_pipeline
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
+TINY = [
+    "--limit-rows=60",
+    "--set=tokenize.vocabulary_size=600",
+    "--set=tokenize.max_source_tokens=64",
+    "--set=train.architecture={type: bart, d_model: 16, encoder_layers: 1, decoder_layers: 1, encoder_attention_heads: 2, "
+    "decoder_attention_heads: 2, encoder_ffn_dim: 32, decoder_ffn_dim: 32, max_position_embeddings: 64}",
+    "--set=train.epochs=1",
+    "--set=evaluate.max_new_tokens=8",
+]
+
+
+def hanflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compiled_packages_are_current(name: str, tmp_path: Path) -> None:
+    assert main(["compile", name, "--output", str(tmp_path)]) == 0
+    sdk = re.compile(r"^sdkVersion: .*$", re.MULTILINE)
+    fresh, committed = (
+        sdk.sub("", (folder / f"{name}.yaml").read_text(encoding="utf-8"))
+        for folder in (tmp_path, ROOT / "pipelines" / "compiled")
+    )
+    assert fresh == committed, "run `make compile` and look at the difference"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_parameters_are_the_settings_typed_and_documented(name: str) -> None:
+    spec = yaml.safe_load((ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8").split("\n---")[0])
+    parameters = spec["root"]["inputDefinitions"]["parameters"]
+    kinds = {
+        str: "STRING",
+        int: "NUMBER_INTEGER",
+        float: "NUMBER_DOUBLE",
+        bool: "BOOLEAN",
+        list: "LIST",
+        dict: "STRUCT",
+    }
+    assert set(parameters) == {s.parameter for s in all_settings()}
+    for setting in all_settings():
+        parameter = parameters[setting.parameter]
+        assert parameter["parameterType"] == kinds[setting.type]
+        assert " ".join(parameter["description"].split()) == " ".join(setting.help.split())
+        assert parameter.get("isOptional", False) != setting.required
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compiled_packages_fit_a_cluster(name: str) -> None:
+    text = (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert str(ROOT) not in text and "/home/" not in text, "no path of one machine"
+    assert "pip install" not in text, "nothing is installed when a step starts"
+    tasks = yaml.safe_load(text.split("\n---")[0])["root"]["dag"]["tasks"]
+    assert {task: set(body.get("dependentTasks", [])) for task, body in tasks.items()} == {
+        "preprocess": set(),
+        "tokenize": {"preprocess"},
+        "train": {"tokenize"},
+        "evaluate": {"preprocess", "tokenize", "train"},
+        "export": {"evaluate", "tokenize", "train"},
+    }
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
+    """The one place where a setting is named twice: Kubeflow runs the component's source text as it stands."""
+    function = getattr(import_module(f"components.{step}.component"), step).python_func
+    signature = {name: p.annotation for name, p in inspect.signature(function).parameters.items()}
+    for setting in settings_of(step):
+        assert signature.pop(setting.name, None) is setting.type, f"components/{step}/component.py lacks {setting.name}"
+    artifacts = {name for name, annotation in signature.items() if annotation is not str}
+    assert set(signature) - artifacts <= {"task", "corpus", "shards", "model", "evaluation"}
+
+
+def test_bundled_experiments_load() -> None:
+    for path in EXPERIMENTS.glob("*.yaml"):
+        from components.shared.config import load_experiment
+
+        experiment = load_experiment(path, require=False)
+        load_pipeline(experiment.task, experiment)
+
+
+def test_unknown_things_are_told(tmp_path: Path) -> None:
+    run = hanflow("run", "summarization", "--experiment", "sample-sumarization", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "no such experiment file" in run.stderr and "sample-summarization" in run.stderr
+    run = hanflow("run", "summarization", "--set", "train.epoch=3", "--set", "train.seed=x", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "2 problems" in run.stderr and "did you mean train.epochs?" in run.stderr
+    run = hanflow("run", "summarization", "--set", "train.architecture.d_modle=3", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "did you mean d_model?" in run.stderr
+    assert hanflow("compile", "summarisation", "--output", "x", cwd=tmp_path).returncode == 1
+    assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("run")
+    return folder / "out", hanflow("run", "summarization", "--output", "out", *TINY, cwd=folder)
+
+
+def test_the_dag_runs_and_tells(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    output, done = finished
+    assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((output / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "succeeded"
+    assert [step["name"] for step in record["steps"]] == list(STEPS)
+    for step in record["steps"]:
+        assert step["seconds"] > 0 and step["figures"]
+        assert Path(step["artifact"]).is_dir()
+        assert step["name"] in done.stdout
+    evaluation = next(step for step in record["steps"] if step["name"] == "evaluate")
+    assert "rougeL_morpheme" in evaluation["figures"]
+    assert "KFP Executor" not in done.stdout, "the executor's chatter goes to the log"
+    assert "KFP Executor" in (output / "run.log").read_text(encoding="utf-8")
+
+
+def test_the_run_leaves_what_the_readme_says(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    output, _ = finished
+    for name in (
+        "corpus/corpus.json",
+        "corpus/report.html",
+        "shards/train.arrow",
+        "model/model.safetensors",
+        "evaluation/predictions.csv",
+        "evaluation/report.html",
+        "bundle/huggingface/config.json",
+        "bundle/README.md",
+        "checkpoints/metrics.jsonl",
+        "experiment.yaml",
+        "run.log",
+    ):
+        assert (output / name).is_file(), name
+    report = (output / "evaluation" / "report.html").read_text(encoding="utf-8")
+    assert "trained model" in report and "untrained model" in report and "lead-1" in report
+    assert not re.search(r'(src|href)="https?://', report), "readable without the network"
+
+
+def test_the_experiment_that_was_run_can_be_run_again(finished: tuple[Path, Any]) -> None:
+    from components.shared.config import load_experiment
+
+    output, _ = finished
+    again = load_experiment(output / "experiment.yaml")
+    assert isinstance(again, Experiment)
+    assert again.train.epochs == 1 and again.preprocess.source.endswith("petitions.tsv.gz")
+
+
+def test_another_runs_folder_is_not_touched(finished: tuple[Path, Any]) -> None:
+    output, _ = finished
+    before = sorted(output.rglob("*"))
+    run = hanflow("run", "summarization", "--output", str(output), cwd=output.parent)
+    assert run.returncode == 1
+    assert "already holds another run" in run.stderr
+    assert sorted(output.rglob("*")) == before
+
+
+def test_a_failed_step_says_why(tmp_path: Path) -> None:
+    run = hanflow("run", "summarization", "--output", "out", "--set", "preprocess.source=nowhere.csv", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "nowhere.csv: no such file or folder" in run.stderr
+    assert "run.log" in run.stderr
+    record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "failed" and "no such file" in record["error"]
+    assert [step["status"] for step in record["steps"]] == ["failed", "waiting", "waiting", "waiting", "waiting"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal.Signals) -> None:
+    arguments = [*TINY, "--set=train.epochs=500", "--output=out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines", "run", "summarization", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = tmp_path / "out" / "checkpoints" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signum)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "interrupted" in told
+    record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert record["status"] == "interrupted"
+    assert [step["status"] for step in record["steps"]][:2] == ["done", "done"]
+    assert not list((tmp_path / "out").rglob("*.partial-*")) and not (tmp_path / "out" / "model").exists()
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert left == "", "no step outlives its run"
