@@ -10,8 +10,8 @@ from typing import Any
 import ijson
 
 from components.preprocess.lines import BAD_BYTE, ROW_LIMIT, as_utf8
-from components.preprocess.rows import ColumnMapping, Row
-from components.preprocess.structured import as_text, without_surrogates
+from components.preprocess.rows import ColumnMapping, Row, without_surrogates
+from components.preprocess.structured import as_text
 from components.shared.config import PreprocessConfig, UserError
 
 BATCH = 256

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from operator import itemgetter
 
 from components.preprocess.lines import ROW_LIMIT, Block, empty, line_blocks
-from components.preprocess.rows import ColumnMapping, Row
+from components.preprocess.rows import ColumnMapping, Row, without_surrogates
 from components.shared.config import PreprocessConfig, UserError
 
 LOOKAHEAD = 10_000
@@ -259,4 +259,4 @@ def _utterances(value: str) -> str:
         items = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    return "\n".join(items) if all(isinstance(item, str) for item in items) else value
+    return without_surrogates("\n".join(items)) if all(isinstance(item, str) for item in items) else value

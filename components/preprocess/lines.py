@@ -168,10 +168,12 @@ def decoded_blocks(path: str, encoding: str) -> tuple[Iterator[bytes], str]:
     bom, marked = next(((bom, name) for bom, name in _BOMS if head.startswith(bom)), (b"", ""))
     if encoding == "auto":
         codec = marked or _guessed(head[:HEAD], path)
-    elif marked and codec.replace("-sig", "") not in (marked, marked[:-3]):
-        bom = b""  # another encoding than the mark says was asked for: those bytes are text, then
-    elif marked:
+    elif marked and codec.removesuffix("-sig") in (marked, marked.removesuffix("-le").removesuffix("-be")):
         codec = marked
+    else:
+        bom = b""  # no mark, or that of another encoding than was asked for: then it is text
+        if codec in ("utf-16", "utf-32"):
+            codec += "-le"  # the byte order of Windows
 
     def following() -> Iterator[bytes]:
         if head[len(bom) :]:

@@ -28,6 +28,11 @@ class Row(NamedTuple):
         return self.raw if self.raw is not None else json.dumps(self.values, ensure_ascii=False)
 
 
+def without_surrogates(text: str) -> str:
+    """Text without lone surrogates, which JSON can spell (\\ud800) and no encoding can hold."""
+    return text.encode("utf-8", "ignore").decode("utf-8")
+
+
 class ColumnMapping:
     """Which raw column of one file plays which role."""
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components.preprocess.lines import ROW_LIMIT, byte_blocks, empty, line_blocks
-from components.preprocess.rows import ColumnMapping, Row
+from components.preprocess.rows import ColumnMapping, Row, without_surrogates
 from components.shared.config import PreprocessConfig, UserError
 
 TRIALS = 1000
@@ -97,11 +97,6 @@ def _object_row(
     return Row(number, values, line)
 
 
-def without_surrogates(text: str) -> str:
-    """Text without lone surrogates."""
-    return text.encode("utf-8", "ignore").decode("utf-8")
-
-
 def as_text(value: Any) -> str | None:
     """A JSON value as text: texts and numbers themselves, null "", a list of texts one a line; None: no text."""
     if value is None:
@@ -149,7 +144,7 @@ def _parquet_rows(file: str, path: str, mapping: ColumnMapping) -> Iterator[list
                 columns = {role: _texts(batch.column(names[place])) for role, place in chosen.items()}
                 yield _batch_rows(number, batch.num_rows, columns, mapping)
                 number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0].rstrip(".")
         raise UserError(
             f"{path}: cannot be read as parquet after row {number} ({first}); it is cut short, damaged or another "

@@ -149,7 +149,7 @@ def test_unquoted_tsv_keeps_stray_quotes(tmp_path: Path) -> None:
 def test_quoted_tsv(tmp_path: Path) -> None:
     content = (
         'id\tdocument\tsummary\n1\t"첫 줄\n\n""둘째"" 줄\t탭"\t"요약"\n2\t기사\t"여러 줄\n요약"\n'
-        '3\t"[""안녕?"", ""응""]"\t줄임\n4\t["하나", "둘"]\t줄임\n5\t[1]\t["x", 1]'
+        '3\t"[""안녕?"", ""응""]"\t줄임\n4\t["하나", "둘"]\t줄임\n5\t["\\ud800가"]\t["x", 1]'
     )
     rows = rows_of(write(tmp_path, "a.tsv", content))
     assert good(rows) == [
@@ -157,7 +157,7 @@ def test_quoted_tsv(tmp_path: Path) -> None:
         ("기사", "여러 줄\n요약", "2"),
         ("안녕?\n응", "줄임", "3"),
         ("하나\n둘", "줄임", "4"),
-        ("[1]", '["x", 1]', "5"),
+        ("가", '["x", 1]', "5"),
     ]
     assert [row.number for row in rows] == [2, 5, 7, 8, 9]
 
@@ -270,6 +270,11 @@ def test_byte_order_marks(tmp_path: Path, codec: str, mark: bytes, setting: str)
     path = write(tmp_path, "a.tsv", mark + text.encode(codec))
     encoding = setting if setting == "auto" else codec.removesuffix("-le").removesuffix("-be")
     assert good(rows_of(path, encoding=encoding)) == PAIRS
+
+
+def test_utf16_without_a_mark_is_read_as_windows_writes_it(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", "news\tsummary\n기사 하나\t요약 하나\n기사 둘\t요약 둘".encode("utf-16-le"))
+    assert good(rows_of(path, encoding="utf-16")) == PAIRS
 
 
 def test_bad_utf16_loses_only_its_row(tmp_path: Path) -> None:
@@ -432,6 +437,9 @@ def test_damaged_parquet(tmp_path: Path) -> None:
     assert "cannot be read as parquet" in refusal(path)
     pq.write_table(pa.table({"news": ["글" * 1000] * 100, "summary": ["요약"] * 100}), path)
     path.write_bytes(path.read_bytes()[:-100])
+    assert "cannot be read as parquet" in refusal(path)
+    pq.write_table(pa.table({"news": ["글"], "요약": ["요약"]}), path)
+    path.write_bytes(path.read_bytes().replace("요약".encode(), b"\xed\xa0\x80\xff\xff\xff"))
     assert "cannot be read as parquet" in refusal(path)
     pq.write_table(pa.table({"news": [{"a": "b"}], "summary": ["x"]}), path)
     assert "column 'news', wanted for source, holds struct" in refusal(path)
