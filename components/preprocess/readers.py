@@ -30,7 +30,7 @@ def raw_files(uri: str) -> list[str]:
     readable = [path for path in found if path.lower().endswith(SUFFIXES)]
     if not readable:
         raise UserError(
-            f"{found[0]}: no reader for files of this name; rename it to one of the endings that are known: "
+            f"{found[0]}: no reader for files of this ending; convert it to one of those that are known: "
             f"{', '.join(SUFFIXES)}"
         )
     return readable

@@ -79,7 +79,7 @@ class ColumnMapping:
         """Why no row of this file can be used, what was looked for, and what to do."""
         chosen = self.find(found)
         aliases = {column.role: column.aliases for column in self.columns}
-        looked_for = "; ".join(
+        looked_for = " and ".join(
             f"{role} (preprocess.columns says {self.given[role]!r})"
             if role in self.given
             else f"{role} (looked for {', '.join(aliases[role])})"

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.preprocess import corpus
-from components.preprocess.corpus import TEST, TRAIN, VALIDATION, assign, run
+from components.preprocess.corpus import assign, run
+from components.preprocess.intake import TEST, TRAIN, VALIDATION, Intake
 from components.shared.artifacts import SPLITS, read_manifest
 from components.shared.config import PreprocessConfig, UserError
 from components.shared.steps import Report
@@ -224,7 +224,7 @@ def test_mixed_folders_and_hostile_rows(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (["--source", "{dir}/none.tsv"], "none.tsv: no such file or folder"),
-        (["--source", "{dir}/a.xlsx"], "a.xlsx: no reader for files of this name"),
+        (["--source", "{dir}/a.xlsx"], "a.xlsx: no reader for files of this ending"),
         (["--source", "{dir}/a.tsv", "--columns", '{"target": "요지"}'], "preprocess.columns says '요지'"),
         (["--source", "{dir}/a.tsv", "--task", "summarisation"], "did you mean summarization"),
     ],
@@ -276,7 +276,7 @@ def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.Monkey
     def stop(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(corpus._Intake, moment, stop)
+    monkeypatch.setattr(Intake, moment, stop)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
         preprocess(SAMPLE, tmp_path / "corpus")
     assert list(tmp_path.iterdir()) == []
