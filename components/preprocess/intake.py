@@ -161,7 +161,7 @@ class Intake:
 
     def _reject(self, path: str, row: Row, reason: str) -> None:
         self.rejected += 1
-        kind = re.sub(r"\d+", "N", reason)
+        kind = re.sub(r"(?<![\w-])\d+", "N", reason)  # UTF-8 and CP949 keep theirs
         if kind not in self.reasons and len(self.reasons) >= REASONS:
             kind = OTHER
         self.reasons[kind] += 1

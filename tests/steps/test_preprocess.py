@@ -210,6 +210,8 @@ def test_mixed_folders_and_hostile_rows(tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     preprocess(raw, output, validation_ratio=0, test_ratio=0)
     assert sources(output, "train")[5:] == ["기사 본문", "기사", "파케이 본문"]
+    reasons = read_manifest(output, "corpus").counts["reasons"]
+    assert reasons == {"the source text is empty": 1, "not valid UTF-8 (byte N of the row)": 1}
     rejected = table(output, "rejected")
     assert [(Path(row["file"]).name, row["row"], row["reason"]) for row in rejected] == [
         ("b.csv.gz", 3, "the source text is empty"),
