@@ -22,6 +22,9 @@ import yaml
 class UserError(Exception):
     """Something the person who runs hanflow can mend; the message says what, where and what to do."""
 
+    exit_status = 1
+    """Exit status of a command that ends with this error."""
+
 
 class ConfigError(UserError):
     """One or more settings are wrong; the message lists them all."""
@@ -118,11 +121,28 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
     clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
     label_smoothing: float = setting(0.0, "Label smoothing of the training loss.", at_least=0, below=1)
-    precision: str = setting("auto", "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.", choices=("auto", "fp32", "bf16"))
+    precision: str = setting("auto", "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.", choices=("auto", "fp32", "bf16", "fp16"))
+    compile: str = setting("auto", "torch.compile of the model; auto: on GPUs.", choices=("auto", "on", "off"))
+    processes: int = setting(1, "Worker processes on this machine (0: one a GPU); under torchrun it decides instead.", at_least=0)
     log_every: int = setting(10, "Optimizer steps between two logged figures.", at_least=1)
     validate_every: int = setting(0, "Optimizer steps between two validations (0: at the end of every epoch).", at_least=0)
-    checkpoints: str = setting("", "Folder of checkpoints, metrics.jsonl and TensorBoard events; empty: beside the model.")
+    validation_rows: int = setting(0, "Rows that are also generated and scored at every validation (0: validation loss alone).", at_least=0)
+    validation_beams: int = setting(1, "Beams of that generation (1: greedy).", at_least=1)
+    best_metric: str = setting("loss", "Which validation figure decides which model is best: loss, or a score such as rougeL_morpheme or rouge_sum.")
+    best_mode: str = setting("auto", "Whether its best value is the smallest or the largest; auto: smallest for loss, else largest.", choices=("auto", "min", "max"))
+    patience: int = setting(0, "Stop after this many validations in a row without improvement (0: never).", at_least=0)
+    threshold: float = setting(0.0, "By how much a validation must improve to count as better for patience.", at_least=0)
+    save_every: int = setting(500, "Optimizer steps between two checkpoints (0: at validations and epoch ends only).", at_least=0)
+    save_minutes: float = setting(0.0, "Also save a checkpoint when this many minutes have passed since the last (0: no).", at_least=0)
     save_total_limit: int = setting(2, "Checkpoints kept, the newest ones; the best one is kept beside them.", at_least=1)
+    checkpoints: str = setting("", "Folder of checkpoints, metrics.jsonl, train.log and TensorBoard events; empty: beside the model.")
+    resume: str = setting("auto", "auto: go on from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint.")
+    nonfinite_limit: int = setting(10, "Stop after this many steps in a row whose gradient is not finite; single ones are skipped and counted.", at_least=1)
+    nonfinite_dump: bool = setting(False, "Save weights and batch of a step that led to that stop, to reproduce it.")
+    wandb: bool = setting(False, "Also log to Weights & Biases (needs the wandb package; WANDB_MODE=offline works).")
+    wandb_project: str = setting("hanflow", "Project of the Weights & Biases run.")
+    wandb_tags: list = setting([], "Tags of the Weights & Biases run.")
+    engine: str = setting("hanflow", "What trains: our own loop, or transformers' Seq2SeqTrainer / Trainer.", choices=("hanflow", "transformers"))
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,16 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.shared.config import ConfigError, UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
+from components.shared.config import UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
 from components.shared.progress import emit, log
 from components.shared.storage import local_path
 
@@ -49,6 +51,8 @@ def setup_logging() -> None:
 def execute(step: str, run: Run, values: Mapping[str, Any], *, task: str, output: str, **inputs: str) -> Report:
     """Run a step's function on plain setting values, with its start, end or failure told to whoever listens."""
     setup_logging()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     emit("started", step=step)
     started = time.monotonic()
     try:
@@ -63,6 +67,16 @@ def execute(step: str, run: Run, values: Mapping[str, Any], *, task: str, output
     return report
 
 
+class Terminated(UserError):
+    """SIGTERM: an ordinary error, so that everything half-written is removed on the way out."""
+
+    exit_status = 128 + signal.SIGTERM
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated("terminated; nothing half-written was left")
+
+
 def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; nothing half-written was left"
@@ -73,7 +87,7 @@ def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None 
     """The command line of a step: `python -m components.<step> --output DIR --<input> DIR --<setting> VALUE`.
 
     Returns:
-        The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C.
+        The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
     parser = argparse.ArgumentParser(prog=f"python -m components.{step}", description=run.__doc__)
     parser.add_argument("--output", required=True, help="folder of the artifact to write; must not exist yet")
@@ -105,9 +119,9 @@ def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None 
             }
         artifacts = {name: options[f"input_{name}"] for name in inputs}
         execute(step, run, values, task=task, output=options["output"], **artifacts)
-    except (UserError, ConfigError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt as error:
         print(f"error: {_message(error)}", file=sys.stderr)
         return 130

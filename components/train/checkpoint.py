@@ -7,13 +7,17 @@ and renamed into place. A folder without an intact commit record does not count.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,14 +38,33 @@ class LoopState:
     """The settings and data that the run is made of; another run must not resume from it."""
     step: int = 0
     """Optimizer steps done. Epoch and place within it, learning rate and dropout seeds all follow from this."""
+    validated_step: int = 0
+    """Last step after which a validation was finished."""
     best_step: int = -1
     """Step with the best validation so far; -1: none yet."""
-    best_loss: float = float("inf")
-    """Its validation loss, nats a target token."""
+    best_value: float = 0.0
+    """Its value of the metric that decides."""
+    bad_validations: int = 0
+    """Validations in a row without an improvement."""
+    skipped: int = 0
+    """Steps skipped because their gradient was not finite."""
+    skipped_in_row: int = 0
+    """How many of them were the last ones."""
+    order: str = ""
+    """Chained sha256 over the row numbers of all global batches so far: equal digests mean equal samples in equal order."""
+    window: dict[str, float] = field(default_factory=dict)
+    """Sums since the last logged step."""
+    backend: dict[str, Any] = field(default_factory=dict)
+    """What the backend needs (the fp16 scaler)."""
     train: list[dict[str, float]] = field(default_factory=list)
     """Logged training figures, in order."""
     validation: list[dict[str, float]] = field(default_factory=list)
     """Logged validation figures, in order."""
+
+    def saw(self, batches: Iterable[np.ndarray]) -> None:
+        """Note the rows of one step's global batches, int64 arrays."""
+        for rows in batches:
+            self.order = hashlib.sha256(self.order.encode() + rows.astype("<i8").tobytes()).hexdigest()
 
 
 class Checkpoints:
@@ -50,10 +73,13 @@ class Checkpoints:
     Args:
         folder: where they are; made if missing.
         limit: newest checkpoints kept; the best one is kept beside them.
+        behind: write them in a thread, from a copy, while training goes on.
     """
 
-    def __init__(self, folder: Path, limit: int):
+    def __init__(self, folder: Path, limit: int, *, behind: bool = False):
         self.folder, self.limit = folder, limit
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
+        self._pending: Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, step: int) -> Path:
@@ -61,25 +87,55 @@ class Checkpoints:
         return self.folder / f"step-{step:08d}"
 
     def save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: LoopState) -> None:
-        """Write and commit the checkpoint of `state.step`, then delete those beyond the limit."""
-        target = self.path(state.step)
+        """Write and commit the checkpoint of `state.step`, then delete those beyond the limit.
+
+        Raises:
+            UserError: the disk is full. Earlier checkpoints stand; behind, it is raised by the next call.
+        """
+        tensors = (_model_tensors(model), _optimizer_tensors(model, optimizer))
+        text, keep = json.dumps(state.__dict__), state.best_step
+        if self._writer is None:
+            self._write(state.step, *tensors, text, keep)
+            return
+        self.wait()
+        copies = [{name: t.detach().to("cpu", copy=True) for name, t in group.items()} for group in tensors]
+        self._pending = self._writer.submit(self._write, state.step, *copies, text, keep)
+
+    def wait(self) -> None:
+        """Until what is being written is committed."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(
+        self, step: int, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: str, keep: int
+    ) -> None:
+        target = self.path(step)
         staging = self.folder / f".{target.name}.partial"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        save_file(_model_tensors(model), staging / FILES[0])
-        save_file(_optimizer_tensors(model, optimizer), staging / FILES[1])
-        (staging / FILES[2]).write_text(json.dumps(state.__dict__), encoding="utf-8")
-        record = {
-            name: {"bytes": (staging / name).stat().st_size, "sha256": file_sha256(staging / name)} for name in FILES
-        }
-        for name in FILES:
-            _sync(staging / name)
-        (staging / COMMIT).write_text(json.dumps(record), encoding="utf-8")
-        _sync(staging / COMMIT)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(staging, target)
-        _sync(self.folder)
-        self._delete_old(keep=state.best_step)
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            save_file(weights, staging / FILES[0])
+            save_file(moments, staging / FILES[1])
+            (staging / FILES[2]).write_text(state, encoding="utf-8")
+            record = {}
+            for name in FILES:
+                record[name] = {"bytes": (staging / name).stat().st_size, "sha256": file_sha256(staging / name)}
+                _sync(staging / name)
+            (staging / COMMIT).write_text(json.dumps(record), encoding="utf-8")
+            _sync(staging / COMMIT)
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one of the same step
+            os.replace(staging, target)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            full = shutil.disk_usage(self.folder).free < sum(t.nbytes for t in (*weights.values(), *moments.values()))
+            why = "the disk is full" if full else str(error)
+            raise UserError(
+                f"{target}: the checkpoint cannot be written: {why}; earlier checkpoints stand: make room and start the "
+                "same command again"
+            ) from error
+        self._delete_old(keep)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is committed and intact; damaged ones are passed over with a warning."""
@@ -127,6 +183,11 @@ class Checkpoints:
             raise UserError(f"{path}: cannot be read: {error}") from error
         if optimizer is not None:
             _load_optimizer(model, optimizer, load_file(path / FILES[1]))
+
+    def clean(self) -> None:
+        """Remove what a killed save left half-written."""
+        for path in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _delete_old(self, keep: int) -> None:
         paths = sorted(self.folder.glob("step-*"))
@@ -177,11 +238,3 @@ def _sync(path: Path) -> None:
     finally:
         os.close(handle)
 
-
-def state_as_json(state: LoopState) -> dict[str, Any]:
-    """The history and the best step, as training.json tells them."""
-    return {
-        "history": {"train": state.train, "validation": state.validation},
-        "best": {"step": state.best_step, "loss": state.best_loss} if state.best_step >= 0 else None,
-        "steps": state.step,
-    }

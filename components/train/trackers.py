@@ -1,13 +1,16 @@
-"""Where training figures go: log lines, metrics.jsonl, TensorBoard."""
+"""Where training figures go: metrics.jsonl, TensorBoard, a log file and, by a switch, Weights & Biases."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+import torch
 
+from components.shared.config import TrainConfig, UserError, to_mapping
 from components.shared.progress import log
 from components.train.checkpoint import LoopState
 
@@ -16,34 +19,80 @@ class Trackers:
     """Writes figures as they come; use as a context manager.
 
     Args:
-        folder: gets `metrics.jsonl` (one object a line: `{"split", "step", …}`) and `tensorboard/`.
+        folder: gets `metrics.jsonl` (one object a line: `{"split", "step", …}`), `train.log` and `tensorboard/`.
         state: a resumed run's state: what it had logged is kept, what came after it is dropped.
+        config: the run's settings; its switches decide about Weights & Biases.
+        enabled: False on ranks that do not log.
+
+    Raises:
+        UserError: Weights & Biases is switched on but not installed.
     """
 
-    def __init__(self, folder: Path, state: LoopState):
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, state: LoopState, config: TrainConfig, *, enabled: bool = True):
+        self._enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
         self._path = folder / "metrics.jsonl"
         known = [("train", point) for point in state.train] + [("validation", point) for point in state.validation]
         known.sort(key=lambda pair: pair[1]["step"])
         self._path.write_text("".join(_line(split, point) for split, point in known), encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=state.step + 1)
+        self._file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(self._file)
+        self._wandb = _start_wandb(folder, config) if config.wandb else None
 
-    def write(self, split: str, figures: Mapping[str, float]) -> None:
-        """Log the figures of one step of a split; `figures["step"]` is the number of optimizer steps done."""
+    def write(
+        self, split: str, figures: Mapping[str, float], layers: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Log the figures of one step.
+
+        Args:
+            split: train or validation.
+            figures: by name; `step` is the number of optimizer steps done.
+            layers: gradient norm of each layer, float32 scalars.
+        """
+        if not self._enabled:
+            return
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(_line(split, figures))
         step = int(figures["step"])
-        for name, value in figures.items():
-            if name != "step":
-                self._board.add_scalar(f"{split}/{name}", value, step)
-        if split != "train":
-            log.info("%s at step %d: %s", split, step, ", ".join(f"{k} {v:.4g}" for k, v in figures.items() if k != "step"))
+        named = {f"{split}/{name}": value for name, value in figures.items() if name != "step"}
+        named |= {f"gradient_norm/{layer}": float(norm) for layer, norm in (layers or {}).items()}
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(named, step=step)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "step")
+        # Training figures are on the progress bar already; the log file has them all.
+        level = logging.DEBUG if split == "train" else logging.INFO
+        log.log(level, "%s at step %d: %s", split, step, told)
+        if level == logging.DEBUG:
+            self._file.handle(log.makeRecord(log.name, logging.INFO, "", 0, f"{split} at step {step}: {told}", (), None))
 
     def __enter__(self) -> Trackers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._enabled:
+            return
         self._board.close()
+        log.removeHandler(self._file)
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _start_wandb(folder: Path, config: TrainConfig) -> Any:
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("train.wandb=true: the wandb package is not installed: pip install 'hanflow[wandb]'") from None
+    return wandb.init(
+        project=config.wandb_project, tags=config.wandb_tags, dir=str(folder), config=to_mapping(config), resume="allow"
+    )
 
 
 def _line(split: str, figures: Mapping[str, float]) -> str:

@@ -1,8 +1,9 @@
-"""The train step: shards to a trained model. Every worker of a distributed run calls `run`."""
+"""The train step: shards to a trained model. `run` starts the worker processes, or is one of them."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +20,45 @@ from components.shared.tasks import get_task
 from components.shared.tasks.base import Task
 from components.train.backends.base import Backend
 from components.train.backends.torch_ddp import TorchBackend
-from components.train.checkpoint import Checkpoints, LoopState, state_as_json
-from components.train.loop import Data, fit
+from components.train.checkpoint import Checkpoints, LoopState
+from components.train.data import Data
+from components.train.loop import fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-FREE_SETTINGS = ("checkpoints", "save_total_limit", "log_every")
+FREE_SETTINGS = (
+    "checkpoints",
+    "compile",
+    "log_every",
+    "nonfinite_dump",
+    "processes",
+    "resume",
+    "save_every",
+    "save_minutes",
+    "save_total_limit",
+    "wandb",
+    "wandb_project",
+    "wandb_tags",
+)
 """Settings that may differ between a run and its resumption: they do not change what is learnt."""
 
 
 def run(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
-    """Train a model on token ids; the model with the best validation loss is the one that is kept."""
+    """Train a model on token ids; the model that validates best is the one that is kept."""
+    if "RANK" not in os.environ and _processes(config) > 1:
+        from components.train.processes import run_processes
+
+        return run_processes(config, _processes(config), task=task, output=output, shards=shards)
+    return work(config, task=task, output=output, shards=shards)
+
+
+def _processes(config: TrainConfig) -> int:
+    return config.processes or max(torch.cuda.device_count(), 1)
+
+
+def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
+    """What one worker does: all of a run, or its share."""
     from transformers import AutoTokenizer
 
     learnt = get_task(task)
@@ -44,23 +72,26 @@ def run(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     validation = Data.of(Shard(folder / "validation.arrow", learnt.sequences), learnt, config, shuffle=False)
     if not len(train.shard):
         raise UserError(f"{shards}: its train split is empty: there is nothing to learn from")
-    backend = TorchBackend(config.precision)
+    backend = TorchBackend(config.precision, config.compile)
     try:
         model = learnt.new_model(config, tokenizer)
         _check_fit(model, train, validation, learnt)
-        checkpoints = Checkpoints(_checkpoint_folder(config, output), config.save_total_limit)
-        state = _resume(checkpoints, _identity(config, parent))
-        _describe(model, train, backend)
-        state = fit(
-            model, learnt, config, backend, train, validation if len(validation.shard) else None, checkpoints, state
+        checkpoints = Checkpoints(
+            _checkpoint_folder(config, output), config.save_total_limit, behind=backend.saves_behind
         )
+        state = _resume(checkpoints, config, _identity(config, parent))
+        backend.barrier()  # nobody writes before everybody has looked for what is there
+        if backend.is_main:
+            checkpoints.clean()
+        _describe(model, train, backend)
+        state = fit(model, tokenizer, learnt, config, backend, train, validation, checkpoints, state)
         if state.best_step >= 0:
             checkpoints.load(checkpoints.path(state.best_step), model)
         if backend.is_main:
             _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, train, state, backend)
     finally:
         backend.close()
-    return Report(_figures(model, train, state))
+    return Report(_figures(model, train, state, config))
 
 
 def _checkpoint_folder(config: TrainConfig, output: str) -> Path:
@@ -72,19 +103,33 @@ def _identity(config: TrainConfig, parent: Manifest) -> dict[str, Any]:
     return {**settings, "shards": parent.digest}
 
 
-def _resume(checkpoints: Checkpoints, identity: dict[str, Any]) -> LoopState:
-    """The state to go on from: that of the newest intact checkpoint, else the beginning."""
-    newest = checkpoints.newest()
-    if newest is None:
+def _resume(checkpoints: Checkpoints, config: TrainConfig, identity: dict[str, Any]) -> LoopState:
+    """The state to go on from: that of the newest intact checkpoint, or of the one asked for, else the beginning."""
+    if config.resume in ("auto", "never"):
+        start = checkpoints.newest()
+    else:
+        start = local_path(config.resume)
+        problem = checkpoints.problem(start)
+        if problem or start.parent.resolve() != checkpoints.folder.resolve():
+            raise UserError(
+                f"train.resume={config.resume}: {problem or f'is not in the checkpoint folder {checkpoints.folder}'}; "
+                "give auto, never, or the path of a committed checkpoint in train.checkpoints"
+            )
+    if start is None:
         return LoopState(identity)
-    state = checkpoints.read_state(newest)
+    if config.resume == "never":
+        raise UserError(
+            f"{checkpoints.folder}: holds checkpoints, and train.resume=never; give another train.checkpoints folder, "
+            "or remove this one"
+        )
+    state = checkpoints.read_state(start)
     differing = [key for key in identity if state.identity.get(key) != identity[key]]
     if differing:
         raise UserError(
             f"{checkpoints.folder}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
             "give another train.checkpoints folder, or remove this one to start anew"
         )
-    log.info("resuming from %s", newest)
+    log.info("resuming from %s", start)
     return state
 
 
@@ -98,25 +143,27 @@ def _check_fit(model: PreTrainedModel, train: Data, validation: Data, task: Task
             if longest > positions:
                 raise UserError(
                     f"a {name} has {longest} tokens, the model takes {positions}: set tokenize.max_{name}_tokens to at "
-                    f"most {positions}, or raise train.architecture.max_position_embeddings for a model made from nothing"
+                    f"most {positions}, or raise train.architecture.max_position_embeddings for a model made from "
+                    "nothing"
                 )
 
 
 def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
-    log.info(
-        "%s parameters; %s rows in %d batches of %d shapes an epoch, padding efficiency %.3f; %s on %s × %d",
-        f"{model.num_parameters():,}",
-        f"{len(train.shard):,}",
-        train.plan.batches_per_epoch,
-        len(train.plan.shapes),
-        train.plan.padding_efficiency,
-        backend.precision,
-        backend.device.type,
-        backend.world_size,
-    )
+    if backend.is_main:
+        log.info(
+            "%s parameters; %s rows in %d batches of %d shapes an epoch, padding efficiency %.3f; %s on %s × %d",
+            f"{model.num_parameters():,}",
+            f"{len(train.shard):,}",
+            train.plan.batches_per_epoch,
+            len(train.plan.shapes),
+            train.plan.padding_efficiency,
+            backend.precision,
+            backend.device.type,
+            backend.world_size,
+        )
 
 
-def _figures(model: PreTrainedModel, train: Data, state: LoopState) -> dict[str, Any]:
+def _figures(model: PreTrainedModel, train: Data, state: LoopState, config: TrainConfig) -> dict[str, Any]:
     speeds = sorted(point["tokens_per_second"] for point in state.train)
     figures: dict[str, Any] = {
         "steps": state.step,
@@ -126,7 +173,7 @@ def _figures(model: PreTrainedModel, train: Data, state: LoopState) -> dict[str,
         "padding_efficiency": round(train.plan.padding_efficiency, 4),
     }
     if state.best_step >= 0:
-        figures |= {"validation_loss": round(state.best_loss, 4), "best_step": state.best_step}
+        figures |= {f"validation_{config.best_metric}": round(state.best_value, 4), "best_step": state.best_step}
     return figures
 
 
@@ -141,9 +188,14 @@ def _write_model(
     state: LoopState,
     backend: Backend,
 ) -> None:
+    best = {"step": state.best_step, config.best_metric: state.best_value} if state.best_step >= 0 else None
     training = {
         "settings": to_mapping(config),
-        **state_as_json(state),
+        "history": {"train": state.train, "validation": state.validation},
+        "best": best,
+        "steps": state.step,
+        "skipped_steps": state.skipped,
+        "order": state.order,
         "parameters": model.num_parameters(),
         "precision": backend.precision,
         "device": backend.device.type,

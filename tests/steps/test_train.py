@@ -52,7 +52,7 @@ def test_it_learns_and_leaves_a_loadable_model(shards: Path, tmp_path: Path) -> 
     training, weights = trained(shards, tmp_path / "model", epochs=4)
     points = training["history"]["validation"]
     assert points[-1]["loss"] < points[0]["loss"]
-    assert training["best"] == {"step": min(points, key=lambda p: p["loss"])["step"], "loss": min(p["loss"] for p in points)}
+    assert training["best"] == min(points, key=lambda p: p["loss"])
     manifest = read_manifest(tmp_path / "model", "model", task="summarization")
     assert manifest.parents == {"shards": read_manifest(shards, "shards").digest}
     model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model")
@@ -86,7 +86,8 @@ def test_accumulation_is_one_larger_batch(shards: Path, tmp_path: Path) -> None:
     from components.shared.shards import Shard
     from components.shared.tasks import get_task
     from components.train.backends.torch_ddp import TorchBackend
-    from components.train.loop import Data, Objective
+    from components.train.data import Data
+    from components.train.loop import Objective
 
     task = get_task("summarization")
     config = TrainConfig(**still, batch_size=5)
@@ -133,3 +134,19 @@ def test_mistakes_are_told_and_leave_nothing(shards: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match="checkpoints of another run .it differs in epochs, learning_rate."):
         trained(shards, out, **place, epochs=3, learning_rate=1e-3)
     assert not out.exists()
+
+
+def curve(training: dict[str, Any]) -> list[float]:
+    return [point["loss"] for point in training["history"]["train"]]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_ranks_gives_the_same_curve(shards: Path, tmp_path: Path, processes: int) -> None:
+    still = {"architecture": {**ARCHITECTURE, "dropout": 0.0}, "accumulation": 2, "epochs": 3}
+    one, _ = trained(shards, tmp_path / "one", **still)
+    many, _ = trained(shards, tmp_path / "many", processes=processes, **still)
+    assert many["world_size"] == processes
+    # Same batches, same targets: only the order of float32 additions differs (7 digits, losses near 6, amplified by a
+    # few dozen optimizer steps). Without dropout, whose random numbers belong to a rank's share of the rows.
+    assert curve(many) == pytest.approx(curve(one), rel=2e-5)
+    assert many["best"]["step"] == one["best"]["step"]

@@ -149,7 +149,7 @@ def saved(folder: Path, steps: list[int], best: int, limit: int = 2) -> Checkpoi
     model = tiny_model()
     optimizer = trained_once(model, 1)
     for step in steps:
-        checkpoints.save(model, optimizer, LoopState({"a": 1}, step=step, best_step=min(best, step), best_loss=0.5))
+        checkpoints.save(model, optimizer, LoopState({"a": 1}, step=step, best_step=min(best, step), best_value=0.5))
     return checkpoints
 
 
@@ -157,7 +157,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     model = tiny_model()
     optimizer = trained_once(model, 1)
     checkpoints = Checkpoints(tmp_path, 2)
-    state = LoopState({"a": 1}, step=5, best_step=5, best_loss=0.25, train=[{"step": 5, "loss": 1.5}])
+    state = LoopState({"a": 1}, step=5, best_step=5, best_value=0.25, train=[{"step": 5, "loss": 1.5}])
     checkpoints.save(model, optimizer, state)
     other = tiny_model(seed=9)
     restored = make_optimizer(other, TrainConfig(learning_rate=0.1))

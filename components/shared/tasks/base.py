@@ -149,6 +149,10 @@ class Task(Protocol):
         """The right answers of corpus rows (role → texts)."""
         ...
 
+    def reference_of(self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> str:
+        """The right answer of one row of the shards, as in `collate`; what truncation cut is missing from it."""
+        ...
+
     def baselines(self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig) -> dict[str, list[str]]:
         """Name of each trivial system → its predictions for corpus rows, e.g. the lead sentences."""
         ...

@@ -114,6 +114,9 @@ class Summarization:
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["target"])
 
+    def reference_of(self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> str:
+        return tokenizer.decode(row[1][:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
     def baselines(self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig) -> dict[str, list[str]]:
         return {f"lead-{config.lead_sentences}": [lead(text, config.lead_sentences) for text in rows["source"]]}
 

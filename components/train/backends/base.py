@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,9 +16,11 @@ class Backend(Protocol):
     rank: int
     world_size: int
     precision: str
-    """fp32 or bf16: the arithmetic of the forward pass."""
+    """fp32, bf16 or fp16: the arithmetic of the forward pass."""
     static_shapes: bool
     """Whether batches must have exactly their planned shape (a compiler would recompile), or may drop missing rows."""
+    saves_behind: bool
+    """Whether checkpoints are written by a thread while training goes on (the processor has nothing better to do)."""
 
     @property
     def is_main(self) -> bool:
@@ -26,7 +28,11 @@ class Backend(Protocol):
         ...
 
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
-        """The module on the device, its gradients averaged over the workers by `backward`."""
+        """The module on the device, ready for `backward`: compiled and shared among the workers as chosen."""
+        ...
+
+    def pin(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A batch in main memory, where the device can fetch it without waiting."""
         ...
 
     def put(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -41,12 +47,42 @@ class Backend(Protocol):
         """Context of one forward and backward pass; gradients are exchanged in the last of a step only."""
         ...
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of a loss, scaled as the precision needs."""
+        ...
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float) -> torch.Tensor:
+        """Clip the gradients to a global norm (0: do not), take an optimizer step, clear the gradients.
+
+        A step whose gradient is not finite changes nothing.
+
+        Returns:
+            The global norm before clipping: float32 scalar on the device, not finite if the step was skipped.
+        """
+        ...
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all workers."""
         ...
 
+    def agree(self, *flags: int) -> tuple[int, ...]:
+        """The largest of each flag over all workers, without waiting for the device."""
+        ...
+
     def seed(self, *position: int) -> None:
         """Seed dropout from a position: a worker's random numbers follow from where it is, so none need saving."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Most memory used so far, of the device or, on a CPU, of the process."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain data that a resumed run needs (the fp16 scaler's)."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
         ...
 
     def barrier(self) -> None:

@@ -1,11 +1,14 @@
-"""CPU and CUDA through torch; several workers through DistributedDataParallel, started by torchrun."""
+"""CPU and CUDA through torch; several workers through DistributedDataParallel."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
+import resource
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components.shared.config import UserError
 
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
+"""How long a worker waits for the others; a rank that died must not hold the rest for torch's ten minutes."""
+
 
 class TorchBackend:
     """See `components.train.backends.base.Backend`.
 
     Args:
-        precision: auto, fp32 or bf16.
+        precision: auto, fp32, bf16 or fp16.
+        compile: auto, on or off.
 
     Raises:
         UserError: the hardware cannot do the precision.
@@ -27,19 +34,27 @@ class TorchBackend:
 
     static_shapes = False
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: str, compile: str = "off"):
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+        self.saves_behind = cuda
         if cuda:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
         if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
-            raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32")
-        self.precision = _native_precision(self.device) if precision == "auto" else precision
+            raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32 or fp16")
+        self.precision = native_precision(self.device) if precision == "auto" else precision
+        self._compile = compile == "on" or (compile == "auto" and cuda)
+        if self._compile and cuda:
+            self.static_shapes = True  # a graph a shape, and at most eight shapes
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._host_group: Any = None
         if self.world_size > 1:
-            dist.init_process_group("nccl" if cuda else "gloo")
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
+            # Flags travel between processors: over NCCL every step would wait for the device.
+            self._host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
 
     @property
     def is_main(self) -> bool:
@@ -47,22 +62,44 @@ class TorchBackend:
 
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         module = module.to(self.device)
+        if self._compile:
+            module.compile(dynamic=False)
         if self.world_size == 1:
             return module
         return DistributedDataParallel(module, gradient_as_bucket_view=True)
 
-    def put(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def pin(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if self.device.type == "cpu":
-            return dict(batch)
-        return {name: tensor.pin_memory().to(self.device, non_blocking=True) for name, tensor in batch.items()}
+            return batch
+        return {name: tensor.pin_memory() for name, tensor in batch.items()}
+
+    def put(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
     def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype, enabled=self.precision != "fp32")
 
     def accumulate(self, module: torch.nn.Module, last: bool) -> AbstractContextManager:
         if last or not isinstance(module, DistributedDataParallel):
             return contextlib.nullcontext()
         return module.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float) -> torch.Tensor:
+        self._scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
+        if not self._scaler.is_enabled():
+            # The fused optimizer takes this flag from a scaler and skips the step on the device: nobody has to wait
+            # for the norm here.
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+            optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return norm
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         if self.world_size > 1:
@@ -70,20 +107,39 @@ class TorchBackend:
             dist.all_reduce(value)
         return value
 
+    def agree(self, *flags: int) -> tuple[int, ...]:
+        if self.world_size == 1:
+            return flags
+        shared = torch.tensor(flags)
+        dist.all_reduce(shared, dist.ReduceOp.MAX, group=self._host_group)
+        return tuple(int(flag) for flag in shared)
+
     def seed(self, *position: int) -> None:
         # SeedSequence mixes the numbers well; neighbours in step or rank get unrelated streams.
         torch.manual_seed(int(np.random.SeedSequence([*position, self.rank]).generate_state(1, np.uint64)[0]) >> 1)
 
+    def memory_bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def state(self) -> dict[str, Any]:
+        return self._scaler.state_dict()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if state and self._scaler.is_enabled():
+            self._scaler.load_state_dict(state)
+
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self._host_group)
 
     def close(self) -> None:
         if self.world_size > 1:
             dist.destroy_process_group()
 
 
-def _native_precision(device: torch.device) -> str:
+def native_precision(device: torch.device) -> str:
     """bf16 where the hardware multiplies it faster than fp32 (CUDA since Ampere; AMX and AVX-512 BF16 on x86)."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -1,0 +1,104 @@
+"""Training figures, gathered on the device and read, so waited for, only when they are logged."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from components.train.backends.base import Backend
+from components.train.checkpoint import LoopState
+
+
+class Window:
+    """What happened since the last logged step.
+
+    Args:
+        backend: where the sums live.
+        state: a resumed run's sums are taken up; `save_to` puts them there.
+    """
+
+    def __init__(self, backend: Backend, state: LoopState):
+        self._backend = backend
+        device = backend.device
+        # Sums are of all ranks together; a resumed sum is that already, so one rank alone takes it up.
+        mine = state.window if backend.is_main else {}
+        # float64: a sum over many steps must not depend on where it was cut in two by a resumption.
+        self._loss = torch.tensor(mine.get("loss", 0.0), dtype=torch.float64, device=device)
+        self._targets = torch.tensor(state.window.get("targets", 0.0), dtype=torch.float64, device=device)
+        self._skipped = torch.tensor(state.skipped, device=device)
+        self._in_row = torch.tensor(state.skipped_in_row, device=device)
+        self._tokens = 0
+        self._started = time.perf_counter()
+        self._paused = 0.0
+
+    def add(self, loss: torch.Tensor, norm: torch.Tensor, targets: int, tokens: int) -> None:
+        """One optimizer step.
+
+        Args:
+            loss: this rank's sum of the loss over its target tokens, on the device.
+            norm: the gradient's global norm, on the device; not finite means that the step was skipped.
+            targets: target tokens of all ranks.
+            tokens: real tokens of all ranks.
+        """
+        good = torch.isfinite(norm) & torch.isfinite(loss)
+        self._loss += torch.where(good, loss, 0.0)
+        self._targets += good * targets
+        self._skipped += ~torch.isfinite(norm)
+        self._in_row = torch.where(torch.isfinite(norm), 0, self._in_row + 1)
+        self._tokens += tokens
+
+    def pause(self, seconds: float) -> None:
+        """Leave out of the speed what was not training (a validation, a save)."""
+        self._paused += seconds
+
+    def close(self, state: LoopState, *, epoch: float, rate: float, norm: torch.Tensor) -> dict[str, float]:
+        """The figures of the window, told to the state; a new window begins."""
+        loss, targets = self._sums()  # waits for the device
+        seconds = time.perf_counter() - self._started - self._paused
+        state.skipped, state.skipped_in_row = int(self._skipped), int(self._in_row)
+        figures = {
+            "step": state.step,
+            "epoch": round(epoch, 6),
+            "loss": loss / targets if targets else float("nan"),
+            "learning_rate": rate,
+            "gradient_norm": float(norm),
+            "tokens_per_second": self._tokens / max(seconds, 1e-9),
+            "memory_gb": self._backend.memory_bytes() / 1e9,
+            "skipped_steps": state.skipped,
+        }
+        self._loss.zero_()
+        self._targets.zero_()
+        self._tokens, self._started, self._paused = 0, time.perf_counter(), 0.0
+        return figures
+
+    def save_to(self, state: LoopState) -> None:
+        """Put the open sums into the state."""
+        loss, targets = self._sums()
+        state.window = {"loss": loss, "targets": targets}
+        state.skipped, state.skipped_in_row = int(self._skipped), int(self._in_row)
+
+    def _sums(self) -> tuple[float, float]:
+        return float(self._backend.sum(self._loss)), float(self._targets)
+
+
+def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Norm of the gradient of each layer: float32 scalars on the device.
+
+    A layer is what stands in a numbered list (`model.encoder.layers.3`), or else the module that holds the parameter.
+    """
+    grads: dict[str, list[torch.Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            grads.setdefault(_layer(name), []).append(parameter.grad)
+    return {
+        layer: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) for layer, tensors in grads.items()
+    }
+
+
+def _layer(name: str) -> str:
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return ".".join(parts[:-1]) or name

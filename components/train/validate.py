@@ -1,0 +1,122 @@
+"""Evaluation while training: validation loss, scores of generated texts, the best model, early stopping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from components.shared.config import EvaluateConfig, TrainConfig, UserError
+from components.shared.progress import Progress
+from components.shared.tasks.base import Task
+from components.train.backends.base import Backend
+from components.train.checkpoint import LoopState
+from components.train.data import Data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Validator:
+    """Measures the validation split and remembers what was best.
+
+    Args:
+        task, model, tokenizer: what is validated.
+        objective: the model with its loss, as the backend prepared it.
+        data: the validation split; empty: nothing is measured.
+        config: which figure decides, and the patience.
+        backend: where it runs.
+        longest: longest target of the shards, in tokens: how much is generated.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: torch.nn.Module,
+        data: Data,
+        config: TrainConfig,
+        backend: Backend,
+        longest: int,
+    ):
+        self._task, self._model, self._tokenizer, self._objective = task, model, tokenizer, objective
+        self._data, self._config, self._backend, self._longest = data, config, backend, longest
+
+    def run(self, state: LoopState, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Figures after step `state.step`, with the best step and the patience in `state` brought up to date.
+
+        Args:
+            state: the run's state.
+            stop: asked between batches whether to give up (agreed by all ranks).
+
+        Returns:
+            The figures, `loss` in nats a target token; None: given up, nothing was changed.
+
+        Raises:
+            UserError: the metric that decides is not among the figures.
+        """
+        loss = self._loss(stop)
+        if loss is None:
+            return None
+        figures = {"step": state.step, "loss": loss}
+        if self._config.validation_rows:
+            figures |= self._scores()
+        state.validation.append(figures)
+        state.validated_step = state.step
+        self._compare(figures, state)
+        return figures
+
+    def _compare(self, figures: dict[str, float], state: LoopState) -> None:
+        metric = self._config.best_metric
+        if metric not in figures:
+            raise UserError(
+                f"train.best_metric={metric}: no such validation figure; measured are "
+                f"{', '.join(name for name in figures if name != 'step')}"
+                + ("" if self._config.validation_rows else "; scores need train.validation_rows above 0")
+            )
+        mode = self._config.best_mode
+        sign = -1.0 if mode == "min" or (mode == "auto" and metric == "loss") else 1.0
+        gain = math.inf if state.best_step < 0 else sign * (figures[metric] - state.best_value)
+        state.bad_validations = 0 if gain > self._config.threshold else state.bad_validations + 1
+        if gain > 0:
+            state.best_step, state.best_value = state.step, figures[metric]
+
+    def exhausted(self, state: LoopState) -> bool:
+        """Whether early stopping's patience is over."""
+        return 0 < self._config.patience <= state.bad_validations
+
+    @torch.no_grad()
+    def _loss(self, stop: Callable[[], bool]) -> float | None:
+        """Mean loss over the split's target tokens; without dropout and label smoothing."""
+        self._objective.eval()
+        total = torch.zeros((), dtype=torch.float64, device=self._backend.device)
+        batches = self._data.plan.epoch(0)
+        with Progress("validating", total=len(batches), unit="batches") as progress:
+            for batch in batches:
+                if stop():
+                    self._objective.train()
+                    return None
+                tensors = self._backend.put(self._data.collate(batch, self._task, self._model, self._backend))
+                with self._backend.autocast():
+                    total += self._objective(tensors).double()
+                progress.update(1)
+        self._objective.train()
+        return float(self._backend.sum(total)) / int(self._data.targets.sum())
+
+    def _scores(self) -> dict[str, float]:
+        """Scores of generated texts of the first rows, and the sum of all ROUGE; every rank takes its share of rows."""
+        count = min(self._config.validation_rows, len(self._data.shard))
+        rows = self._data.shard.rows(range(self._backend.rank, count, self._backend.world_size))
+        options = EvaluateConfig(beams=self._config.validation_beams, max_new_tokens=self._longest)
+        with Progress("generating", total=len(rows)) as progress:
+            predictions = self._task.predict(self._model, self._tokenizer, rows, options, progress)
+        scores = self._task.score(predictions, [self._task.reference_of(row, self._tokenizer) for row in rows])
+        self._model.train()
+        sums = torch.tensor([*(float(values.sum()) for values in scores.rows.values())], dtype=torch.float64)
+        totals = self._backend.sum(sums.to(self._backend.device)).cpu()
+        means = {name: float(total) / count for name, total in zip(scores.rows, totals, strict=True)}
+        rouge = [value for name, value in means.items() if name.startswith("rouge")]
+        return {**means, **({"rouge_sum": sum(rouge)} if rouge else {})}

@@ -1,0 +1,110 @@
+"""Runs of the train step in processes of their own that can be killed at any point, without importing torch each time.
+
+A zygote imports everything, computes nothing, and forks a child a job; jobs and results are JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
+
+
+class Zygote:
+    """Use as a context manager; `run` forks one job and waits for it."""
+
+    def __enter__(self) -> Zygote:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
+
+    def run(self, **job: Any) -> int:
+        """The child's exit status, negative for the signal that killed it.
+
+        Args:
+            job: `config`, `output`, `shards` of the train step; `kill_at_event`: number of the file operation in the
+                checkpoint folder (from 1) to be killed at, counted into `events` (a path); `signal_at_step`: when that
+                step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself.
+        """
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())["status"]
+
+
+def _child(job: dict[str, Any]) -> int:
+    from components.shared.config import TrainConfig, UserError
+    from components.train.worker import run
+
+    config = TrainConfig(**job["config"])
+    count = 0
+    folder = config.checkpoints
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count
+        if event not in FILE_EVENTS or not str(arguments[0]).startswith(folder) or "step-" not in str(arguments[0]):
+            return
+        count += 1
+        if count == job.get("kill_at_event"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if "kill_at_event" in job:
+        sys.addaudithook(audit)
+    if "signal_at_step" in job:
+        metrics = Path(folder) / "metrics.jsonl"
+
+        def send() -> None:
+            while f'"step": {job["signal_at_step"]},' not in (metrics.read_text() if metrics.is_file() else ""):
+                time.sleep(0.005)
+            time.sleep(job.get("delay", 0.0))
+            os.kill(os.getpid(), job.get("signum", signal.SIGTERM))
+
+        threading.Thread(target=send, daemon=True).start()
+    try:
+        run(config, task="summarization", output=job["output"], shards=job["shards"])
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    finally:
+        if "events" in job:
+            Path(job["events"]).write_text(str(count))
+    return 0
+
+
+def _zygote() -> None:
+    import components.train.worker  # noqa: F401 – imported once, before the forks
+    import torch.utils.tensorboard  # noqa: F401
+    import transformers.models.bart.modeling_bart  # noqa: F401
+
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            status = 70
+            try:
+                status = _child(json.loads(line))
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        _, result = os.waitpid(child, 0)
+        status = os.waitstatus_to_exitcode(result)
+        print(json.dumps({"status": status}), flush=True)
+
+
+if __name__ == "__main__":
+    _zygote()

@@ -1,0 +1,198 @@
+"""Nothing is lost when training is killed: the process is really killed, the weights are really compared."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.steps.forked import Zygote
+from tests.steps.test_train import ARCHITECTURE, shards  # noqa: F401 – a fixture
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as zygote:
+        yield zygote
+
+
+class Run:
+    """One run's folders and settings."""
+
+    def __init__(self, folder: Path, shards: Path, zygote: Zygote, **settings: Any):
+        self.folder, self.shards, self.zygote = folder, shards, zygote
+        self.checkpoints = folder / "checkpoints"
+        self.config = {
+            "architecture": ARCHITECTURE,
+            "epochs": 100,
+            "max_steps": STEPS,
+            "batch_tokens": 512,
+            "learning_rate": 3e-3,
+            "precision": "fp32",
+            "log_every": 3,
+            "save_every": 4,
+            "validate_every": 10,
+            "checkpoints": str(self.checkpoints),
+            **settings,
+        }
+
+    def go(self, **how: Any) -> int:
+        return self.zygote.run(config=self.config, output=str(self.folder / "model"), shards=str(self.shards), **how)
+
+    def steps(self) -> list[int]:
+        return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step-*"))
+
+    def result(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """(weights, what must be equal of training.json: history without clocks and memory, order of the samples)"""
+        training = json.loads((self.folder / "model" / "training.json").read_text())
+        for point in training["history"]["train"]:
+            del point["tokens_per_second"], point["memory_gb"]
+        return load_file(self.folder / "model" / "model.safetensors"), {k: training[k] for k in ("history", "order", "best")}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, shards: Path, zygote: Zygote) -> Run:  # noqa: F811
+    run = Run(tmp_path_factory.mktemp("straight"), shards, zygote)
+    assert run.go() == 0
+    return run
+
+
+def assert_same(ours: Run, reference: Run) -> None:
+    (weights, told), (expected, expected_told) = ours.result(), reference.result()
+    assert told == expected_told
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, expected[name]), f"{name} is not bitwise equal"
+
+
+def test_killed_at_random_moments_and_resumed(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+    """Killed again and again, twice within one epoch too, until it gets through."""
+    moments = random.Random(7)
+    run = Run(tmp_path, shards, zygote)
+    for step in (3, 9, 12, 24, 33):
+        delay = moments.uniform(0.0, 0.15)
+        assert run.go(signal_at_step=step, delay=delay, signum=int(signal.SIGKILL)) == -signal.SIGKILL
+        assert not (tmp_path / "model").exists()
+    assert run.go() == 0
+    assert_same(run, straight)
+
+
+def test_killed_at_every_file_operation_of_a_save(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+    short = {"max_steps": 12, "save_total_limit": 1}
+    whole = Run(tmp_path / "whole", shards, zygote, **short)
+    assert whole.go(kill_at_event=-1, events=str(tmp_path / "events")) == 0
+    events = int((tmp_path / "events").read_text())
+    per_save = events // 4  # steps 4, 8, 10, 12
+    assert per_save > 5
+    # All of the second save and of the deletion after it, with one committed checkpoint behind them.
+    for event in range(per_save, 2 * per_save + 3):
+        run = Run(tmp_path / str(event), shards, zygote, **short)
+        assert run.go(kill_at_event=event) == -signal.SIGKILL
+        assert run.go() == 0, f"killed at file operation {event}"
+        assert_same(run, whole)
+        assert not list(run.checkpoints.glob(".*partial")), "what a killed save left is cleared away"
+
+
+def newest(run: Run) -> Path:
+    return run.checkpoints / f"step-{run.steps()[-1]:08d}"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "commit.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, straight: Run, shards: Path, zygote: Zygote, name: str, damage: str  # noqa: F811
+) -> None:
+    run = Run(tmp_path, shards, zygote)
+    assert run.go(signal_at_step=18) == 128 + signal.SIGTERM
+    before = run.steps()
+    path = newest(run) / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 4
+        path.write_bytes(data)
+    elif damage == "truncate":
+        path.write_bytes(data[:-3])
+    else:
+        path.unlink()
+    assert run.go() == 0
+    log = (run.checkpoints / "train.log").read_text()
+    assert run.steps()[-1] == STEPS and len(before) >= 2
+    assert_same(run, straight)
+    assert log  # the warning itself goes to standard error: see the command line test
+
+
+def test_sigterm_saves_and_ends_with_143(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+    run = Run(tmp_path, shards, zygote, save_every=0)
+    assert run.go(signal_at_step=15) == 143
+    assert run.steps()[-1] >= 15, "saved where it stopped, not at the last regular checkpoint"
+    assert not (tmp_path / "model").exists()
+    assert run.go(signal_at_step=27) == 143
+    assert run.go() == 0
+    assert_same(run, straight)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_of_several_processes_ends_with_the_signals_status(
+    tmp_path: Path, shards: Path, zygote: Zygote, signum: signal.Signals  # noqa: F811
+) -> None:
+    run = Run(tmp_path, shards, zygote, max_steps=100_000, epochs=100_000)
+    options = [f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "components.train", "--shards", str(shards), "--output", str(tmp_path / "model"), *options, "--processes=2"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not run.steps():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signum)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, told
+    assert f"stopped by {signum.name} after step" in told and "the same command goes on from there" in told
+
+
+def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+    run = Run(tmp_path, shards, zygote, max_steps=100_000, epochs=100_000)
+    options = [f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "components.train", "--shards", str(shards), "--output", str(tmp_path / "model"), *options, "--processes=2"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not run.steps():
+        assert process.poll() is None
+        time.sleep(0.05)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    by_rank = {Path(f"/proc/{pid}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(pid) for pid in children}
+    os.kill(by_rank[b"1"], signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "train worker of rank 1: was killed by SIGKILL" in told
+    assert all(not Path(f"/proc/{pid}").exists() for pid in children)
+
+
+def test_one_two_and_one_ranks_see_the_same_samples(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+    run = Run(tmp_path, shards, zygote)
+    assert run.go(signal_at_step=9) == 143
+    run.config["processes"] = 2
+    assert run.go(signal_at_step=24) == 143
+    assert run.steps()[-1] < STEPS
+    run.config["processes"] = 1
+    assert run.go() == 0
+    (_, told), (_, expected) = run.result(), straight.result()
+    assert told["order"] == expected["order"]
+    steps = [point["step"] for point in told["history"]["train"]]
+    assert steps == [point["step"] for point in expected["history"]["train"]]
