@@ -41,18 +41,14 @@ def make_pipeline(name: str, task: str, description: str, defaults: Experiment) 
         evaluation = evaluate(
             task=task, model=_uri(model), shards=_uri(shards), corpus=_uri(corpus), **settings["evaluate"]
         )
-        export(
-            task=task, model=_uri(model), evaluation=_uri(evaluation), shards=_uri(shards), **settings["export"]
-        )
+        export(task=task, model=_uri(model), evaluation=_uri(evaluation), shards=_uri(shards), **settings["export"])
 
     parameters = {s.parameter: _parameter(s, getattr(getattr(defaults, s.step), s.name)) for s in all_settings()}
     # Parameters without a default come first in a Python signature.
     parameters = dict(sorted(parameters.items(), key=lambda item: item[1].default is not inspect.Parameter.empty))
     body.__signature__ = inspect.Signature(list(parameters.values()))  # type: ignore[attr-defined]
     body.__name__ = name.replace("-", "_")
-    body.__doc__ = "\n".join(
-        [description, "", "Args:", *(f"    {s.parameter}: {s.help}" for s in all_settings())]
-    )
+    body.__doc__ = "\n".join([description, "", "Args:", *(f"    {s.parameter}: {s.help}" for s in all_settings())])
     return dsl.pipeline(name=name, description=description)(body)
 
 

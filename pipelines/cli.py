@@ -33,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hanflow", description="Train, score and ship Korean language models.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run a pipeline on this machine", description="Run a pipeline on this machine.")
+    run = commands.add_parser(
+        "run", help="run a pipeline on this machine", description="Run a pipeline on this machine."
+    )
     run.add_argument("pipeline", choices=PIPELINES)
     run.add_argument(
         "--experiment",
@@ -52,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
 
     compile_ = commands.add_parser(
-        "compile", help="write the YAML that Kubeflow takes", description="Write the YAML that `kfp run create -f` takes."
+        "compile",
+        help="write the YAML that Kubeflow takes",
+        description="Write the YAML that `kfp run create -f` takes.",
     )
     compile_.add_argument("pipelines", nargs="*", metavar="NAME", help=f"pipelines (default: {' '.join(PIPELINES)})")
     compile_.add_argument("--output", required=True, metavar="DIR", help="folder to write NAME.yaml into")

@@ -15,6 +15,9 @@ from rich.text import Text
 LINE_INTERVAL = 15.0
 """Seconds between two plain progress lines of one piece of work."""
 
+PLAIN_WIDTH = 140
+"""Columns of what is written elsewhere than to a terminal."""
+
 
 class Display:
     """Use as a context manager around the run.
@@ -25,11 +28,11 @@ class Display:
     """
 
     def __init__(self, title: str, folder: str):
-        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
-        self._errors = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
+        self._errors = Console(file=sys.stderr, highlight=False, soft_wrap=True, width=width)
         self._live: Live | None = None
         self._step, self._since, self._line_at = "", 0.0, 0.0
-        self._label = ""
         self._console.print(f"[bold]{title}[/] → {folder}")
 
     def __enter__(self) -> Display:
@@ -47,7 +50,8 @@ class Display:
 
     def started(self, step: str) -> None:
         """A step began."""
-        self._step, self._since, self._label = step, time.monotonic(), ""
+        self._step = step
+        self._since = self._line_at = time.monotonic()
         if self._live:
             self._live.update(Text(f"  {step} …", style="cyan"))
         else:
@@ -65,20 +69,23 @@ class Display:
                 filled = min(24, 24 * done // total)
                 bar = "━" * filled + "╌" * (24 - filled) + " "
             text = Text.assemble(
-                (f"  {self._step} ", "cyan"), f"{event['label']} ", (bar, "green"), f"{count}{figures}", (f" · {seconds}", "dim")
+                (f"  {self._step} ", "cyan"),
+                f"{event['label']} ",
+                (bar, "green"),
+                f"{count}{figures}",
+                (f" · {seconds}", "dim"),
             )
             self._live.update(text)
             return
-        now = time.monotonic()
-        if now - self._line_at >= LINE_INTERVAL and event["label"] == self._label:
+        if time.monotonic() - self._line_at >= LINE_INTERVAL:
             self._console.print(f"    {event['label']} {count}{figures} · {seconds}", markup=False)
-            self._line_at = now
-        elif event["label"] != self._label:
-            self._label, self._line_at = event["label"], now
+            self._line_at = time.monotonic()
 
     def finished(self, step: str, seconds: float, figures: Mapping[str, Any]) -> None:
         """A step ended well."""
-        self._print(Text.assemble(("✔ ", "green"), (f"{step:<11}", "bold"), f"{_seconds(seconds):>8}  {_figures(figures)}"))
+        self._print(
+            Text.assemble(("✔ ", "green"), (f"{step:<11}", "bold"), f"{_seconds(seconds):>8}  {_figures(figures)}")
+        )
         if self._live:
             self._live.update(Text(""))
 
@@ -117,4 +124,6 @@ def _seconds(seconds: float) -> str:
 
 
 def _figures(figures: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in figures.items())
+    return ", ".join(
+        f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}" for name, value in figures.items()
+    )

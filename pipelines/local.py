@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
 import warnings
@@ -31,8 +30,8 @@ from pipelines.display import Display
 from pipelines.package import load_pipeline
 
 POLL_SECONDS = 0.2
-GRACE_SECONDS = 10.0
-"""What a step gets to clean up after an interrupt."""
+GRACE_SECONDS = 30.0
+"""What a step gets to finish what it is at and to clean up after an interrupt (training saves a checkpoint)."""
 TAIL_LINES = 30
 
 
@@ -88,24 +87,28 @@ class _Run:
             self.log.open("w", encoding="utf-8") as log,
             _environment({EVENTS_VARIABLE: str(self.events), "PYTHONUNBUFFERED": "1"}),
             Display(f"hanflow run {self.name}", str(self.output)) as display,
+            _output_to(log),
         ):
-            with _output_to(log):
-                local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
-                worker = _Worker(lambda: pipeline(**arguments_of(self.experiment)))
-                try:
-                    with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
-                        worker.start()
-                        while worker.is_alive():
-                            self._follow(events, display)
-                            worker.join(POLL_SECONDS)
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
+            worker = _Worker(lambda: pipeline(**arguments_of(self.experiment)))
+            try:
+                with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
+                    worker.start()
+                    while worker.is_alive():
                         self._follow(events, display)
-                except KeyboardInterrupt:
-                    interrupted = True
-                    _stop_children()
-                    worker.join(GRACE_SECONDS)
+                        worker.join(POLL_SECONDS)
+                    self._follow(events, display)
+            except KeyboardInterrupt:
+                interrupted = True
+                _stop_children()
+                worker.join(GRACE_SECONDS)
         status = self._conclude(worker.error, interrupted)
         self._write_record(status)
-        display.summary([vars(record) for record in self.records.values()], time.monotonic() - started)
+        records = [
+            {**vars(r), "artifact": os.path.relpath(r.artifact, self.output) if r.artifact else ""}
+            for r in self.records.values()
+        ]
+        display.summary(records, time.monotonic() - started)
         return self._tell(status, display)
 
     def _follow(self, events: TextIO, display: Display) -> None:
@@ -168,9 +171,9 @@ class _Run:
             running = [r.name for r in self.records.values() if r.status == "running"]
             what = f"{running[0]} died without a word (killed, or out of memory?)" if running else "the run failed"
             message = what
-        # The end of the log says little more than the message when the message was meant for the user.
-        tail = _tail(self.log, TAIL_LINES)
-        display.log_tail(tail)
+        # A message meant for the user says it all; for anything else the way there is wanted.
+        expected = self.failure is not None and self.failure["expected"]
+        display.log_tail(_tail(self.log, TAIL_LINES // 3 if expected else TAIL_LINES))
         display.error(f"{message}\nthe whole log: {self.log}")
         return 1
 
@@ -255,8 +258,3 @@ def _tail(path: Path, count: int) -> list[str]:
     with path.open(encoding="utf-8", errors="replace") as stream:
         lines = [line.rstrip() for line in stream if line.strip()]
     return lines[-count:]
-
-
-def terminal() -> TextIO:
-    """The stream that a person watches."""
-    return sys.__stdout__ or sys.stdout

@@ -69,36 +69,77 @@ def setting(
 class PreprocessConfig:
     """Raw files to a clean, split corpus."""
 
-    source: str = setting(REQUIRED, "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz).", required=True)
-    validation_source: str = setting("", "Raw data of the validation split, same formats; empty: split off from source.")
+    source: str = setting(
+        REQUIRED,
+        "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz).",
+        required=True,
+    )
+    validation_source: str = setting(
+        "", "Raw data of the validation split, same formats; empty: split off from source."
+    )
     test_source: str = setting("", "Raw data of the test split, same formats; empty: split off from source.")
-    columns: dict = setting({}, 'Which raw column plays which role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.')
-    encoding: str = setting("auto", "Text encoding of raw files; auto: by byte-order mark, else UTF-8, else CP949 where the file's beginning fits only that.")
-    validation_ratio: float = setting(0.05, "Fraction of the distinct source texts that goes to validation, when no validation_source is given.", at_least=0, below=1)
-    test_ratio: float = setting(0.05, "Fraction of the distinct source texts that goes to test, when no test_source is given.", at_least=0, below=1)
+    columns: dict = setting(
+        {},
+        'Which raw column plays which role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.',
+    )
+    encoding: str = setting(
+        "auto",
+        "Text encoding of raw files; auto: by byte-order mark, else UTF-8, else CP949 where the file's beginning fits only that.",
+    )
+    validation_ratio: float = setting(
+        0.05,
+        "Fraction of the distinct source texts that goes to validation, when no validation_source is given.",
+        at_least=0,
+        below=1,
+    )
+    test_ratio: float = setting(
+        0.05,
+        "Fraction of the distinct source texts that goes to test, when no test_source is given.",
+        at_least=0,
+        below=1,
+    )
     seed: int = setting(42, "Seed of the split.")
-    limit_rows: int = setting(0, "Read at most this many raw rows of each source (0: all); for a quick trial.", at_least=0)
+    limit_rows: int = setting(
+        0, "Read at most this many raw rows of each source (0: all); for a quick trial.", at_least=0
+    )
     unicode: str = setting("NFC", "Unicode normalisation of all text.", choices=("NFC", "NFKC", "none"))
-    strip_html: bool = setting(True, "Remove tags, unescape entities; <br> becomes a space in sources and a new line in targets.")
+    strip_html: bool = setting(
+        True, "Remove tags, unescape entities; <br> becomes a space in sources and a new line in targets."
+    )
     collapse_whitespace: bool = setting(True, "Runs of spaces become one space, runs of new lines one new line.")
-    max_repeats: int = setting(0, "Shorten runs of one repeated character (ㅋㅋㅋㅋ) to this many (0: leave them).", at_least=0)
+    max_repeats: int = setting(
+        0, "Shorten runs of one repeated character (ㅋㅋㅋㅋ) to this many (0: leave them).", at_least=0
+    )
     min_source_chars: int = setting(1, "Reject rows whose source text is shorter, in characters.", at_least=0)
-    max_source_chars: int = setting(0, "Reject rows whose source text is longer, in characters (0: no limit).", at_least=0)
+    max_source_chars: int = setting(
+        0, "Reject rows whose source text is longer, in characters (0: no limit).", at_least=0
+    )
     drop_short_sources: bool = setting(True, "Summarization: reject rows whose source is no longer than its summary.")
     deduplicate: bool = setting(True, "Reject exact duplicates of an earlier row.")
-    speaker_format: str = setting("#Person{n}#: ", "AI-Hub dialogues: what stands before each utterance; {n} counts speakers from 1, {id} is the raw speaker id. Empty: nothing.")
+    speaker_format: str = setting(
+        "#Person{n}#: ",
+        "AI-Hub dialogues: what stands before each utterance; {n} counts speakers from 1, {id} is the raw speaker id. Empty: nothing.",
+    )
 
 
 @dataclass(frozen=True)
 class TokenizeConfig:
     """Corpus to token ids."""
 
-    tokenizer: str = setting("", "Pretrained tokenizer: hub name or folder; empty: train one on the corpus's train split.")
+    tokenizer: str = setting(
+        "", "Pretrained tokenizer: hub name or folder; empty: train one on the corpus's train split."
+    )
     algorithm: str = setting("byte_bpe", "What to train when no tokenizer is given.", choices=("byte_bpe", "unigram"))
     vocabulary_size: int = setting(8000, "Vocabulary of the trained tokenizer, special tokens included.", at_least=300)
-    special_tokens: list = setting([], 'Tokens never split, e.g. ["#Person1#", "#PhoneNumber#"]; added to the vocabulary if missing.')
-    max_source_tokens: int = setting(512, "Longest source, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2)
-    max_target_tokens: int = setting(100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2)
+    special_tokens: list = setting(
+        [], 'Tokens never split, e.g. ["#Person1#", "#PhoneNumber#"]; added to the vocabulary if missing.'
+    )
+    max_source_tokens: int = setting(
+        512, "Longest source, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
+    max_target_tokens: int = setting(
+        100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
     workers: int = setting(0, "Tokenizer threads (0: one a core).", at_least=0)
 
 
@@ -106,43 +147,96 @@ class TokenizeConfig:
 class TrainConfig:
     """Shards to a trained model."""
 
-    pretrained: str = setting("", "Pretrained model to start from: hub name or folder; empty: random weights of the `architecture`.")
-    architecture: dict = setting({}, 'Architecture of a model trained from nothing, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.')
+    pretrained: str = setting(
+        "", "Pretrained model to start from: hub name or folder; empty: random weights of the `architecture`."
+    )
+    architecture: dict = setting(
+        {},
+        'Architecture of a model trained from nothing, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.',
+    )
     seed: int = setting(42, "Seed of the weights, of dropout and of the order of the data.")
     epochs: int = setting(3, "Passes over the train split.", at_least=1)
     max_steps: int = setting(0, "Stop after this many optimizer steps (0: the epochs decide).", at_least=0)
-    batch_tokens: int = setting(8192, "Padded source and target tokens in one forward pass of the whole job; sequences of similar length share a batch.", at_least=16)
-    batch_size: int = setting(0, "Sequences in one forward pass of the whole job; 0: as many as fit batch_tokens.", at_least=0)
+    batch_tokens: int = setting(
+        8192,
+        "Padded source and target tokens in one forward pass of the whole job; sequences of similar length share a batch.",
+        at_least=16,
+    )
+    batch_size: int = setting(
+        0, "Sequences in one forward pass of the whole job; 0: as many as fit batch_tokens.", at_least=0
+    )
     accumulation: int = setting(1, "Forward passes to one optimizer step.", at_least=1)
     learning_rate: float = setting(3e-5, "Peak learning rate of AdamW.", above=0)
     schedule: str = setting("linear", "Learning rate after warm-up.", choices=("linear", "cosine", "constant"))
-    warmup_ratio: float = setting(0.1, "Fraction of all optimizer steps with rising learning rate.", at_least=0, at_most=1)
-    warmup_steps: int = setting(0, "Optimizer steps with rising learning rate; overrides warmup_ratio when above 0.", at_least=0)
+    warmup_ratio: float = setting(
+        0.1, "Fraction of all optimizer steps with rising learning rate.", at_least=0, at_most=1
+    )
+    warmup_steps: int = setting(
+        0, "Optimizer steps with rising learning rate; overrides warmup_ratio when above 0.", at_least=0
+    )
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
     clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
     label_smoothing: float = setting(0.0, "Label smoothing of the training loss.", at_least=0, below=1)
-    precision: str = setting("auto", "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
     compile: str = setting("auto", "torch.compile of the model; auto: on GPUs.", choices=("auto", "on", "off"))
-    processes: int = setting(1, "Worker processes on this machine (0: one a GPU); under torchrun it decides instead.", at_least=0)
+    processes: int = setting(
+        1, "Worker processes on this machine (0: one a GPU); under torchrun it decides instead.", at_least=0
+    )
     log_every: int = setting(10, "Optimizer steps between two logged figures.", at_least=1)
-    validate_every: int = setting(0, "Optimizer steps between two validations (0: at the end of every epoch).", at_least=0)
-    validation_rows: int = setting(0, "Rows that are also generated and scored at every validation (0: validation loss alone).", at_least=0)
+    validate_every: int = setting(
+        0, "Optimizer steps between two validations (0: at the end of every epoch).", at_least=0
+    )
+    validation_rows: int = setting(
+        0, "Rows that are also generated and scored at every validation (0: validation loss alone).", at_least=0
+    )
     validation_beams: int = setting(1, "Beams of that generation (1: greedy).", at_least=1)
-    best_metric: str = setting("loss", "Which validation figure decides which model is best: loss, or a score such as rougeL_morpheme or rouge_sum.")
-    best_mode: str = setting("auto", "Whether its best value is the smallest or the largest; auto: smallest for loss, else largest.", choices=("auto", "min", "max"))
+    best_metric: str = setting(
+        "loss",
+        "Which validation figure decides which model is best: loss, or a score such as rougeL_morpheme or rouge_sum.",
+    )
+    best_mode: str = setting(
+        "auto",
+        "Whether its best value is the smallest or the largest; auto: smallest for loss, else largest.",
+        choices=("auto", "min", "max"),
+    )
     patience: int = setting(0, "Stop after this many validations in a row without improvement (0: never).", at_least=0)
-    threshold: float = setting(0.0, "By how much a validation must improve to count as better for patience.", at_least=0)
-    save_every: int = setting(500, "Optimizer steps between two checkpoints (0: at validations and epoch ends only).", at_least=0)
-    save_minutes: float = setting(0.0, "Also save a checkpoint when this many minutes have passed since the last (0: no).", at_least=0)
-    save_total_limit: int = setting(2, "Checkpoints kept, the newest ones; the best one is kept beside them.", at_least=1)
-    checkpoints: str = setting("", "Folder of checkpoints, metrics.jsonl, train.log and TensorBoard events; empty: beside the model.")
-    resume: str = setting("auto", "auto: go on from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint.")
-    nonfinite_limit: int = setting(10, "Stop after this many steps in a row whose gradient is not finite; single ones are skipped and counted.", at_least=1)
+    threshold: float = setting(
+        0.0, "By how much a validation must improve to count as better for patience.", at_least=0
+    )
+    save_every: int = setting(
+        500, "Optimizer steps between two checkpoints (0: at validations and epoch ends only).", at_least=0
+    )
+    save_minutes: float = setting(
+        0.0, "Also save a checkpoint when this many minutes have passed since the last (0: no).", at_least=0
+    )
+    save_total_limit: int = setting(
+        2, "Checkpoints kept, the newest ones; the best one is kept beside them.", at_least=1
+    )
+    checkpoints: str = setting(
+        "", "Folder of checkpoints, metrics.jsonl, train.log and TensorBoard events; empty: beside the model."
+    )
+    resume: str = setting(
+        "auto",
+        "auto: go on from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint.",
+    )
+    nonfinite_limit: int = setting(
+        10,
+        "Stop after this many steps in a row whose gradient is not finite; single ones are skipped and counted.",
+        at_least=1,
+    )
     nonfinite_dump: bool = setting(False, "Save weights and batch of a step that led to that stop, to reproduce it.")
     wandb: bool = setting(False, "Also log to Weights & Biases (needs the wandb package; WANDB_MODE=offline works).")
     wandb_project: str = setting("hanflow", "Project of the Weights & Biases run.")
     wandb_tags: list = setting([], "Tags of the Weights & Biases run.")
-    engine: str = setting("hanflow", "What trains: our own loop, or transformers' Seq2SeqTrainer / Trainer.", choices=("hanflow", "transformers"))
+    engine: str = setting(
+        "hanflow",
+        "What trains: our own loop, or transformers' Seq2SeqTrainer / Trainer.",
+        choices=("hanflow", "transformers"),
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +251,9 @@ class EvaluateConfig:
     length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
     no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
     batch_tokens: int = setting(8192, "Padded source tokens times beams in one generation batch.", at_least=16)
-    remove_tokens: list = setting([], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.')
+    remove_tokens: list = setting(
+        [], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.'
+    )
     lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
     untrained: bool = setting(False, "Also score the model as it was before training, on the same rows.")
     examples: int = setting(20, "Examples shown in the report.", at_least=0)
@@ -167,7 +263,9 @@ class EvaluateConfig:
 class ExportConfig:
     """A trained model to a bundle that others can load."""
 
-    check_rows: int = setting(8, "Real rows on which the reloaded bundle must give the trained model's outputs.", at_least=1)
+    check_rows: int = setting(
+        8, "Real rows on which the reloaded bundle must give the trained model's outputs.", at_least=1
+    )
     title: str = setting("", "Name of the model in its card; empty: the experiment's name.")
     license: str = setting("", "Licence of the weights, for the model card; empty: the card says that none was stated.")
     intended_use: str = setting("", "What the model is meant for, for the model card.")
@@ -306,7 +404,9 @@ def _cross_checks(experiment: Experiment) -> list[str]:
     pre, train = experiment.preprocess, experiment.train
     split_off = (0 if pre.validation_source else pre.validation_ratio) + (0 if pre.test_source else pre.test_ratio)
     if split_off >= 1:
-        problems.append(f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on")
+        problems.append(
+            f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on"
+        )
     if train.pretrained and train.architecture:
         problems.append("train.pretrained and train.architecture exclude each other: empty one of them")
     if train.pretrained and not experiment.tokenize.tokenizer:
@@ -371,7 +471,7 @@ def _build(cls: type, values: Any, where: str, require: bool) -> tuple[Any, list
             problems.append(f"{prefix}{key}: no such setting{_suggestion(f'{prefix}{key}', where)}")
             continue
         if dataclasses.is_dataclass(hints[key]):
-            section, found = _build(hints[key], {} if value is None else value, key, require)  # type: ignore[arg-type]
+            section, found = _build(hints[key], {} if value is None else value, key, require)
             problems += found
             if section is not None:
                 arguments[key] = section
@@ -384,7 +484,7 @@ def _build(cls: type, values: Any, where: str, require: bool) -> tuple[Any, list
         if name in values:
             continue
         if dataclasses.is_dataclass(hints[name]):  # a section left out may still have required settings
-            problems += _build(hints[name], {}, name, require)[1]  # type: ignore[arg-type]
+            problems += _build(hints[name], {}, name, require)[1]
         elif require and f.metadata["required"]:
             problems.append(f"{prefix}{name}: is required ({f.metadata['help']})")
     return (None, problems) if problems else (cls(**arguments), [])
@@ -400,7 +500,14 @@ def _suggestion(key: str, where: str) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
 
 
-_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
 def _coerced(value: Any, expected: type) -> Any:
@@ -433,7 +540,16 @@ def _coerced(value: Any, expected: type) -> Any:
         return expected()
     if not isinstance(value, expected):
         raise wrong
-    return value
+    return _whole_numbers(value)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Kubeflow passes lists and mappings on as protobuf structs, which know floats alone: 3.0 means 3 again."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _checked(value: Any, limits: Mapping[str, Any]) -> Any:

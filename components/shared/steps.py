@@ -104,7 +104,9 @@ def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None 
             help=f"{s.help} ({default})".replace("%", "%%"),
         )
     options = vars(parser.parse_args(argv))
-    overrides = [f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None]
+    overrides = [
+        f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None
+    ]
     try:
         task = options["task"] or "summarization"
         if options["experiment"]:

@@ -67,7 +67,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
             "vocabulary": len(tokenizer),
             "tokens_per_character": per_character,
         }
-        details = {
+        details: dict[str, Any] = {
             "lengths": {name: lengths.summary(everything[:, i]) for i, name in enumerate(learnt.sequences)},
             "longest": learnt.longest(config),
         }
@@ -101,4 +101,3 @@ def _texts(path: Path, task: Task) -> Iterator[str]:
     for batch in _batches(path, task):
         for role in task.text_roles:
             yield from batch[role]
-

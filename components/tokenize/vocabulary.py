@@ -85,6 +85,7 @@ def trained(texts: Iterable[str], config: TokenizeConfig, total: int | None = No
     from transformers import PreTrainedTokenizerFast
 
     special = [*SPECIAL, *(token for token in config.special_tokens if token not in SPECIAL)]
+    trainer: trainers.Trainer
     if config.algorithm == "byte_bpe":
         tokenizer = Tokenizer(models.BPE(unk_token=None))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -75,10 +75,11 @@ class BatchPlan:
             batches += [Batch(rows[at : at + shape[0]], shape) for at in range(0, whole, shape[0])]
             if whole == len(rows):
                 continue
-            if self._next[i] is None:
+            later = self._next[i]
+            if later is None:
                 batches.append(Batch(rows[whole:], shape))
             else:
-                riding[self._next[i]].append(rows[whole:])
+                riding[later].append(rows[whole:])
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
@@ -138,7 +139,9 @@ def _group(lengths: np.ndarray, max_shapes: int) -> list[tuple[np.ndarray, tuple
 
 def _padded(lengths: Sequence[int] | np.ndarray, longest: np.ndarray) -> tuple[int, ...]:
     """Lengths rounded up to MULTIPLE, but never beyond the split's longest row."""
-    return tuple(int(min(-(-int(n) // MULTIPLE) * MULTIPLE, int(most))) for n, most in zip(lengths, longest, strict=True))
+    return tuple(
+        int(min(-(-int(n) // MULTIPLE) * MULTIPLE, int(most))) for n, most in zip(lengths, longest, strict=True)
+    )
 
 
 def _best_cut(lengths: np.ndarray, group: np.ndarray) -> tuple[int, int, int]:

@@ -92,14 +92,13 @@ class Checkpoints:
         Raises:
             UserError: the disk is full. Earlier checkpoints stand; behind, it is raised by the next call.
         """
-        tensors = (_model_tensors(model), _optimizer_tensors(model, optimizer))
+        weights, moments = _model_tensors(model), _optimizer_tensors(model, optimizer)
         text, keep = json.dumps(state.__dict__), state.best_step
         if self._writer is None:
-            self._write(state.step, *tensors, text, keep)
+            self._write(state.step, weights, moments, text, keep)
             return
         self.wait()
-        copies = [{name: t.detach().to("cpu", copy=True) for name, t in group.items()} for group in tensors]
-        self._pending = self._writer.submit(self._write, state.step, *copies, text, keep)
+        self._pending = self._writer.submit(self._write, state.step, _copied(weights), _copied(moments), text, keep)
 
     def wait(self) -> None:
         """Until what is being written is committed."""
@@ -196,6 +195,10 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Name → tensor of every parameter and persistent buffer; tied ones once, under their first name."""
     seen: set[int] = set()
@@ -237,4 +240,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-

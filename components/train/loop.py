@@ -138,8 +138,8 @@ def fit(
             if validates and due(validate_every):
                 validate()
             overdue = config.save_minutes > 0 and time.monotonic() - saved_at > config.save_minutes * 60
-            signum, overdue = backend.agree(stop.signum, overdue)
-            if signum or overdue or due(config.save_every) or due(validate_every) or due(per_epoch):
+            signum, save_now = backend.agree(stop.signum, overdue)
+            if signum or save_now or due(config.save_every) or due(validate_every) or due(per_epoch):
                 save()
             if signum:
                 checkpoints.wait()

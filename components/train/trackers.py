@@ -44,9 +44,7 @@ class Trackers:
         log.addHandler(self._file)
         self._wandb = _start_wandb(folder, config) if config.wandb else None
 
-    def write(
-        self, split: str, figures: Mapping[str, float], layers: Mapping[str, torch.Tensor] | None = None
-    ) -> None:
+    def write(self, split: str, figures: Mapping[str, float], layers: Mapping[str, torch.Tensor] | None = None) -> None:
         """Log the figures of one step.
 
         Args:
@@ -70,7 +68,9 @@ class Trackers:
         level = logging.DEBUG if split == "train" else logging.INFO
         log.log(level, "%s at step %d: %s", split, step, told)
         if level == logging.DEBUG:
-            self._file.handle(log.makeRecord(log.name, logging.INFO, "", 0, f"{split} at step {step}: {told}", (), None))
+            self._file.handle(
+                log.makeRecord(log.name, logging.INFO, "", 0, f"{split} at step {step}: {told}", (), None)
+            )
 
     def __enter__(self) -> Trackers:
         return self

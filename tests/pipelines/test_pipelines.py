@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from components.shared.config import STEPS, Experiment, all_settings, settings_of
 from pipelines.cli import EXPERIMENTS, PIPELINES, main
 from pipelines.package import load_pipeline
@@ -52,7 +53,9 @@ def test_compiled_packages_are_current(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_parameters_are_the_settings_typed_and_documented(name: str) -> None:
-    spec = yaml.safe_load((ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8").split("\n---")[0])
+    spec = yaml.safe_load(
+        (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8").split("\n---")[0]
+    )
     parameters = spec["root"]["inputDefinitions"]["parameters"]
     kinds = {
         str: "STRING",

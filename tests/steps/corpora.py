@@ -7,10 +7,24 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from components.shared import artifacts
 from components.shared.artifacts import Manifest
 
 SAMPLE = Path(__file__).parents[2] / "pipelines" / "sample_data" / "petitions.tsv.gz"
+
+ARCHITECTURE = {
+    "type": "bart",
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+}
+"""A BART of a few thousand parameters."""
 
 
 def petitions(count: int) -> list[tuple[str, str]]:

@@ -86,9 +86,10 @@ def _child(job: dict[str, Any]) -> int:
 
 
 def _zygote() -> None:
-    import components.train.worker  # noqa: F401 – imported once, before the forks
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bart.modeling_bart  # noqa: F401
+
+    import components.train.worker  # noqa: F401 – imported once, before the forks
 
     for line in sys.stdin:
         child = os.fork()

@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.steps.corpora import ARCHITECTURE
 from tests.steps.forked import Zygote
-from tests.steps.test_train import ARCHITECTURE, shards  # noqa: F401 – a fixture
 
 STEPS = 40
 
@@ -60,11 +60,13 @@ class Run:
         training = json.loads((self.folder / "model" / "training.json").read_text())
         for point in training["history"]["train"]:
             del point["tokens_per_second"], point["memory_gb"]
-        return load_file(self.folder / "model" / "model.safetensors"), {k: training[k] for k in ("history", "order", "best")}
+        return load_file(self.folder / "model" / "model.safetensors"), {
+            k: training[k] for k in ("history", "order", "best")
+        }
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, shards: Path, zygote: Zygote) -> Run:  # noqa: F811
+def straight(tmp_path_factory: pytest.TempPathFactory, shards: Path, zygote: Zygote) -> Run:
     run = Run(tmp_path_factory.mktemp("straight"), shards, zygote)
     assert run.go() == 0
     return run
@@ -78,7 +80,7 @@ def assert_same(ours: Run, reference: Run) -> None:
         assert torch.equal(tensor, expected[name]), f"{name} is not bitwise equal"
 
 
-def test_killed_at_random_moments_and_resumed(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+def test_killed_at_random_moments_and_resumed(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:
     """Killed again and again, twice within one epoch too, until it gets through."""
     moments = random.Random(7)
     run = Run(tmp_path, shards, zygote)
@@ -90,7 +92,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, straight: Run, sha
     assert_same(run, straight)
 
 
-def test_killed_at_every_file_operation_of_a_save(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+def test_killed_at_every_file_operation_of_a_save(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:
     short = {"max_steps": 12, "save_total_limit": 1}
     whole = Run(tmp_path / "whole", shards, zygote, **short)
     assert whole.go(kill_at_event=-1, events=str(tmp_path / "events")) == 0
@@ -113,7 +115,12 @@ def newest(run: Run) -> Path:
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "commit.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_a_damaged_checkpoint_is_passed_over(
-    tmp_path: Path, straight: Run, shards: Path, zygote: Zygote, name: str, damage: str  # noqa: F811
+    tmp_path: Path,
+    straight: Run,
+    shards: Path,
+    zygote: Zygote,
+    name: str,
+    damage: str,
 ) -> None:
     run = Run(tmp_path, shards, zygote)
     assert run.go(signal_at_step=18) == 128 + signal.SIGTERM
@@ -134,7 +141,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert log  # the warning itself goes to standard error: see the command line test
 
 
-def test_sigterm_saves_and_ends_with_143(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+def test_sigterm_saves_and_ends_with_143(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:
     run = Run(tmp_path, shards, zygote, save_every=0)
     assert run.go(signal_at_step=15) == 143
     assert run.steps()[-1] >= 15, "saved where it stopped, not at the last regular checkpoint"
@@ -146,12 +153,27 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path, straight: Run, shards: 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_the_command_of_several_processes_ends_with_the_signals_status(
-    tmp_path: Path, shards: Path, zygote: Zygote, signum: signal.Signals  # noqa: F811
+    tmp_path: Path,
+    shards: Path,
+    zygote: Zygote,
+    signum: signal.Signals,
 ) -> None:
     run = Run(tmp_path, shards, zygote, max_steps=100_000, epochs=100_000)
-    options = [f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()]
+    options = [
+        f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "components.train", "--shards", str(shards), "--output", str(tmp_path / "model"), *options, "--processes=2"],
+        [
+            sys.executable,
+            "-m",
+            "components.train",
+            "--shards",
+            str(shards),
+            "--output",
+            str(tmp_path / "model"),
+            *options,
+            "--processes=2",
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -164,18 +186,32 @@ def test_the_command_of_several_processes_ends_with_the_signals_status(
     assert f"stopped by {signum.name} after step" in told and "the same command goes on from there" in told
 
 
-def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: Path, zygote: Zygote) -> None:
     run = Run(tmp_path, shards, zygote, max_steps=100_000, epochs=100_000)
-    options = [f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()]
+    options = [
+        f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()
+    ]
     process = subprocess.Popen(
-        [sys.executable, "-m", "components.train", "--shards", str(shards), "--output", str(tmp_path / "model"), *options, "--processes=2"],
+        [
+            sys.executable,
+            "-m",
+            "components.train",
+            "--shards",
+            str(shards),
+            "--output",
+            str(tmp_path / "model"),
+            *options,
+            "--processes=2",
+        ],
         stderr=subprocess.PIPE,
         text=True,
     )
     while not run.steps():
         assert process.poll() is None
         time.sleep(0.05)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
     by_rank = {Path(f"/proc/{pid}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(pid) for pid in children}
     os.kill(by_rank[b"1"], signal.SIGKILL)
     _, told = process.communicate(timeout=60)
@@ -184,7 +220,9 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: P
     assert all(not Path(f"/proc/{pid}").exists() for pid in children)
 
 
-def test_one_two_and_one_ranks_see_the_same_samples(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:  # noqa: F811
+def test_one_two_and_one_ranks_see_the_same_samples(
+    tmp_path: Path, straight: Run, shards: Path, zygote: Zygote
+) -> None:
     run = Run(tmp_path, shards, zygote)
     assert run.go(signal_at_step=9) == 143
     run.config["processes"] = 2

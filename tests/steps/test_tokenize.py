@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
+
 from components.shared.artifacts import read_manifest
 from components.shared.config import TokenizeConfig, UserError
 from components.shared.shards import Shard
 from components.tokenize.encode import run
-from transformers import AutoTokenizer
-
 from tests.steps.corpora import petitions, write_corpus
 
 SEQUENCES = ("source", "target")
@@ -22,7 +22,9 @@ SEQUENCES = ("source", "target")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = petitions(60)
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus", {"train": rows[:50], "validation": rows[50:55], "test": rows[55:]})
+    return write_corpus(
+        tmp_path_factory.mktemp("corpus") / "corpus", {"train": rows[:50], "validation": rows[50:55], "test": rows[55:]}
+    )
 
 
 def tokenized(corpus: Path, output: Path, **settings: object) -> Path:
@@ -58,7 +60,7 @@ def test_a_pretrained_tokenizer_from_a_folder_with_more_special_tokens(corpus: P
     (bare / "tokenizer.json").write_bytes((first / "tokenizer" / "tokenizer.json").read_bytes())
     second = tokenized(corpus, tmp_path / "b", tokenizer=str(bare), special_tokens=["#Person1#"])
     tokenizer = AutoTokenizer.from_pretrained(second / "tokenizer")
-    assert tokenizer.tokenize("#Person1#: 네") [0] == "#Person1#"
+    assert tokenizer.tokenize("#Person1#: 네")[0] == "#Person1#"
     assert len(tokenizer) == 601
     ids = tokenizer("#Person1# 네", add_special_tokens=False)["input_ids"]
     assert "#Person1#" in tokenizer.decode(ids, skip_special_tokens=True), "content, not dropped as special"

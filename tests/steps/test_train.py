@@ -8,43 +8,31 @@ from typing import Any
 
 import pytest
 import torch
-from components.shared.artifacts import read_manifest
-from components.shared.config import TokenizeConfig, TrainConfig, UserError
-from components.tokenize.encode import run as tokenize
-from components.train.worker import run
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.steps.corpora import petitions, write_corpus
-
-ARCHITECTURE = {
-    "type": "bart",
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "max_position_embeddings": 64,
-}
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    rows = petitions(48)
-    corpus = write_corpus(folder / "corpus", {"train": rows[:40], "validation": rows[40:44], "test": rows[44:]})
-    config = TokenizeConfig(vocabulary_size=500, max_source_tokens=64, max_target_tokens=24)
-    tokenize(config, task="summarization", output=str(folder / "shards"), corpus=str(corpus))
-    return folder / "shards"
+from components.shared.artifacts import read_manifest
+from components.shared.config import TrainConfig, UserError
+from components.train.worker import run
+from tests.steps.corpora import ARCHITECTURE
 
 
 def trained(shards: Path, output: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """(training.json, weights) of a run."""
-    values = {"architecture": ARCHITECTURE, "epochs": 2, "batch_tokens": 512, "learning_rate": 3e-3, "precision": "fp32"}
-    run(TrainConfig(**{**values, "log_every": 1, **settings}), task="summarization", output=str(output), shards=str(shards))
+    values = {
+        "architecture": ARCHITECTURE,
+        "epochs": 2,
+        "batch_tokens": 512,
+        "learning_rate": 3e-3,
+        "precision": "fp32",
+    }
+    run(
+        TrainConfig(**{**values, "log_every": 1, **settings}),
+        task="summarization",
+        output=str(output),
+        shards=str(shards),
+    )
     return json.loads((output / "training.json").read_text()), load_file(output / "model.safetensors")
 
 
@@ -65,15 +53,21 @@ def test_figures_go_to_metrics_and_tensorboard(shards: Path, tmp_path: Path) -> 
     training, _ = trained(shards, tmp_path / "model")
     folder = tmp_path / "model.checkpoints"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines if line["split"] == "train"] == [p["loss"] for p in training["history"]["train"]]
+    assert [line["loss"] for line in lines if line["split"] == "train"] == [
+        p["loss"] for p in training["history"]["train"]
+    ]
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert {"train/loss", "train/learning_rate", "train/gradient_norm", "validation/loss"} <= set(board.Tags()["scalars"])
+    assert {"train/loss", "train/learning_rate", "train/gradient_norm", "validation/loss"} <= set(
+        board.Tags()["scalars"]
+    )
     assert len(board.Scalars("train/loss")) == training["steps"]
 
 
 def test_the_best_model_is_kept_when_later_ones_are_worse(shards: Path, tmp_path: Path) -> None:
     # A learning rate that wrecks the model: the first validation is the best one.
-    training, weights = trained(shards, tmp_path / "model", epochs=3, learning_rate=0.3, warmup_ratio=1.0, clip_norm=0.0)
+    training, weights = trained(
+        shards, tmp_path / "model", epochs=3, learning_rate=0.3, warmup_ratio=1.0, clip_norm=0.0
+    )
     losses = {p["step"]: p["loss"] for p in training["history"]["validation"]}
     assert training["best"]["step"] == min(losses, key=lambda step: losses[step]) < max(losses)
     best = tmp_path / "model.checkpoints" / f"step-{training['best']['step']:08d}"

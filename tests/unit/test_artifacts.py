@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from components.shared import artifacts
 from components.shared.artifacts import Manifest, check_parent, lineage, read_manifest, write_manifest
 from components.shared.config import UserError

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from components.train.batches import MAX_SHAPES, BatchPlan
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from components.train.batches import MAX_SHAPES, BatchPlan
 
 
 def lengths_of(seed: int, rows: int, longest: tuple[int, int] = (200, 40)) -> np.ndarray:

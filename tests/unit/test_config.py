@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from components.shared.config import (
     STEPS,
     ConfigError,
@@ -24,7 +25,11 @@ def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:
 
 
 def test_a_base_lies_below_and_sections_merge(tmp_path: Path) -> None:
-    experiment(tmp_path, "name: low\npreprocess: {source: a.csv, seed: 7}\ntrain: {epochs: 9, architecture: {type: bart, d_model: 8}}\n", "base.yaml")
+    experiment(
+        tmp_path,
+        "name: low\npreprocess: {source: a.csv, seed: 7}\ntrain: {epochs: 9, architecture: {type: bart, d_model: 8}}\n",
+        "base.yaml",
+    )
     path = experiment(tmp_path, "base: base.yaml\nname: high\ntrain: {architecture: {type: bart}}\n")
     loaded = load_experiment(path)
     assert (loaded.name, loaded.preprocess.seed, loaded.train.epochs) == ("high", 7, 9)
@@ -103,8 +108,12 @@ def test_a_file_that_is_no_experiment(tmp_path: Path, text: str, said: str) -> N
 
 
 def test_what_kubeflow_hands_over_is_taken() -> None:
-    config = step_config("train", {"epochs": 3.0, "learning_rate": 1, "architecture": None})
-    assert (config.epochs, config.learning_rate, config.architecture) == (3, 1.0, {})
+    config = step_config(
+        "train", {"epochs": 3.0, "learning_rate": 1, "architecture": {"d_model": 64.0, "dropout": 0.1}}
+    )
+    assert (config.epochs, config.learning_rate) == (3, 1.0)
+    assert str(config.architecture) == "{'d_model': 64, 'dropout': 0.1}", "structs know floats alone"
+    assert step_config("train", {"architecture": None}).architecture == {}
     with pytest.raises(ConfigError, match=r"train\.epochs: expected a whole number, found 2\.5"):
         step_config("train", {"epochs": 2.5})
     with pytest.raises(ConfigError, match="expected true or false, found 1"):

@@ -50,7 +50,9 @@ def is_stdlib(name: str) -> bool:
     return name.split(".")[0] in sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module", ["components.shared.config", "components.shared.artifacts", "components.shared.images"])
+@pytest.mark.parametrize(
+    "module", ["components.shared.config", "components.shared.artifacts", "components.shared.images"]
+)
 def test_rule_1_contracts_need_the_standard_library_only(module: str) -> None:
     foreign = [n for n in imports(module) if not is_stdlib(n) and not n.startswith(("yaml", "components.shared."))]
     assert foreign == []
@@ -96,7 +98,9 @@ def test_rule_6_nothing_imports_pipelines_or_tests(module: str) -> None:
 
 def test_rule_6_the_command_line_is_light() -> None:
     assert names("pipelines.cli", *(f"components.{step}" for step in STEPS), top_level=True) == []
-    loaded = "import sys, pipelines.cli; print([m for m in ('torch', 'kfp', 'transformers', 'pyarrow') if m in sys.modules])"
+    loaded = (
+        "import sys, pipelines.cli; print([m for m in ('torch', 'kfp', 'transformers', 'pyarrow') if m in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

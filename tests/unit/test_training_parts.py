@@ -8,10 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from components.shared.config import TrainConfig, UserError
-from components.shared.models import bart
-from components.train.checkpoint import Checkpoints, LoopState
-from components.train.optim import learning_rate, make_optimizer
 from tokenizers import Tokenizer, models
 from transformers import (
     BartConfig,
@@ -21,6 +17,11 @@ from transformers import (
     get_cosine_schedule_with_warmup,
     get_linear_schedule_with_warmup,
 )
+
+from components.shared.config import TrainConfig, UserError
+from components.shared.models import bart
+from components.train.checkpoint import Checkpoints, LoopState
+from components.train.optim import learning_rate, make_optimizer
 
 TINY: dict[str, Any] = {
     "d_model": 16,
@@ -108,7 +109,10 @@ def test_architecture_mistakes_are_told() -> None:
     problems = bart.check({"d_modle": 4, "dropout": "much", "type": "t5", "encoder_layers": 0})
     assert len(problems) == 4
     assert "did you mean d_model?" in problems[1]
-    assert "does not divide d_model=10 evenly" in bart.check({"d_model": 10, "encoder_attention_heads": 4, "decoder_attention_heads": 2})[0]
+    assert (
+        "does not divide d_model=10 evenly"
+        in bart.check({"d_model": 10, "encoder_attention_heads": 4, "decoder_attention_heads": 2})[0]
+    )
     assert "set one" in bart.check({})[0]
 
 

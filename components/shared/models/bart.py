@@ -50,7 +50,9 @@ def check(settings: Mapping[str, Any]) -> list[str]:
     from transformers import BartConfig
 
     if not settings:
-        return ["train.architecture: is empty and train.pretrained too; set one, e.g. train.pretrained=gogamza/kobart-base-v2"]
+        return [
+            "train.architecture: is empty and train.pretrained too; set one, e.g. train.pretrained=gogamza/kobart-base-v2"
+        ]
     problems = []
     if settings.get("type", "bart") != "bart":
         problems.append(f"train.architecture.type: {settings['type']!r} is not known to summarization; known: bart")
@@ -194,9 +196,7 @@ def collate(
     return batch
 
 
-def loss(
-    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the targets, logits computed at their positions alone.
 
     Equal to the sum behind `BartForConditionalGeneration(labels=…).loss` (which takes the mean).

@@ -165,6 +165,11 @@ class Task(Protocol):
         """What a person reads as the input of corpus rows."""
         ...
 
+    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+        """Give a model about to be saved the settings that it was scored with, so that others get the same outputs."""
+        ...
+
     def card(self) -> dict[str, Any]:
-        """What the model card needs: `pipeline_tag`, `auto_class` (name of the transformers class that loads it)."""
+        """What the bundle needs: `pipeline_tag`, `auto_class` (name of the transformers class that loads it), and
+        `example` (lines of Python that use it)."""
         ...

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 _SENTENCE = re.compile(r"(?<=[.!?。…])\s+|\n+")
 
+_EXAMPLE = """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+model = AutoModelForSeq2SeqLM.from_pretrained("huggingface")
+text = "요약할 글을 여기에 넣습니다." + tokenizer.eos_token  # it was trained with the end of sequence on its sources
+inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+output = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+print(tokenizer.decode(output[0], skip_special_tokens=True))"""
+
 
 class Summarization:
     """See `components.shared.tasks.base.Task` for the meaning of every member."""
@@ -129,8 +139,13 @@ class Summarization:
     def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["source"])
 
+    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+        from components.shared.generation import GenerationOptions, generation_config
+
+        model.generation_config = generation_config(model, GenerationOptions.of(config))
+
     def card(self) -> dict[str, Any]:
-        return {"pipeline_tag": "summarization", "auto_class": "AutoModelForSeq2SeqLM"}
+        return {"pipeline_tag": "summarization", "auto_class": "AutoModelForSeq2SeqLM", "example": _EXAMPLE}
 
 
 def lead(text: str, sentences: int) -> str:

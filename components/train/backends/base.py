@@ -51,7 +51,9 @@ class Backend(Protocol):
         """Gradients of a loss, scaled as the precision needs."""
         ...
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float) -> torch.Tensor:
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
+    ) -> torch.Tensor:
         """Clip the gradients to a global norm (0: do not), take an optimizer step, clear the gradients.
 
         A step whose gradient is not finite changes nothing.

@@ -88,7 +88,9 @@ class TorchBackend:
     def backward(self, loss: torch.Tensor) -> None:
         self._scaler.scale(loss).backward()
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float) -> torch.Tensor:
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
+    ) -> torch.Tensor:
         self._scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
         if not self._scaler.is_enabled():

@@ -1,0 +1,106 @@
+"""The model card: what a stranger needs to know before using a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from components.shared.artifacts import Manifest
+from components.shared.config import ExportConfig
+from components.shared.tasks.base import Task
+
+SHOWN_SETTINGS = (
+    "pretrained",
+    "architecture",
+    "epochs",
+    "max_steps",
+    "batch_tokens",
+    "batch_size",
+    "accumulation",
+    "learning_rate",
+    "schedule",
+    "warmup_ratio",
+    "weight_decay",
+    "clip_norm",
+    "label_smoothing",
+    "seed",
+)
+"""Training settings that the card tells; the rest is in training.json and bundle.json."""
+
+
+def model_card(
+    config: ExportConfig,
+    task: Task,
+    training: Mapping[str, Any],
+    model: Manifest,
+    shards: Manifest,
+    evaluation: Manifest,
+) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads.
+
+    Args:
+        config: title, licence, intended use.
+        task: what was learnt.
+        training: training.json of the model.
+        model, shards, evaluation: manifests of what the bundle comes from.
+    """
+    card, systems = task.card(), evaluation.details["systems"]
+    title = config.title or "model"
+    front = {
+        "language": "ko",
+        "library_name": "transformers",
+        "pipeline_tag": card["pipeline_tag"],
+        **({"license": config.license.lower()} if config.license else {}),
+        "tags": ["hanflow", task.name],
+    }
+    rows = shards.counts["rows"]
+    parts = [
+        f"---\n{yaml.safe_dump(front, allow_unicode=True, sort_keys=False)}---",
+        f"# {title}",
+        f"A Korean {task.name.replace('_', ' ')} model of {training['parameters']:,} parameters, trained with "
+        f"{model.program}.",
+        "## Use",
+        f"```python\n{card['example']}\n```",
+        "## Intended use",
+        config.intended_use or "Not stated by its makers.",
+        "## Scores",
+        f"Means over {evaluation.counts['rows']:,} rows of the {evaluation.counts['split']} split; the name of a score "
+        "ends with its tokenization, without which it could not be compared.",
+        _table(
+            ["system", *next(iter(systems.values()))],
+            [[n, *(f"{v:.4f}" for v in s.values())] for n, s in systems.items()],
+        ),
+        "## Data",
+        _table(["split", "rows", "tokens"], [[s, f"{rows[s]:,}", f"{shards.counts['tokens'][s]:,}"] for s in rows]),
+        f"{shards.counts['tokens_per_character']:.3f} tokens a character; vocabulary of "
+        f"{shards.counts['vocabulary']:,}; rows truncated: "
+        + ", ".join(f"{n:,} ({name})" for name, n in shards.counts["truncated"].items())
+        + ".",
+        "## Training",
+        f"{training['steps']:,} optimizer steps in {training['precision']} on {training['world_size']} × "
+        f"{training['device']} (torch {training['torch']}); the kept model is that of step "
+        f"{(training['best'] or {'step': training['steps']})['step']:,}.",
+        _table(
+            ["setting", "value"],
+            [[k, f"`{training['settings'][k]}`"] for k in SHOWN_SETTINGS if training["settings"][k]],
+        ),
+        "## Licence",
+        config.license
+        or "No licence was stated for these weights. Ask their makers, and mind the licence of the data.",
+        "## Limits",
+        "A model says what its training data makes likely, not what is true. It was scored on held-out rows of the same "
+        "source alone: measure it on your own texts before relying on it.",
+        "## Lineage",
+        _table(
+            ["artifact", "digest"],
+            [[k, f"`{v}`"] for k, v in {**evaluation.parents, "evaluation": evaluation.digest}.items()],
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
