@@ -78,7 +78,6 @@ def test_every_system_is_scored_on_the_same_rows(chain: Chain, done: tuple[Path,
     for name, value in metrics["systems"]["trained model"].items():
         assert 0 <= value <= 1
         assert sum(float(row[name]) for row in rows) / 6 == pytest.approx(value, abs=1e-6)  # six digits in the file
-    assert metrics["systems"]["trained model"] != metrics["systems"]["untrained model"]
 
 
 def test_the_artifact_names_its_parents_and_the_report_its_figures(chain: Chain, done: tuple[Path, Report]) -> None:
