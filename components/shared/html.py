@@ -204,8 +204,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
 
 
 def _plain(label: str) -> str:
-    """A label without matplotlib's mathematics ($…$)."""
-    return label.replace("$", r"\$")
+    """A label that matplotlib can measure: it refuses lone surrogates."""
+    return _CONTROL.sub("\ufffd", label)
 
 
 def _integer_axis(axes: Axes) -> None:
@@ -229,6 +229,7 @@ def _style() -> Any:
                 "font.sans-serif": ["DejaVu Sans"],
                 "svg.fonttype": "none",  # text stays text: searchable, and set in the reader's own Korean font
                 "svg.hashsalt": "hanflow",
+                "text.parse_math": False,  # $…$ in a name is a name
                 "font.size": 9,
                 "axes.titlesize": 9,
                 "axes.edgecolor": RULE,
