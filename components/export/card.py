@@ -53,6 +53,7 @@ def model_card(
         "library_name": "transformers",
         "pipeline_tag": card["pipeline_tag"],
         **({"license": config.license.lower()} if config.license else {}),
+        "metrics": list(next(iter(systems.values()))),
         "tags": ["hanflow", task.name],
     }
     rows = shards.counts["rows"]

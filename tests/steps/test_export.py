@@ -71,6 +71,7 @@ def test_the_card_tells_what_a_stranger_needs(chain: tuple[Chain, Path], tmp_pat
     card = (out / "README.md").read_text(encoding="utf-8")
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "cc0-1.0"
+    assert "rougeL_morpheme" in yaml.safe_load(front)["metrics"]
     for expected in ("# 나의 모델", "rougeL_morpheme", "lead-1", "| train | 30 |", "## Intended use", "## Lineage"):
         assert expected in body
     example = body.split("```python\n")[1].split("```")[0].replace('"huggingface"', f'"{out / "huggingface"}"')
