@@ -85,6 +85,7 @@ def staged(uri: str) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
         yield staging
+        readable_by_umask(staging)
         if target.exists():
             target.rmdir()
         os.replace(staging, target)
@@ -96,3 +97,14 @@ def staged(uri: str) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def readable_by_umask(folder: Path) -> None:
+    """Give the files in a folder the permissions that plainly created ones have.
+
+    Some libraries (safetensors) create theirs readable by the owner alone; other users of a shared volume need them.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

@@ -37,6 +37,8 @@ def pretrained(name: str, special_tokens: Iterable[str] = ()) -> PreTrainedToken
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
+        raise UserError(f"tokenize.tokenizer={name}: no such folder; give one with a tokenizer.json, or a hub name")
     try:
         bare = Path(name) / "tokenizer.json"
         if bare.is_file() and not (Path(name) / "tokenizer_config.json").is_file():

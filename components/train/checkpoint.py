@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from components.shared.artifacts import file_sha256
 from components.shared.config import UserError
 from components.shared.progress import log
+from components.shared.storage import readable_by_umask
 
 COMMIT = "commit.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -117,6 +118,7 @@ class Checkpoints:
             save_file(weights, staging / FILES[0])
             save_file(moments, staging / FILES[1])
             (staging / FILES[2]).write_text(state, encoding="utf-8")
+            readable_by_umask(staging)
             record = {}
             for name in FILES:
                 record[name] = {"bytes": (staging / name).stat().st_size, "sha256": file_sha256(staging / name)}

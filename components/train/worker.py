@@ -62,11 +62,11 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     from transformers import AutoTokenizer
 
     learnt = get_task(task)
+    folder = local_path(shards)
+    parent = artifacts.read_manifest(folder, "shards", task=task)
     problems = learnt.check_model(config)
     if problems:
         raise UserError("\n".join(problems))
-    folder = local_path(shards)
-    parent = artifacts.read_manifest(folder, "shards", task=task)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     train = Data.of(Shard(folder / "train.arrow", learnt.sequences), learnt, config, shuffle=True)
     validation = Data.of(Shard(folder / "validation.arrow", learnt.sequences), learnt, config, shuffle=False)

@@ -77,7 +77,11 @@ def test_an_artifact_appears_only_when_whole(tmp_path: Path) -> None:
     with staged(str(target)) as folder:
         (folder / "x").write_text("1")
         assert not target.exists()
-    assert [p.name for p in target.iterdir()] == ["x"]
+        private = folder / "y"
+        private.write_text("2")
+        private.chmod(0o600)
+    assert sorted(p.name for p in target.iterdir()) == ["x", "y"]
+    assert (target / "x").stat().st_mode == (target / "y").stat().st_mode, "other users of a shared volume read it too"
     assert [p.name for p in target.parent.iterdir()] == ["out"], "nothing is left beside it"
 
 

@@ -135,8 +135,11 @@ def test_a_pretrained_model_is_fitted_to_its_tokenizer_or_refused(tmp_path: Path
     assert model.final_logits_bias.shape[-1] == 52
     with pytest.raises(UserError, match="its pad_token_id is 1, the tokenizer's is 3: they do not belong together"):
         bart.new_model(config, tokenizer_of(pad=3, eos=2))
-    with pytest.raises(UserError, match="no pretrained encoder-decoder can be loaded from there"):
+    with pytest.raises(UserError, match="nothing: no such folder"):
         bart.new_model(TrainConfig(pretrained=str(tmp_path / "nothing")), tokenizer)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pretrained encoder-decoder can be loaded from there"):
+        bart.new_model(TrainConfig(pretrained=str(tmp_path / "empty")), tokenizer)
 
 
 def trained_once(model: torch.nn.Module, seed: int) -> torch.optim.Optimizer:

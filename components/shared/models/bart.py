@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,6 +127,8 @@ def load(name: str) -> PreTrainedModel:
     """
     from transformers import AutoModelForSeq2SeqLM
 
+    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
+        raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
     try:
         return AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
     except (OSError, ValueError) as error:

@@ -27,7 +27,9 @@ model = AutoModelForSeq2SeqLM.from_pretrained("huggingface")
 text = "요약할 글을 여기에 넣습니다." + tokenizer.eos_token  # it was trained with the end of sequence on its sources
 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
 output = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-print(tokenizer.decode(output[0], skip_special_tokens=True))"""
+# Not skip_special_tokens: some tokenizers (KoBART's) mark emojis special, which belong to the text.
+frame = {model.config.decoder_start_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+print(tokenizer.decode([token for token in output[0].tolist() if token not in frame]))"""
 
 
 class Summarization:
