@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +184,28 @@ class Checkpoints:
             raise UserError(f"{path}: cannot be read: {error}") from error
         if optimizer is not None:
             _load_optimizer(model, optimizer, load_file(path / FILES[1]))
+
+    def dump(
+        self, model: torch.nn.Module, step: int, batches: Sequence[dict[str, torch.Tensor]], rows: Sequence[int]
+    ) -> Path:
+        """Leave what reproduces a step: `model.safetensors`, `batch-<n>.safetensors` (this rank's) and `rows.json`.
+
+        Args:
+            model: with the weights before the step.
+            step: number of the step, from 0.
+            batches: the tensors of each forward pass.
+            rows: row numbers of the train split in all of them.
+
+        Returns:
+            The folder.
+        """
+        folder = self.folder / f"nonfinite-{step:08d}"
+        folder.mkdir(exist_ok=True)
+        save_file(_model_tensors(model), folder / "model.safetensors")
+        for number, batch in enumerate(batches):
+            save_file(batch, folder / f"batch-{number}.safetensors")
+        (folder / "rows.json").write_text(json.dumps({"step": step, "rows": list(rows)}), encoding="utf-8")
+        return folder
 
     def clean(self) -> None:
         """Remove what a killed save left half-written."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -134,7 +134,7 @@ def fit(
                 trackers.write("train", figures, layers)
                 progress.update(0, loss=figures["loss"], tokens_per_s=figures["tokens_per_second"])
                 if state.skipped_in_row >= config.nonfinite_limit:
-                    _give_up(data, state, train, config, checkpoints)
+                    _give_up(data, state, model, config, checkpoints)
             if validates and due(validate_every):
                 validate()
             overdue = config.save_minutes > 0 and time.monotonic() - saved_at > config.save_minutes * 60
@@ -150,11 +150,16 @@ def fit(
     return state
 
 
-def _give_up(data: StepData, state: LoopState, train: Data, config: TrainConfig, checkpoints: Checkpoints) -> None:
+def _give_up(
+    data: StepData, state: LoopState, model: PreTrainedModel, config: TrainConfig, checkpoints: Checkpoints
+) -> NoReturn:
     rows = [int(row) for batch in data.batches for row in batch.rows]
     shown = ", ".join(map(str, rows[:20])) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
+    dumped = ""
+    if config.nonfinite_dump:
+        dumped = f" Weights and batches of that step are in {checkpoints.dump(model, data.step, data.tensors, rows)}."
     raise UserError(
         f"the gradient was not finite in {state.skipped_in_row} steps in a row, up to step {state.step} (rows {shown} of "
-        f"the train split); lower train.learning_rate, set train.precision=fp32 or look at these rows. The last good "
-        f"checkpoint is in {checkpoints.folder}"
+        "the train split); lower train.learning_rate, set train.precision=fp32 or look at these rows."
+        f"{dumped} Checkpoints from before are in {checkpoints.folder}"
     )
