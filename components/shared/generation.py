@@ -98,6 +98,16 @@ def generate(
     return texts
 
 
+def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generated: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of what `model.generate` returned, as `generate` would give them.
+
+    Args:
+        generated: one row of token ids each, the decoder's start first; ids below 0 are padding.
+    """
+    end, removed = special_ids(model)["eos_token_id"], _removed_ids(model, tokenizer, ())
+    return [_decoded([token for token in row[1:] if token >= 0], tokenizer, end, removed) for row in generated]
+
+
 def batches(lengths: Sequence[int], batch_tokens: int, beams: int) -> Iterator[list[int]]:
     """Row numbers of every batch: rows of similar length together, the longest first.
 

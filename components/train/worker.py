@@ -72,6 +72,16 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     validation = Data.of(Shard(folder / "validation.arrow", learnt.sequences), learnt, config, shuffle=False)
     if not len(train.shard):
         raise UserError(f"{shards}: its train split is empty: there is nothing to learn from")
+    if config.engine == "transformers":
+        from components.train import trainer
+
+        model = learnt.new_model(config, tokenizer)
+        _check_fit(model, train, validation, learnt)
+        place, identity = _checkpoint_folder(config, output), _identity(config, parent)
+        state, facts = trainer.fit(model, tokenizer, learnt, config, train.shard, validation.shard, place, identity)
+        if int(os.environ.get("RANK", 0)) == 0:
+            _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
+        return Report(_figures(model, state, config, facts))
     backend = TorchBackend(config.precision, config.compile)
     try:
         model = learnt.new_model(config, tokenizer)
@@ -87,11 +97,17 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         state = fit(model, tokenizer, learnt, config, backend, train, validation, checkpoints, state)
         if state.best_step >= 0:
             checkpoints.load(checkpoints.path(state.best_step), model)
+        facts = {
+            "precision": backend.precision,
+            "device": backend.device.type,
+            "world_size": backend.world_size,
+            "padding_efficiency": train.plan.padding_efficiency,
+        }
         if backend.is_main:
-            _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, train, state, backend)
+            _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
     finally:
         backend.close()
-    return Report(_figures(model, train, state, config))
+    return Report(_figures(model, state, config, facts))
 
 
 def _checkpoint_folder(config: TrainConfig, output: str) -> Path:
@@ -163,14 +179,14 @@ def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
         )
 
 
-def _figures(model: PreTrainedModel, train: Data, state: LoopState, config: TrainConfig) -> dict[str, Any]:
+def _figures(model: PreTrainedModel, state: LoopState, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
     speeds = sorted(point["tokens_per_second"] for point in state.train)
     figures: dict[str, Any] = {
         "steps": state.step,
         "parameters": model.num_parameters(),
         "train_loss": round(state.train[-1]["loss"], 4),
         "tokens_per_second": round(speeds[len(speeds) // 2]),
-        "padding_efficiency": round(train.plan.padding_efficiency, 4),
+        "padding_efficiency": round(facts["padding_efficiency"], 4),
     }
     if state.best_step >= 0:
         figures |= {f"validation_{config.best_metric}": round(state.best_value, 4), "best_step": state.best_step}
@@ -184,10 +200,10 @@ def _write_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     parent: Manifest,
-    train: Data,
     state: LoopState,
-    backend: Backend,
+    facts: dict[str, Any],
 ) -> None:
+    """Write the model artifact; `facts`: precision, device, world size and padding efficiency of the run."""
     best = {"step": state.best_step, config.best_metric: state.best_value} if state.best_step >= 0 else None
     training = {
         "settings": to_mapping(config),
@@ -197,11 +213,8 @@ def _write_model(
         "skipped_steps": state.skipped,
         "order": state.order,
         "parameters": model.num_parameters(),
-        "precision": backend.precision,
-        "device": backend.device.type,
-        "world_size": backend.world_size,
         "torch": torch.__version__,
-        "padding_efficiency": train.plan.padding_efficiency,
+        **facts,
     }
     with staged(output) as target:
         model.save_pretrained(target)

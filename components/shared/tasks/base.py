@@ -68,6 +68,8 @@ class Task(Protocol):
     """Column whose text may stand in one split only."""
     sequences: tuple[str, ...]
     """Sequences of token ids that a row of the shards holds, in the order that batches are shaped by."""
+    generates: bool
+    """Whether predictions are texts that an encoder-decoder generates: a row is then (source, target)."""
     best_metric: str
     """The one of `Scores.overall` that decides which model is best; higher is better."""
 

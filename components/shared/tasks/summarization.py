@@ -45,6 +45,7 @@ class Summarization:
     text_roles = ("source", "target")
     split_role = "source"
     sequences = ("source", "target")
+    generates = True
     best_metric = "rougeL_morpheme"
 
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
