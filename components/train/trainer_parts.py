@@ -98,12 +98,12 @@ class Clock(TrainerCallback):
         """Real tokens / padded tokens of this process, between 0 and 1."""
         return self._real / self._padded if self._padded else 1.0
 
-    def speed(self) -> float:
-        """Real tokens a second of this process since the last call."""
+    def window(self) -> tuple[int, float]:
+        """(real tokens of this process, seconds of training) since the last call."""
         self._tick()
-        speed = self._tokens / max(self._seconds, 1e-9)
+        window = self._tokens, self._seconds
         self._tokens, self._seconds = 0, 0.0
-        return speed
+        return window
 
     def _tick(self) -> None:
         now = time.perf_counter()

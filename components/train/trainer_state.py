@@ -126,6 +126,7 @@ def train_point(logs: Mapping[str, Any], step: int) -> dict[str, float] | None:
         "loss": logs["loss"],
         "learning_rate": logs["learning_rate"],
         "gradient_norm": logs.get("grad_norm", float("nan")),
+        "tokens": logs.get("tokens", 0),
         "tokens_per_second": logs.get("tokens_per_second", 0.0),
         "memory_gb": logs.get("memory_gb", 0.0),
         "skipped_steps": 0,
