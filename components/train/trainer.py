@@ -64,32 +64,45 @@ def fit(
     if ignored and is_main:
         log.warning("train.engine=transformers gives other meanings to: %s", "; ".join(ignored))
     state = LoopState(identity)
-    before = trainer_state.read(begin) if begin else {}
+    end = trainer_state.read(begin) if begin else {}
     if begin:
-        state.step = before["global_step"]
-        trainer_state.take_up(state, before["log_history"])
+        state.step = end["global_step"]
+        trainer_state.take_up(state, end["log_history"])
     try:
         trainer = make_trainer(config, task, model, tokenizer, train, validation, folder)
         if is_main:
             (folder / trainer_state.IDENTITY).write_text(json.dumps(identity), encoding="utf-8")
-        total = trainer.sizes.steps
+            log.info(
+                "%s parameters; %d × %d × %d rows a step, %d steps an epoch; %s on %s, by transformers",
+                f"{model.num_parameters():,}",
+                trainer.args.world_size,
+                config.accumulation,
+                trainer.args.per_device_train_batch_size,
+                trainer.sizes.steps_per_epoch,
+                trainer.precision,
+                trainer.args.device.type,
+            )
         with (
             Trackers(checkpoints, state, config, enabled=is_main) as trackers,
-            Progress("training", total=total, unit="steps", done=state.step) as progress,
+            Progress("training", total=trainer.sizes.steps, unit="steps", done=state.step) as progress,
         ):
-            if begin and trainer_state.ended(before):
-                trainer.take_best(before)
+            if begin and trainer_state.ended(end):
+                trainer.take_best(end)
             else:
                 trainer.add_callback(Reporter(state, trackers, progress))
                 trainer.train(resume_from_checkpoint=str(begin) if begin else None)
-                before = {"best_global_step": trainer.state.best_global_step, "best_metric": trainer.state.best_metric}
-        if before["best_global_step"]:
-            state.best_step, state.best_value = before["best_global_step"], before["best_metric"]
+                end = dict(vars(trainer.state))
+        if end["best_global_step"]:
+            state.best_step, state.best_value = end["best_global_step"], end["best_metric"]
         facts = {
             "precision": trainer.precision,
             "device": trainer.args.device.type,
             "world_size": trainer.args.world_size,
-            "padding_efficiency": trainer.clock.efficiency,
+            "padding_efficiency": max(
+                (entry["step"], entry["padding_efficiency"])
+                for entry in end["log_history"]
+                if "padding_efficiency" in entry
+            )[1],
         }
     finally:
         model.generation_config = own_search

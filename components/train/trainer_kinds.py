@@ -99,6 +99,7 @@ class TaskTrainer(Trainer):
             tokens, seconds = self.clock.window()
             logs["tokens"] = tokens * self.args.world_size  # the others work on as much
             logs["tokens_per_second"] = logs["tokens"] / max(seconds, 1e-9)
+            logs["padding_efficiency"] = self.clock.efficiency
             logs["memory_gb"] = memory_bytes(self.args.device) / 1e9
         super().log(logs, start_time)
 

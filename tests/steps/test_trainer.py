@@ -18,11 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainingArguments
 
 from components.shared.config import EvaluateConfig, TrainConfig, UserError
-from components.shared.shards import Shard
+from components.shared.shards import Shard, ShardWriter
 from components.shared.tasks import get_task
 from components.shared.tasks.summarization import Summarization
 from components.train import trainer_state
-from components.train.trainer import make_trainer
+from components.train.trainer import fit, make_trainer
 from components.train.trainer_arguments import Sizes, sizes, training_arguments, without_counterpart
 from components.train.trainer_kinds import TaskTrainer
 from components.train.worker import run
@@ -108,7 +108,7 @@ def test_early_stopping_ends_the_run_and_stays_ended(shards: Path, tmp_path: Pat
     training = trained(shards, tmp_path / "model", **place)
     assert training["steps"] == 10 and len(training["history"]["validation"]) == 2
     again = trained(shards, tmp_path / "again", **place)
-    assert again["history"] == training["history"] and again["best"] == training["best"]
+    assert all(again[name] == training[name] for name in ("history", "best", "padding_efficiency"))
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("model", "again"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -131,6 +131,20 @@ def test_it_goes_on_from_its_last_whole_checkpoint(
         trained(shards, tmp_path / "out", **place, learning_rate=1e-3)
     with pytest.raises(UserError, match="was never finished"):
         trained(shards, tmp_path / "out", **place, resume=str(folder / "checkpoint-7"))
+
+
+def test_without_a_validation_split_the_last_model_is_kept(shards: Path, tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "empty.arrow", ("source", "target")):
+        pass
+    task, config = get_task("summarization"), settings(epochs=1, save_every=2)
+    tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
+    train, empty = (Shard(path, task.sequences) for path in (shards / "train.arrow", tmp_path / "empty.arrow"))
+    for _ in range(2):  # the second finds the first one's end
+        model = task.new_model(config, tokenizer)
+        state, _ = fit(model, tokenizer, task, config, train, empty, tmp_path / "checkpoints", {})
+        assert (state.step, state.best_step, state.validation) == (5, -1, [])
+        last = load_file(tmp_path / "checkpoints" / "transformers" / "checkpoint-5" / "model.safetensors")
+        assert torch.equal(model.state_dict()["model.shared.weight"], last["model.shared.weight"])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json", "rng_state.pth"])
