@@ -63,6 +63,7 @@ class Window:
             "loss": loss / targets if targets else float("nan"),
             "learning_rate": rate,
             "gradient_norm": float(norm),
+            "tokens": self._tokens,
             "tokens_per_second": self._tokens / max(seconds, 1e-9),
             "memory_gb": self._backend.memory_bytes() / 1e9,
             "skipped_steps": state.skipped,

@@ -1,0 +1,43 @@
+"""What the training benchmarks run on: petitions under the KoBART tokenizer, in hanflow's own shards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from components.preprocess.corpus import run as preprocess
+from components.shared.config import PreprocessConfig, TokenizeConfig
+from components.tokenize.encode import run as tokenize
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("HANFLOW_SHARED", ROOT.parent / "shared"))
+"""Folder with `data/`: beside the project, or where HANFLOW_SHARED says."""
+
+KOBART = {
+    "type": "bart",
+    "d_model": 768,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_attention_heads": 16,
+    "decoder_attention_heads": 16,
+    "encoder_ffn_dim": 3072,
+    "decoder_ffn_dim": 3072,
+    "max_position_embeddings": 1026,
+}
+"""The shape of KoBART; with its vocabulary of 30,000 it has 123.9 million parameters. Weights are random."""
+
+MAX_SOURCE, MAX_TARGET = 512, 64
+
+
+def make_shards(folder: Path) -> Path:
+    """Shards of the petitions (those in `shared/`, else the bundled sample) under the KoBART tokenizer.
+
+    Where `shared/` is missing the tokenizer is asked of the hub.
+    """
+    raw, tokenizer = SHARED / "data" / "petitions" / "train.tsv", SHARED / "data" / "kobart_tokenizer"
+    source = raw if raw.is_file() else ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
+    name = str(tokenizer) if tokenizer.is_dir() else "gogamza/kobart-base-v2"
+    preprocess(PreprocessConfig(source=str(source)), task="summarization", output=str(folder / "corpus"))
+    config = TokenizeConfig(tokenizer=name, max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET)
+    tokenize(config, task="summarization", output=str(folder / "shards"), corpus=str(folder / "corpus"))
+    return folder / "shards"

@@ -1,0 +1,158 @@
+"""One training run of one engine, in a process of its own; prints one JSON line with what was measured.
+
+`python -m tests.benchmarks.train_run '{"engine": …}'`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+STARTED = time.monotonic()
+
+
+def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """hanflow's own loop, as the train step runs it."""
+    from components.shared.config import TrainConfig
+    from components.train.worker import run
+
+    config = TrainConfig(
+        architecture=job["architecture"],
+        epochs=1000,
+        max_steps=job["warm"] + job["steps"],
+        batch_size=job["batch_size"],
+        learning_rate=job["learning_rate"],
+        precision=job["precision"],
+        processes=job.get("processes", 1),
+        compile=job.get("compile", "auto"),
+        log_every=1,
+        save_every=0,
+        validate_every=10**9,
+        save_total_limit=1,
+    )
+    run(config, task="summarization", output=str(folder / "model"), shards=job["shards"])
+    training = json.loads((folder / "model" / "training.json").read_text())
+    points = training["history"]["train"][job["warm"] :]
+    seconds = sum(p["tokens"] / p["tokens_per_second"] for p in points)
+    validation = training["history"]["validation"]
+    return {
+        "tokens": sum(p["tokens"] for p in points),
+        "seconds": seconds,
+        "validation_loss": validation[-1]["loss"] if validation else None,
+        "padding_efficiency": training["padding_efficiency"],
+        "device_gb": points[-1]["memory_gb"],
+    }
+
+
+def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """transformers' Seq2SeqTrainer with DataCollatorForSeq2Seq, as its users write it."""
+    import torch
+    from torch.utils.data import Dataset
+    from transformers import (
+        AutoTokenizer,
+        DataCollatorForSeq2Seq,
+        Seq2SeqTrainer,
+        Seq2SeqTrainingArguments,
+        TrainerCallback,
+    )
+
+    from components.shared.config import TrainConfig
+    from components.shared.shards import Shard
+    from components.shared.tasks import get_task
+
+    task = get_task("summarization")
+    tokenizer = AutoTokenizer.from_pretrained(Path(job["shards"]) / "tokenizer")
+    model = task.new_model(TrainConfig(architecture=job["architecture"]), tokenizer)
+
+    class Rows(Dataset):
+        def __init__(self, split: str):
+            shard = Shard(Path(job["shards"]) / f"{split}.arrow", task.sequences)
+            self.rows = [{"input_ids": s.tolist(), "labels": t.tolist()} for s, t in (shard[i] for i in range(len(shard)))]
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+        def __getitem__(self, index: int) -> dict[str, list[int]]:
+            return self.rows[index]
+
+    class Counting(DataCollatorForSeq2Seq):
+        tokens = 0
+
+        def __call__(self, features: Any, return_tensors: Any = None) -> Any:
+            batch = super().__call__(features, return_tensors)
+            Counting.tokens += sum(len(f["input_ids"]) + sum(t != -100 for t in f["labels"]) for f in features)
+            return batch
+
+    class Clock(TrainerCallback):
+        at: list[tuple[float, int]] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.at.append((time.perf_counter(), Counting.tokens))
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.on_step_begin()
+
+    cuda = torch.cuda.is_available()
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(folder),
+        max_steps=job["warm"] + job["steps"],
+        per_device_train_batch_size=job["batch_size"] // job.get("processes", 1),
+        per_device_eval_batch_size=job["batch_size"],
+        learning_rate=job["learning_rate"],
+        weight_decay=0.01,
+        warmup_steps=-(-(job["warm"] + job["steps"]) // 10),
+        max_grad_norm=1.0,
+        lr_scheduler_type="linear",
+        bf16=job["precision"] == "bf16",
+        use_cpu=not cuda,
+        seed=42,
+        report_to=[],
+        save_strategy="no",
+        eval_strategy="no",
+        logging_steps=10,
+        disable_tqdm=True,
+        **({"train_sampling_strategy": "group_by_length"} if job["engine"] == "trainer-grouped" else {}),
+        **job.get("arguments", {}),
+    )
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=Rows("train"),
+        eval_dataset=Rows("validation"),
+        data_collator=Counting(tokenizer, model=model),
+        callbacks=[Clock()],
+    )
+    # The loader collates ahead: count a step's tokens when it is computed, not when it is fetched.
+    trainer.train()
+    times = Clock.at[job["warm"] :]
+    loss = trainer.evaluate()["eval_loss"] if job.get("validate") else None
+    return {
+        "tokens": times[-1][1] - times[0][1],
+        "seconds": times[-1][0] - times[0][0],
+        "validation_loss": loss,
+        "device_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
+    }
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    if job.get("threads"):
+        os.environ["OMP_NUM_THREADS"] = str(job["threads"])
+    with tempfile.TemporaryDirectory(prefix="hanflow-bench-") as place:
+        result = (ours if job["engine"] == "hanflow" else theirs)(job, Path(place))
+    who = resource.RUSAGE_CHILDREN if job.get("processes", 1) > 1 else resource.RUSAGE_SELF
+    result["peak_gb"] = resource.getrusage(who).ru_maxrss * 1024 / 1e9
+    result["total_seconds"] = time.monotonic() - STARTED
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
