@@ -19,6 +19,9 @@ MAX_SHAPES = 8
 MULTIPLE = 8
 """Padded lengths are multiples of this (tensor cores and AMX tiles like it), up to the longest row."""
 
+WINDOW = 16
+"""Batches among which rows are sorted by length: enough to find rows that fit together, few enough to stay mixed."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -71,6 +74,8 @@ class BatchPlan:
         riding: list[list[np.ndarray]] = [[] for _ in self.shapes]
         for i, ((members, _), shape) in enumerate(zip(self._groups, self.shapes, strict=True)):
             rows = np.concatenate([*riding[i], random.permutation(members) if self.shuffle else members])
+            if self.shuffle:
+                rows = self._like_beside_like(rows, shape[0])
             whole = len(rows) // shape[0] * shape[0]
             batches += [Batch(rows[at : at + shape[0]], shape) for at in range(0, whole, shape[0])]
             if whole == len(rows):
@@ -83,6 +88,12 @@ class BatchPlan:
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
         return batches
+
+    def _like_beside_like(self, rows: np.ndarray, size: int) -> np.ndarray:
+        """Shuffled rows sorted by length within windows of some batches, so that a batch can be trimmed."""
+        windows = [rows[at : at + WINDOW * size] for at in range(0, len(rows), WINDOW * size)]
+        keys = [np.lexsort(self.lengths[window].T[::-1]) for window in windows]
+        return np.concatenate([window[key] for window, key in zip(windows, keys, strict=True)])
 
     def _enclosing(self, group: int) -> int | None:
         """The next shape that what did not fill a batch of this one fits into, whatever its rows are.
@@ -100,12 +111,16 @@ class BatchPlan:
         """Batches of an epoch, the same for every epoch."""
         return len(self.epoch(0))
 
-    @cached_property
-    def padding_efficiency(self) -> float:
-        """Real tokens / padded tokens over an epoch, between 0 and 1."""
+    def padding_efficiency(self, *, trimmed: bool = False) -> float:
+        """Real tokens / padded tokens over an epoch, between 0 and 1; of the static shapes or of the trimmed ones."""
         batches = self.epoch(0)
-        padded = sum(shape[0] * sum(shape[1:]) for shape in (batch.shape for batch in batches))
+        shapes = [self.trimmed(batch) if trimmed else batch.shape for batch in batches]
+        padded = sum(shape[0] * sum(shape[1:]) for shape in shapes)
         return float(self.lengths.sum()) / padded if padded else 1.0
+
+    def trimmed(self, batch: Batch) -> tuple[int, ...]:
+        """The shape that the rows of a batch really need: for devices that need no static shapes."""
+        return len(batch.rows), *_padded(self.lengths[batch.rows].max(axis=0), np.array(batch.shape[1:]))
 
 
 def _group(lengths: np.ndarray, max_shapes: int) -> list[tuple[np.ndarray, tuple[int, ...]]]:

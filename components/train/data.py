@@ -56,7 +56,7 @@ class Data:
         """This rank's part of a global batch, in main memory."""
         rows, shape = batch.share(backend.rank, backend.world_size)
         if not backend.static_shapes:
-            shape = (max(len(rows), 1), *shape[1:])
+            shape = (max(len(rows), 1), *self.plan.trimmed(batch)[1:])
         return backend.pin(task.collate(self.shard.rows(rows), shape, model))
 
 

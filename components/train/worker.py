@@ -23,6 +23,7 @@ from components.train.backends.torch_ddp import TorchBackend
 from components.train.checkpoint import Checkpoints, LoopState
 from components.train.data import Data
 from components.train.loop import fit
+from components.train.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def _processes(config: TrainConfig) -> int:
 
 def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     """What one worker does: all of a run, or its share."""
+    keep_freed_memory()
     from transformers import AutoTokenizer
 
     learnt = get_task(task)
@@ -86,6 +88,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     try:
         model = learnt.new_model(config, tokenizer)
         _check_fit(model, train, validation, learnt)
+        learnt.tune(model, backend.device)
         checkpoints = Checkpoints(
             _checkpoint_folder(config, output), config.save_total_limit, behind=backend.saves_behind
         )
@@ -101,7 +104,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
             "precision": backend.precision,
             "device": backend.device.type,
             "world_size": backend.world_size,
-            "padding_efficiency": train.plan.padding_efficiency,
+            "padding_efficiency": train.plan.padding_efficiency(trimmed=not backend.static_shapes),
         }
         if backend.is_main:
             _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
@@ -172,7 +175,7 @@ def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
             f"{len(train.shard):,}",
             train.plan.batches_per_epoch,
             len(train.plan.shapes),
-            train.plan.padding_efficiency,
+            train.plan.padding_efficiency(trimmed=not backend.static_shapes),
             backend.precision,
             backend.device.type,
             backend.world_size,

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 STARTED = time.monotonic()
 
@@ -73,7 +73,9 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     class Rows(Dataset):
         def __init__(self, split: str):
             shard = Shard(Path(job["shards"]) / f"{split}.arrow", task.sequences)
-            self.rows = [{"input_ids": s.tolist(), "labels": t.tolist()} for s, t in (shard[i] for i in range(len(shard)))]
+            self.rows = [
+                {"input_ids": s.tolist(), "labels": t.tolist()} for s, t in (shard[i] for i in range(len(shard)))
+            ]
 
         def __len__(self) -> int:
             return len(self.rows)
@@ -90,7 +92,7 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             return batch
 
     class Clock(TrainerCallback):
-        at: list[tuple[float, int]] = []
+        at: ClassVar[list[tuple[float, int]]] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():

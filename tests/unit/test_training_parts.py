@@ -19,7 +19,8 @@ from transformers import (
 )
 
 from components.shared.config import TrainConfig, UserError
-from components.shared.models import bart
+from components.shared.models import attention, bart
+from components.shared.tasks import get_task
 from components.train.checkpoint import Checkpoints, LoopState
 from components.train.optim import learning_rate, make_optimizer
 
@@ -72,6 +73,35 @@ def test_loss_and_gradients_equal_those_of_transformers(lengths: list[tuple[int,
     torch.testing.assert_close(total / count, reference, rtol=1e-6, atol=1e-6)
     for (name, a), (_, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_by_matrix_products_is_the_same_attention(padded: bool) -> None:
+    """In bf16 against the formula in float64; tolerances are those of bf16 (8 bits, 2^-8 = 0.4 %, of sums of 200)."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 200, 16, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, 1, 1, 200, dtype=torch.bool)
+    if padded:
+        mask[1, ..., 150:] = False
+    ours, _ = attention.attention(torch.nn.Module(), q, k, v, mask if padded else None)
+    gradients = torch.autograd.grad(ours.float().square().sum(), (q, k, v))
+    exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
+    scores = (exact[0] @ exact[1].transpose(-1, -2) / 4).masked_fill(~mask, float("-inf"))
+    reference = (scores.softmax(-1) @ exact[2]).transpose(1, 2)
+    expected = torch.autograd.grad(reference.square().sum(), exact)
+    assert ours.shape == (2, 200, 3, 16)
+    torch.testing.assert_close(ours.double(), reference, rtol=0.02, atol=0.02)
+    for a, b in zip(gradients, expected, strict=True):
+        assert float((a.double() - b).norm() / b.norm()) < 0.02
+
+
+def test_a_tuned_model_computes_what_it_did() -> None:
+    """In float32 and for short or causal sequences torch's own attention is used: bit by bit the same."""
+    rows = rows_of([(60, 5), (40, 7)])
+    plain, tuned = tiny_model().eval(), tiny_model().eval()
+    get_task("summarization").tune(tuned, torch.device("cpu"))
+    batch = bart.collate(rows, (2, 64, 8), plain.config)
+    assert torch.equal(bart.loss(plain, batch, 0.0)[0], bart.loss(tuned, batch, 0.0)[0])
 
 
 def test_no_mask_where_nothing_is_padded() -> None:
