@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format compile clean
+.PHONY: run test lint format compile bench clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
@@ -30,6 +30,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# The README's table; one row with ONLY=name. About 20 minutes on 2 cores.
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

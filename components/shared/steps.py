@@ -51,8 +51,7 @@ def setup_logging() -> None:
 def execute(step: str, run: Run, values: Mapping[str, Any], *, task: str, output: str, **inputs: str) -> Report:
     """Run a step's function on plain setting values, with its start, end or failure told to whoever listens."""
     setup_logging()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminate)
+    obey_sigterm()
     emit("started", step=step)
     started = time.monotonic()
     try:
@@ -73,8 +72,14 @@ class Terminated(UserError):
     exit_status = 128 + signal.SIGTERM
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated("terminated; nothing half-written was left")
+def obey_sigterm() -> None:
+    """Let SIGTERM end this process as an error does."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated("terminated; nothing half-written was left")
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def _message(error: BaseException) -> str:

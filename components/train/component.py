@@ -48,6 +48,7 @@ def train(
     engine: str,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
 ) -> str:
     """Train a model on token ids; the one with the best validation loss is kept.
 
@@ -56,6 +57,7 @@ def train(
         shards: URI of the shards artifact; the other arguments are the settings of the same name.
         model: The model in Hugging Face format, and how it came about.
         metrics: Losses, speed, size.
+        report: The curves.
 
     Returns:
         URI of the model.

@@ -22,7 +22,7 @@ from typing import Any
 
 from components.shared.config import TrainConfig, UserError, step_config, to_mapping
 from components.shared.progress import log
-from components.shared.steps import Report, setup_logging
+from components.shared.steps import Report, obey_sigterm, setup_logging
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 15.0
@@ -138,6 +138,7 @@ def _worker(place: str) -> int:
     from components.train.worker import work
 
     setup_logging()
+    obey_sigterm()
     job = json.loads((Path(place) / "job.json").read_text(encoding="utf-8"))
     ending: dict[str, Any] = {}
     status = 0

@@ -24,6 +24,7 @@ from components.train.checkpoint import Checkpoints, LoopState
 from components.train.data import Data
 from components.train.loop import fit
 from components.train.memory import keep_freed_memory
+from components.train.report import render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +84,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         state, facts = trainer.fit(model, tokenizer, learnt, config, train.shard, validation.shard, place, identity)
         if int(os.environ.get("RANK", 0)) == 0:
             _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
-        return Report(_figures(model, state, config, facts))
+        return Report(_figures(model, state, config, facts), html="report.html")
     backend = TorchBackend(config.precision, config.compile)
     try:
         model = learnt.new_model(config, tokenizer)
@@ -110,7 +111,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
             _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
     finally:
         backend.close()
-    return Report(_figures(model, state, config, facts))
+    return Report(_figures(model, state, config, facts), html="report.html")
 
 
 def _checkpoint_folder(config: TrainConfig, output: str) -> Path:
@@ -222,6 +223,7 @@ def _write_model(
     with staged(output) as target:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
+        (target / "report.html").write_text(render(training), encoding="utf-8")
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         counts = {"steps": state.step, "parameters": training["parameters"]}
         artifacts.write_manifest(

@@ -29,15 +29,16 @@ KOBART = {
 MAX_SOURCE, MAX_TARGET = 512, 64
 
 
-def make_shards(folder: Path) -> Path:
-    """Shards of the petitions (those in `shared/`, else the bundled sample) under the KoBART tokenizer.
+def make_shards(folder: Path, rows: int) -> Path:
+    """Shards of so many petitions (those in `shared/`, else the bundled sample) under the KoBART tokenizer.
 
     Where `shared/` is missing the tokenizer is asked of the hub.
     """
     raw, tokenizer = SHARED / "data" / "petitions" / "train.tsv", SHARED / "data" / "kobart_tokenizer"
     source = raw if raw.is_file() else ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
     name = str(tokenizer) if tokenizer.is_dir() else "gogamza/kobart-base-v2"
-    preprocess(PreprocessConfig(source=str(source)), task="summarization", output=str(folder / "corpus"))
-    config = TokenizeConfig(tokenizer=name, max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET)
-    tokenize(config, task="summarization", output=str(folder / "shards"), corpus=str(folder / "corpus"))
+    config = PreprocessConfig(source=str(source), limit_rows=rows, validation_ratio=0.1, test_ratio=0.0)
+    preprocess(config, task="summarization", output=str(folder / "corpus"))
+    encoding = TokenizeConfig(tokenizer=name, max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET)
+    tokenize(encoding, task="summarization", output=str(folder / "shards"), corpus=str(folder / "corpus"))
     return folder / "shards"

@@ -20,12 +20,20 @@ STARTED = time.monotonic()
 def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """hanflow's own loop, as the train step runs it."""
     from components.shared.config import TrainConfig
+    from components.train import loop
     from components.train.worker import run
 
+    begun: list[float] = []
+
+    class Window(loop.Window):  # made when everything is loaded, before the first step
+        def __init__(self, *arguments: Any):
+            begun.append(time.monotonic() - STARTED)
+            super().__init__(*arguments)
+
+    loop.Window = Window  # type: ignore[misc]
     config = TrainConfig(
         architecture=job["architecture"],
-        epochs=1000,
-        max_steps=job["warm"] + job["steps"],
+        epochs=1,
         batch_size=job["batch_size"],
         learning_rate=job["learning_rate"],
         precision=job["precision"],
@@ -38,7 +46,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     run(config, task="summarization", output=str(folder / "model"), shards=job["shards"])
     training = json.loads((folder / "model" / "training.json").read_text())
-    points = training["history"]["train"][job["warm"] :]
+    points = training["history"]["train"]
     seconds = sum(p["tokens"] / p["tokens_per_second"] for p in points)
     validation = training["history"]["validation"]
     return {
@@ -46,7 +54,8 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         "seconds": seconds,
         "validation_loss": validation[-1]["loss"] if validation else None,
         "padding_efficiency": training["padding_efficiency"],
-        "device_gb": points[-1]["memory_gb"],
+        "peak_gb": points[-1]["memory_gb"],
+        "startup_seconds": begun[0] if begun else None,
     }
 
 
@@ -93,8 +102,10 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     class Clock(TrainerCallback):
         at: ClassVar[list[tuple[float, int]]] = []
+        started = 0.0
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            Clock.started = Clock.started or time.monotonic() - STARTED
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.at.append((time.perf_counter(), Counting.tokens))
@@ -105,12 +116,12 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     cuda = torch.cuda.is_available()
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(folder),
-        max_steps=job["warm"] + job["steps"],
+        num_train_epochs=1,
         per_device_train_batch_size=job["batch_size"] // job.get("processes", 1),
         per_device_eval_batch_size=job["batch_size"],
         learning_rate=job["learning_rate"],
         weight_decay=0.01,
-        warmup_steps=-(-(job["warm"] + job["steps"]) // 10),
+        warmup_steps=0.1,  # a fraction of all steps
         max_grad_norm=1.0,
         lr_scheduler_type="linear",
         bf16=job["precision"] == "bf16",
@@ -132,28 +143,29 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         data_collator=Counting(tokenizer, model=model),
         callbacks=[Clock()],
     )
-    # The loader collates ahead: count a step's tokens when it is computed, not when it is fetched.
     trainer.train()
-    times = Clock.at[job["warm"] :]
+    times = Clock.at
+    peak = _peak_gb()
     loss = trainer.evaluate()["eval_loss"] if job.get("validate") else None
     return {
-        "tokens": times[-1][1] - times[0][1],
+        "tokens": times[-1][1] * job.get("processes", 1),  # an epoch: every batch that was fetched was computed
         "seconds": times[-1][0] - times[0][0],
         "validation_loss": loss,
-        "device_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else 0.0,
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else peak,
+        "startup_seconds": Clock.started,
     }
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
     job = json.loads(sys.argv[1])
-    if job.get("threads"):
-        os.environ["OMP_NUM_THREADS"] = str(job["threads"])
     with tempfile.TemporaryDirectory(prefix="hanflow-bench-") as place:
         result = (ours if job["engine"] == "hanflow" else theirs)(job, Path(place))
-    who = resource.RUSAGE_CHILDREN if job.get("processes", 1) > 1 else resource.RUSAGE_SELF
-    result["peak_gb"] = resource.getrusage(who).ru_maxrss * 1024 / 1e9
-    result["total_seconds"] = time.monotonic() - STARTED
-    print(json.dumps(result))
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,279 @@
+"""`make bench`: every figure of the README's table, as ratios to a named peer measured in the same run.
+
+`python -m tests.benchmarks [NAME]` runs one row, or all; rows are merged into results.json and into README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.data import KOBART, make_shards
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results.json", HERE.parents[1] / "README.md"
+BATCH = 8
+REPEATS = 2
+
+
+def machine() -> str:
+    """Processor, cores, accelerator and torch, as the table names them."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    info = torch.cpu.get_capabilities()
+    units = "AMX" if info.get("amx_bf16") else "AVX-512" if info.get("avx512_f") else "AVX2"
+    return f"{info.get('cpu_name', platform.processor())} ({units}), {os.cpu_count()} cores, torch {torch.__version__}"
+
+
+def row(
+    name: str, peer: str, ours: Sequence[float], theirs: Sequence[float], unit: str, *, smaller: bool = False
+) -> dict[str, Any]:
+    """One row; `ratio` above 1 means that ours is better, `spread` is that of the repeats' ratios."""
+    pairs = [(b / a if smaller else a / b) for a, b in zip(ours, theirs, strict=True)]
+    return {
+        "name": name,
+        "peer": peer,
+        "ours": round(statistics.median(ours), 4),
+        "theirs": round(statistics.median(theirs), 4),
+        "unit": unit,
+        "ratio": round(statistics.median(pairs), 3),
+        "spread": f"{min(pairs):.2f}–{max(pairs):.2f} over {len(pairs)}",
+        "machine": machine(),
+    }
+
+
+def train_run(engine: str, shards: Path, **job: Any) -> dict[str, Any]:
+    """What one training process measured; with `processes`, the Trainer's are started here, ours start themselves."""
+    full = {
+        "engine": engine,
+        "architecture": KOBART,
+        "shards": str(shards),
+        "batch_size": BATCH,
+        "learning_rate": 3e-5,
+        "precision": "bf16",
+        **job,
+    }
+    count = job.get("processes", 1) if engine != "hanflow" else 1
+    command = [sys.executable, "-m", "tests.benchmarks.train_run", json.dumps(full)]
+    processes = []
+    for rank in range(count):
+        ranks = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "29511",
+        }
+        env = {**os.environ, **(ranks | {"OMP_NUM_THREADS": "1"} if count > 1 else {})}
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    ends = [process.communicate() for process in processes]
+    for process, (_, errors) in zip(processes, ends, strict=True):
+        if process.returncode:
+            sys.exit(f"{engine} {job} failed:\n{errors[-3000:]}")
+    result = json.loads(ends[0][0].splitlines()[-1])
+    print(
+        f"  {engine} {job}: {result['tokens'] / result['seconds']:,.0f} tokens/s {result}", file=sys.stderr, flush=True
+    )
+    return result
+
+
+def speed(result: dict[str, Any]) -> float:
+    """Real (not padded) source and target tokens a second."""
+    return result["tokens"] / result["seconds"]
+
+
+def train_bf16(place: Path) -> list[dict[str, Any]]:
+    """An epoch of the same rows in bf16: ours, the Trainer as its users run it, the Trainer at its best."""
+    shards = make_shards(place, 180)
+    ours, default, grouped, peaks = [], [], [], []
+    for _ in range(REPEATS):
+        peaks.append(matmul_peak(torch.bfloat16))
+        ours.append(train_run("hanflow", shards))
+        default.append(train_run("trainer", shards, validate=True))
+        grouped.append(train_run("trainer-grouped", shards))
+    flops = [model_flops(result, shards) / result["seconds"] for result in ours]
+    name = "KoBART-size BART, bf16"
+    return [
+        row(f"training, {name}", "Seq2SeqTrainer", [*map(speed, ours)], [*map(speed, default)], "real tokens/s"),
+        row(
+            f"training, {name}",
+            "Seq2SeqTrainer, group_by_length",
+            [*map(speed, ours)],
+            [*map(speed, grouped)],
+            "real tokens/s",
+        ),
+        row(
+            f"validation loss after equal samples, {name}",
+            "Seq2SeqTrainer",
+            [r["validation_loss"] for r in ours],
+            [r["validation_loss"] for r in default],
+            "nats a token",
+            smaller=True,
+        ),
+        row(
+            f"peak memory, {name}",
+            "Seq2SeqTrainer",
+            [r["peak_gb"] for r in ours],
+            [r["peak_gb"] for r in default],
+            "GB",
+            smaller=True,
+        ),
+        row(
+            f"start-up until the first step, {name}",
+            "Seq2SeqTrainer",
+            [r["startup_seconds"] for r in ours],
+            [r["startup_seconds"] for r in default],
+            "s",
+            smaller=True,
+        ),
+        row(
+            f"model FLOP/s, {name}",
+            "torch 2048³ bf16 matmul",
+            [f / 1e9 for f in flops],
+            [p / 1e9 for p in peaks],
+            "GFLOP/s",
+        ),
+    ]
+
+
+def train_fp32(place: Path) -> list[dict[str, Any]]:
+    """The same in fp32, fewer rows."""
+    shards = make_shards(place, 64)
+    ours = [train_run("hanflow", shards, precision="fp32")]
+    default = [train_run("trainer", shards, precision="fp32")]
+    return [
+        row(
+            "training, KoBART-size BART, fp32",
+            "Seq2SeqTrainer",
+            [*map(speed, ours)],
+            [*map(speed, default)],
+            "real tokens/s",
+        )
+    ]
+
+
+def train_processes(place: Path) -> list[dict[str, Any]]:
+    """Two processes, one thread each."""
+    shards = make_shards(place, 64)
+    ours = [train_run("hanflow", shards, processes=2)]
+    default = [train_run("trainer", shards, processes=2)]
+    return [
+        row(
+            "training, KoBART-size BART, bf16, 2 processes",
+            "Seq2SeqTrainer, 2 processes",
+            [*map(speed, ours)],
+            [*map(speed, default)],
+            "real tokens/s",
+        )
+    ]
+
+
+def checkpoint(place: Path) -> list[dict[str, Any]]:
+    """Saving and restoring weights and optimizer, beside torch.save and torch.load of the same."""
+    code = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks.checkpoint_run", str(place)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured = json.loads(code.stdout.splitlines()[-1])
+    peer = "torch.save / torch.load (no digest, pickled)"
+    return [
+        row(
+            "checkpoint save, KoBART-size (written, synced, sha256)",
+            peer,
+            measured["save"],
+            measured["torch_save"],
+            "MB/s",
+        ),
+        row(
+            "checkpoint restore, KoBART-size (sha256 verified)", peer, measured["load"], measured["torch_load"], "MB/s"
+        ),
+    ]
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """FLOP/s of the best of some 2048³ products."""
+    import time
+
+    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2 * 2048**3 / best
+
+
+def model_flops(result: dict[str, Any], shards: Path) -> float:
+    """Floating-point operations that the epoch's real tokens need, forward and backward.
+
+    6 × weights × tokens (Kaplan et al., 2020, section 2.1) for every matrix that a token passes: encoder layers and the
+    decoder's cross-attention keys and values for source tokens, the rest of the decoder and the output matrix for
+    target tokens; plus 12 × width × length for every source token's attention in each encoder layer. Padding, dropout
+    and recomputation count nothing.
+    """
+    from components.shared.shards import Shard
+
+    lengths = Shard(shards / "train.arrow", ("source", "target")).lengths()
+    source, target = lengths[:, 0].astype(float), lengths[:, 1].astype(float)
+    width, inner, layers, vocabulary = KOBART["d_model"], KOBART["encoder_ffn_dim"], KOBART["encoder_layers"], 30_000
+    per_source = layers * (4 * width**2 + 2 * width * inner) + layers * 2 * width**2
+    per_target = layers * (6 * width**2 + 2 * width * inner) + width * vocabulary
+    attention = 12 * layers * width * (source**2).sum()
+    return float(6 * per_source * source.sum() + 6 * per_target * target.sum() + attention)
+
+
+ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+    "train_bf16": train_bf16,
+    "train_fp32": train_fp32,
+    "train_processes": train_processes,
+    "checkpoint": checkpoint,
+}
+
+
+def write_table(results: list[dict[str, Any]]) -> None:
+    """Put the table between its marks in README.md."""
+    lines = ["| what | peer | ours | theirs | unit | ratio | spread | machine |", "|---|---|---|---|---|---|---|---|"]
+    lines += [
+        f"| {r['name']} | {r['peer']} | {r['ours']:,} | {r['theirs']:,} | {r['unit']} | **{r['ratio']:.2f}×** | {r['spread']} | {r['machine']} |"
+        for r in results
+    ]
+    text = README.read_text(encoding="utf-8")
+    block = "<!-- bench -->\n" + "\n".join(lines) + "\n<!-- /bench -->"
+    README.write_text(
+        re.sub(r"<!-- bench -->.*<!-- /bench -->", lambda _: block, text, flags=re.DOTALL), encoding="utf-8"
+    )
+
+
+def main() -> None:
+    only = sys.argv[1] if len(sys.argv) > 1 and sys.argv[1] else None
+    if only and only not in ROWS:
+        sys.exit(f"no benchmark {only!r}; known: {', '.join(ROWS)}")
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else []
+    for name, measure in ROWS.items():
+        if only in (None, name):
+            print(f"{name} …", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="hanflow-bench-") as place:
+                fresh = measure(Path(place))
+            keys = {(r["name"], r["peer"], r["machine"]) for r in fresh}
+            results = [r for r in results if (r["name"], r["peer"], r["machine"]) not in keys] + fresh
+            RESULTS.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            write_table(results)
+    for r in results:
+        print(f"{r['name']}: {r['ratio']:.2f}× {r['peer']} ({r['ours']:,} against {r['theirs']:,} {r['unit']})")
+
+
+if __name__ == "__main__":
+    main()
