@@ -28,7 +28,8 @@ class Window:
         self._targets = torch.tensor(state.window.get("targets", 0.0), dtype=torch.float64, device=device)
         self._skipped = torch.tensor(state.skipped, device=device)
         self._in_row = torch.tensor(state.skipped_in_row, device=device)
-        self._tokens = 0
+        self._tokens = int(state.window.get("tokens", 0))
+        self._timed_tokens = 0  # of this process: a resumed run's clock begins anew
         self._started = time.perf_counter()
         self._paused = 0.0
 
@@ -47,6 +48,7 @@ class Window:
         self._skipped += ~torch.isfinite(norm)
         self._in_row = torch.where(torch.isfinite(norm), 0, self._in_row + 1)
         self._tokens += tokens
+        self._timed_tokens += tokens
 
     def pause(self, seconds: float) -> None:
         """Leave out of the speed what was not training (a validation, a save)."""
@@ -64,19 +66,19 @@ class Window:
             "learning_rate": rate,
             "gradient_norm": float(norm),
             "tokens": self._tokens,
-            "tokens_per_second": self._tokens / max(seconds, 1e-9),
+            "tokens_per_second": self._timed_tokens / max(seconds, 1e-9),
             "memory_gb": self._backend.memory_bytes() / 1e9,
             "skipped_steps": state.skipped,
         }
         self._loss.zero_()
         self._targets.zero_()
-        self._tokens, self._started, self._paused = 0, time.perf_counter(), 0.0
+        self._tokens, self._timed_tokens, self._started, self._paused = 0, 0, time.perf_counter(), 0.0
         return figures
 
     def save_to(self, state: LoopState) -> None:
         """Put the open sums into the state."""
         loss, targets = self._sums()
-        state.window = {"loss": loss, "targets": targets}
+        state.window = {"loss": loss, "targets": targets, "tokens": self._tokens}
         state.skipped, state.skipped_in_row = int(self._skipped), int(self._in_row)
 
     def _sums(self) -> tuple[float, float]:

@@ -151,35 +151,26 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path, straight: Run, shards: 
     assert_same(run, straight)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_the_command_of_several_processes_ends_with_the_signals_status(
-    tmp_path: Path,
-    shards: Path,
-    zygote: Zygote,
-    signum: signal.Signals,
-) -> None:
-    run = Run(tmp_path, shards, zygote, max_steps=100_000, epochs=100_000)
-    options = [
-        f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()
-    ]
+def two_processes(folder: Path, shards: Path, zygote: Zygote) -> subprocess.Popen[str]:
+    """The command line of a run with two worker processes, once its first checkpoint is committed."""
+    run = Run(folder, shards, zygote, max_steps=100_000, epochs=100_000)
+    values = {key: json.dumps(v) if isinstance(v, dict) else v for key, v in run.config.items()}
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
+    places = [f"--shards={shards}", f"--output={folder / 'model'}", "--processes=2"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "components.train",
-            "--shards",
-            str(shards),
-            "--output",
-            str(tmp_path / "model"),
-            *options,
-            "--processes=2",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-m", "components.train", *places, *options], stderr=subprocess.PIPE, text=True
     )
     while not run.steps():
         assert process.poll() is None
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_of_several_processes_ends_with_the_signals_status(
+    tmp_path: Path, shards: Path, zygote: Zygote, signum: signal.Signals
+) -> None:
+    process = two_processes(tmp_path, shards, zygote)
     os.kill(process.pid, signum)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + signum, told
@@ -187,28 +178,7 @@ def test_the_command_of_several_processes_ends_with_the_signals_status(
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: Path, zygote: Zygote) -> None:
-    run = Run(tmp_path, shards, zygote, max_steps=100_000, epochs=100_000)
-    options = [
-        f"--{key.replace('_', '-')}={json.dumps(v) if isinstance(v, dict) else v}" for key, v in run.config.items()
-    ]
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "components.train",
-            "--shards",
-            str(shards),
-            "--output",
-            str(tmp_path / "model"),
-            *options,
-            "--processes=2",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not run.steps():
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = two_processes(tmp_path, shards, zygote)
     children = subprocess.run(
         ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
     ).stdout.split()
