@@ -172,7 +172,7 @@ def test_the_command_of_several_processes_ends_with_the_signals_status(
 ) -> None:
     process = two_processes(tmp_path, shards, zygote)
     os.kill(process.pid, signum)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 128 + signum, told
     assert f"stopped by {signum.name} after step" in told and "the same command goes on from there" in told
 
@@ -184,7 +184,7 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: P
     ).stdout.split()
     by_rank = {Path(f"/proc/{pid}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(pid) for pid in children}
     os.kill(by_rank[b"1"], signal.SIGKILL)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "train worker of rank 1: was killed by SIGKILL" in told
     assert all(not Path(f"/proc/{pid}").exists() for pid in children)
