@@ -201,6 +201,8 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     metrics = tmp_path / "out" / "checkpoints" / "metrics.jsonl"
     deadline = time.monotonic() + 300
