@@ -89,7 +89,6 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     try:
         model = learnt.new_model(config, tokenizer)
         _check_fit(model, train, validation, learnt)
-        learnt.tune(model, backend.device)
         checkpoints = Checkpoints(
             _checkpoint_folder(config, output), config.save_total_limit, behind=backend.saves_behind
         )

@@ -66,7 +66,7 @@ def test_figures_go_to_metrics_and_tensorboard(shards: Path, tmp_path: Path) -> 
 def test_the_best_model_is_kept_when_later_ones_are_worse(shards: Path, tmp_path: Path) -> None:
     # A learning rate that wrecks the model: the first validation is the best one.
     training, weights = trained(
-        shards, tmp_path / "model", epochs=3, learning_rate=0.3, warmup_ratio=1.0, clip_norm=0.0
+        shards, tmp_path / "model", epochs=3, learning_rate=3.0, warmup_ratio=1.0, clip_norm=0.0
     )
     losses = {p["step"]: p["loss"] for p in training["history"]["validation"]}
     assert training["best"]["step"] == min(losses, key=lambda step: losses[step]) < max(losses)

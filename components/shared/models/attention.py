@@ -1,4 +1,4 @@
-"""Attention by plain matrix products, for training on processors that multiply bf16 natively (AMX).
+"""Attention by plain matrix products, for training on CPUs.
 
 torch's fused attention saves memory, but on a CPU its backward pass runs at a tenth of the matrix units' speed. Where
 the probabilities fit into memory, two batched products and a softmax are about twice as fast: same formula (Vaswani et
@@ -7,87 +7,62 @@ al., 2017, section 3.2.1), another order of rounding.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import torch
+import torch.nn.functional as F
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-NAME = "hanflow_matmul"
-
-SHORTEST = 128
-"""Queries below which the fused kernel is as good."""
+from components.shared.models.dropout import dropout as drop
 
 MOST_PROBABILITIES = 2**26
 """Elements of one layer's probabilities, rows × heads × queries × keys, above which memory matters more."""
 
 
-def use_on_cpu(model: PreTrainedModel) -> None:
-    """Let a transformers model train with this attention; what it is no good for goes to torch's own."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
-
-
-def attention(
-    module: torch.nn.Module,
+def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float | None = None,
+    bias: torch.Tensor | None,
+    *,
+    heads: int,
     dropout: float = 0.0,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """What transformers calls for every attention layer.
+) -> torch.Tensor:
+    """Multi-head attention between projected sequences.
 
     Args:
-        query, key, value: (B, heads, queries or keys, width) in the compute dtype.
-        attention_mask: boolean, True where a key may be looked at, or added to the scores; broadcast to
-            (B, heads, queries, keys).
-        scaling: factor of the scores; None: 1 / √width.
+        query: (B, Q, D) in the compute dtype.
+        key, value: (B, K, D).
+        bias: added to the scores, -inf where nothing may be seen: (B or 1, Q or 1, K) in the same dtype; None: all is
+            seen. Every query must see something.
+        heads: divides D.
+        dropout: probability of a weight to be dropped.
 
     Returns:
-        (B, queries, heads, width), and no weights.
+        (B, Q, D).
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", False)
-    queries, keys = query.shape[-2], key.shape[-2]
-    plain = (
-        torch.is_grad_enabled()
-        and query.device.type == "cpu"
-        and query.dtype != torch.float32
-        and queries >= SHORTEST
-        and query.shape[0] * query.shape[1] * queries * keys <= MOST_PROBABILITIES
-        and not (causal and attention_mask is None)
-        and dropout == 0.0
-        and query.shape[1] == key.shape[1]
-    )
-    if not plain:
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=scaling,
-            dropout=dropout,
-            is_causal=is_causal,
-            **kwargs,
-        )
-    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        else:
-            scores = scores + attention_mask.to(scores.dtype)
+    B, Q, D = query.shape
+    K, width = key.shape[1], D // heads
+    q, k, v = (x.view(B, -1, heads, width).transpose(1, 2) for x in (query, key, value))
+    if query.dtype == torch.float32 or B * heads * Q * K > MOST_PROBABILITIES:
+        mask = None if bias is None else bias[:, None]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return mixed.transpose(1, 2).reshape(B, Q, D)
+    q, k, v = (x.reshape(B * heads, -1, width) for x in (q * width**-0.5, k, v))
     # Autocast would run the softmax in float32 and double what is kept for the backward pass.
     with torch.autocast("cpu", enabled=False):
-        probabilities = torch.softmax(scores, dim=-1)
-    return (probabilities @ value).transpose(1, 2).contiguous(), None
+        if bias is None:
+            scores = torch.bmm(q, k.transpose(1, 2))
+        else:
+            each = bias[:, None].expand(B, heads, bias.shape[1], K).reshape(B * heads, bias.shape[1], K)
+            scores = torch.baddbmm(each, q, k.transpose(1, 2))
+        weights = drop(torch.softmax(scores, dim=-1), dropout, training=True)
+        mixed = torch.bmm(weights, v)
+    return mixed.view(B, heads, Q, width).transpose(1, 2).reshape(B, Q, D)
+
+
+def padding_bias(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(B, 1, K) for `attend` from a mask (B, K) that is 1 where a token is real."""
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask == 0, float("-inf"))[:, None]
+
+
+def causal_bias(length: int, dtype: torch.dtype) -> torch.Tensor:
+    """(1, length, length) for `attend`: a query sees itself and what stands before it."""
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu_(1)[None]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from components.shared.config import TrainConfig, UserError
+from components.shared.models import bart_forward
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -207,12 +208,16 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
     Returns:
         (sum over the N targets, number of targets that are not IGNORED): float32 and int64 scalars.
     """
-    hidden_BTD = model.model(
-        input_ids=batch["input_ids"],
-        attention_mask=batch.get("attention_mask"),
-        decoder_input_ids=batch["decoder_input_ids"],
-        use_cache=False,
-    ).last_hidden_state
+    mask = batch.get("attention_mask")
+    if bart_forward.applies(model):
+        hidden_BTD = bart_forward.hidden(model, batch["input_ids"], mask, batch["decoder_input_ids"])
+    else:
+        hidden_BTD = model.model(
+            input_ids=batch["input_ids"],
+            attention_mask=mask,
+            decoder_input_ids=batch["decoder_input_ids"],
+            use_cache=False,
+        ).last_hidden_state
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch["positions"])
     logits_NV = model.lm_head(hidden_ND) + model.final_logits_bias
     targets_N = batch["targets"]

@@ -103,10 +103,6 @@ class Task(Protocol):
         """
         ...
 
-    def tune(self, model: PreTrainedModel, device: torch.device) -> None:
-        """Make a model that is about to be trained fast on a device; what it computes stays the same but for rounding."""
-        ...
-
     def load_model(self, folder: str) -> PreTrainedModel:
         """A model that this task saved."""
         ...

@@ -90,12 +90,6 @@ class Summarization:
 
         return bart.new_model(config, tokenizer)
 
-    def tune(self, model: PreTrainedModel, device: torch.device) -> None:
-        from components.shared.models import attention
-
-        if device.type == "cpu":
-            attention.use_on_cpu(model)
-
     def load_model(self, folder: str) -> PreTrainedModel:
         from components.shared.models import bart
 

@@ -92,12 +92,15 @@ class TorchBackend:
         self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
     ) -> torch.Tensor:
         self._scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm or float("inf"))
-        if not self._scaler.is_enabled():
-            # The fused optimizer takes this flag from a scaler and skips the step on the device: nobody has to wait
-            # for the norm here.
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        largest = clip_norm or float("inf")
+        if self._scaler.is_enabled():
+            torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
+        else:
+            # The fused optimizer takes these from a scaler. It skips a step that is not finite on the device, so that
+            # nobody waits for the norm here, and divides each gradient while it reads it anyway.
             optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
-            optimizer.grad_scale = None  # type: ignore[attr-defined]
+            optimizer.grad_scale = (norm / largest).clamp(min=1.0) if clip_norm else None  # type: ignore[attr-defined]
         self._scaler.step(optimizer)
         self._scaler.update()
         optimizer.zero_grad(set_to_none=True)
