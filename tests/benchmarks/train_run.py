@@ -108,10 +108,12 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     class Counting(DataCollatorForSeq2Seq):
         tokens: ClassVar[list[int]] = []
         """Of every batch, in the order they are computed."""
+        padded = 0
 
         def __call__(self, features: Any, return_tensors: Any = None) -> Any:
             batch = super().__call__(features, return_tensors)
             self.tokens.append(sum(len(f["input_ids"]) + sum(t != -100 for t in f["labels"]) for f in features))
+            Counting.padded += batch["input_ids"].numel() + batch["labels"].numel()
             return batch
 
     class Clock(TrainerCallback):
@@ -158,12 +160,13 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     trainer.train()
     times = Clock.at
-    assert len(times) == len(Counting.tokens) + 1
-    peak = _peak_gb()
+    peak, padded, tokens = _peak_gb(), Counting.padded, list(Counting.tokens)  # before the evaluation
+    assert len(times) == len(tokens) + 1
     loss = trainer.evaluate()["eval_loss"] if job.get("validate") else None
     return {
-        "tokens": sum(Counting.tokens[WARM_UP:]) * job.get("processes", 1),
+        "tokens": sum(tokens[WARM_UP:]) * job.get("processes", 1),
         "seconds": times[-1] - times[WARM_UP],
+        "padding_efficiency": sum(tokens) / padded,
         "validation_loss": loss,
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if cuda else peak,
         "startup_seconds": Clock.started,
