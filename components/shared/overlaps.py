@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 
 import numpy as np
 
@@ -97,9 +97,7 @@ def _grams(sequences: Sequences, n: int, width: int) -> tuple[np.ndarray, np.nda
     return (values[:-1] << width | values[1:])[inside], rows[1:][inside]
 
 
-def common(
-    left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_rows: np.ndarray, rows: int
-) -> np.ndarray:
+def common(left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_rows: np.ndarray, rows: int) -> np.ndarray:
     """Size of the intersection of two multisets of whole numbers in every row: int64 array of shape (rows,).
 
     Args:
@@ -120,13 +118,20 @@ def common(
     keys = (row << width | both) << 1 | side
     keys.sort()
     group = keys >> 1
-    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    starts = run_starts(group)
     if not len(starts):
         return np.zeros(rows, np.int64)
     of_right = np.add.reduceat(keys & 1, starts)
     of_left = np.diff(starts, append=len(keys)) - of_right
     shared = np.minimum(of_left, of_right)
     return np.bincount(group[starts] >> width, weights=shared, minlength=rows).astype(np.int64)
+
+
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """Where each run of equal values begins: int64 array of shape (runs,)."""
+    begins = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=begins[1:])
+    return np.flatnonzero(begins)
 
 
 def subsequence_lengths(a: Sequences, b: Sequences) -> np.ndarray:
@@ -148,7 +153,7 @@ def subsequence_lengths(a: Sequences, b: Sequences) -> np.ndarray:
 def _comparable(sequences: Sequences) -> list[str] | list[list[int]]:
     """Sequences as rapidfuzz takes them: as texts (a character a number) it neither hashes nor boxes a token."""
     values, starts = sequences.values, sequences.starts.tolist()
-    parts = zip(starts[:-1], starts[1:], strict=True)
+    parts = pairwise(starts)
     if values.max(initial=0) > 0x10FFFF:  # beyond the last character
         return [values[start:stop].tolist() for start, stop in parts]
     text = values.astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")

@@ -29,7 +29,7 @@ CHUNK_CHARACTERS = 4_000_000
 
 CHUNK_ROWS = 1 << 16
 CHUNK_TOKENS = 1 << 19
-"""Tokens of one side that are counted at once."""
+"""Tokens of both sides that are counted at once."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,8 @@ def _concatenated(parts: Sequence[dict[str, Overlap]], variants: Sequence[str]) 
 def _overlap_texts(
     predictions: Sequence[str], references: Sequence[str], cut: Tokenization, variants: Sequence[str]
 ) -> dict[str, Overlap]:
-    numbers, places = Numbers(), {}  # every distinct text is cut once
+    numbers = Numbers()
+    places: dict[str, int] = {}  # every distinct text is cut once
     for text in (*predictions, *references):
         places.setdefault(text, len(places))
     texts = [cut.clean(text) for text in places]
@@ -251,13 +252,9 @@ def _sentences(texts: Sequence[str], tokens: Sequences, cut: Tokenization, numbe
 
 def _overlap_sequences(predictions: Sequences, references: Sequences, variants: Sequence[str]) -> dict[str, Overlap]:
     parts = []
-    ends = np.maximum(predictions.starts, references.starts)
-    start = 0
-    while start < len(predictions):
-        stop = max(int(np.searchsorted(ends, ends[start] + CHUNK_TOKENS, side="right")) - 1, start + 1)
+    for start, stop in _chunks_of_tokens(predictions.starts, references.starts):
         a, b = predictions.slice(start, stop), references.slice(start, stop)
         parts.append({variant: _overlap(a, b, variant) for variant in variants})
-        start = stop
     return _concatenated(parts, variants)
 
 
@@ -271,4 +268,23 @@ def _overlap(predictions: Sequences, references: Sequences, variant: str) -> Ove
 
 
 def _overlap_sentences(predictions: Sentences, references: Sentences) -> Overlap:
-    return Overlap(union_matches(predictions, references), predictions.lengths, references.lengths)
+    parts = []
+    tokens_before = (side.tokens.starts[side.starts] for side in (predictions, references))
+    for start, stop in _chunks_of_tokens(*tokens_before):
+        a, b = predictions.slice(start, stop), references.slice(start, stop)
+        parts.append({"rougeLsum": Overlap(union_matches(a, b), a.lengths, b.lengths)})
+    return _concatenated(parts, ["rougeLsum"])["rougeLsum"]
+
+
+def _chunks_of_tokens(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int]]:
+    """(first row, one past the last) of parts of at most CHUNK_TOKENS on both sides, or of one row, in order.
+
+    Args:
+        a: tokens before each row of one side, and tokens in all: int64 of shape (rows + 1,).
+        b: the same of the other side.
+    """
+    before, start = a + b, 0
+    while start < len(before) - 1:
+        stop = max(int(np.searchsorted(before, before[start] + CHUNK_TOKENS, side="right")) - 1, start + 1)
+        yield start, stop
+        start = stop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -128,23 +129,29 @@ def model_tokenization(tokenizer: Any) -> Tokenization:
 
 
 class _Pieces:
-    """Cuts by a `tokenizers.Tokenizer`: ids, but an unknown piece stands for itself (else all of them were equal)."""
+    """Cuts by a `tokenizers.Tokenizer`: ids, without bare spaces; an unknown piece stands for itself, not for all."""
 
     def __init__(self, core: Any):
         from tokenizers import Tokenizer
 
-        self._core = Tokenizer.from_str(core.to_str())  # a copy: the caller's settings stay
+        written = core.to_str()
+        self._core = Tokenizer.from_str(written)  # a copy: the caller's settings stay
         self._core.no_truncation()
         self._core.no_padding()
-        unknown = getattr(self._core.model, "unk_token", None)
-        self._unknown = self._core.token_to_id(unknown) if unknown else None
+        model = json.loads(written)["model"]  # BPE and WordPiece name the unknown token, Unigram numbers it
+        unknown = model.get("unk_token")
+        self._unknown = model.get("unk_id") if unknown is None else self._core.token_to_id(unknown)
+        # "▁" alone would be a match between an emoji and a sentence. č is a letter in some vocabularies: decode to tell.
+        maybe = [number for piece, number in self._core.get_vocab().items() if not piece.strip("▁ĠĊĉč \t\n\r")]
+        self._blank = {n for n in maybe if not self._core.decode([n], skip_special_tokens=False).strip()}
 
-    def __call__(self, texts: Sequence[str]) -> Iterator[Sequence[Hashable]]:
+    def __call__(self, texts: Sequence[str]) -> Iterator[list[Hashable]]:
         for start in range(0, len(texts), BATCH):
             batch = list(texts[start : start + BATCH])
             for text, found in zip(batch, self._core.encode_batch_fast(batch, add_special_tokens=False), strict=True):
                 ids = found.ids
-                yield ids if self._unknown not in ids else self._with_surfaces(text)
+                pieces = ids if self._unknown not in ids else self._with_surfaces(text)
+                yield [piece for piece in pieces if piece not in self._blank]
 
     def _with_surfaces(self, text: str) -> list[Hashable]:
         found: Encoding = self._core.encode(text, add_special_tokens=False)  # knows where each piece stands

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from components.shared.overlaps import Sequences, common
+from components.shared.overlaps import Sequences, common, run_starts
 
 PAIRS = 1 << 16
 """Pairs of sentences that are laid out at once."""
@@ -47,6 +48,11 @@ class Sentences:
         """The sentences of some texts."""
         sentences = Sequences(np.arange(len(self.tokens)), self.starts).take(which)
         return Sentences(self.tokens.take(sentences.values), sentences.starts)
+
+    def slice(self, start: int, stop: int) -> Sentences:
+        """Those of the texts from one index to another; nothing is copied."""
+        starts = self.starts[start : stop + 1]
+        return Sentences(self.tokens.slice(int(starts[0]), int(starts[-1])), starts - starts[0])
 
     @property
     def lengths(self) -> np.ndarray:
@@ -83,11 +89,13 @@ def union_matches(predictions: Sentences, references: Sentences) -> np.ndarray:
 
 def _distinct(sentences: Sentences) -> tuple[Sentences, np.ndarray]:
     """The distinct sentences of each text, and the index among them of every sentence there was."""
-    tokens, places, kept, counts = sentences.tokens, [], [], []
+    tokens = sentences.tokens
+    places: list[int] = []
+    kept: list[int] = []
+    counts: list[int] = []
     bounds = (tokens.starts * tokens.values.itemsize).tolist()
     content = tokens.values.tobytes()
-    starts = sentences.starts.tolist()
-    for start, stop in zip(starts[:-1], starts[1:], strict=True):
+    for start, stop in pairwise(sentences.starts.tolist()):
         seen: dict[bytes, int] = {}
         for sentence in range(start, stop):
             place = seen.setdefault(content[bounds[sentence] : bounds[sentence + 1]], len(kept))
@@ -133,7 +141,9 @@ def _mark(
             some = chosen[start : start + max(min(CELLS // longest, HISTORY // int(steps[chosen[start]])), 1)]
             start += len(some)
             a, b = references.take(of_reference[some]), predictions.take(of_prediction[some])
-            bits = _marks(_padded(a, longest, -1), np.ascontiguousarray(_padded(b, int(steps[some[0]]), -2).T), b.lengths)
+            bits = _marks(
+                _padded(a, longest, -1), np.ascontiguousarray(_padded(b, int(steps[some[0]]), -2).T), b.lengths
+            )
             _set(marked, references, of_reference[some], bits)
 
 
@@ -147,7 +157,7 @@ def _padded(sequences: Sequences, width: int, padding: int) -> np.ndarray:
 def _set(marked: np.ndarray, references: Sequences, sentences: np.ndarray, bits: np.ndarray) -> None:
     """Set the marks of sentences, which may repeat, from bool arrays of shape (pairs, longest)."""
     order = np.argsort(sentences, kind="stable")
-    first = np.flatnonzero(np.diff(sentences[order], prepend=-1))
+    first = run_starts(sentences[order])
     union = np.logical_or.reduceat(bits[order], first, axis=0)
     which, place = np.nonzero(union)
     marked[references.starts[sentences[order][first]][which] + place] = True
@@ -254,7 +264,8 @@ def marked_by_integers(reference: Sequence[int], prediction: Sequence[int]) -> l
         if first != firsts[-1]:
             for token in prediction[first : first + segment]:
                 column = advanced(column, token)
-    marked, below = [], ones
+    marked: list[int] = []
+    below = ones
     for first, column in zip(reversed(firsts), reversed(saved), strict=True):
         history = []
         for token in prediction[first : first + segment]:
