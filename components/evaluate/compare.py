@@ -69,14 +69,18 @@ def score_files(
         for chunk in _chunks(predictions, references):
             part: dict[str, np.ndarray] = {}
             for tokenization in tokenizations:
-                part.update(score_rows(chunk.predictions, chunk.references, tokenization, best=True))
+                part.update(score_rows(chunk.predictions, chunk.references, tokenization))
             parts.append(part)
             rows += len(chunk.predictions)
             empty += sum(not prediction.strip() for prediction in chunk.predictions)
             counts.update(map(len, chunk.references))
             progress.update(len(chunk.predictions))
-    names = [name for name in parts[0] if max(counts) > 1 or "_best" not in name]
-    scores = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    names = max(parts, key=len)
+    # Where every row of a chunk has one reference, that is its best one too.
+    scores = {
+        name: np.concatenate([part[name if name in part else name.replace("_best", "")] for part in parts])
+        for name in names
+    }
     return FileScores(rows, empty, (min(counts), max(counts)), scores)
 
 

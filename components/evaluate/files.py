@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 
 from components.shared.config import UserError
@@ -129,8 +130,13 @@ def _codec(source: Source, head: bytes) -> str:
         return marked
     if _fits(head, "utf-8") or not _fits(head, "cp949"):
         return "utf-8"
-    log.warning("%s: is not UTF-8, read as CP949 (give --encoding if that is wrong)", source.path)
+    _tell_cp949(source.path)
     return "cp949"
+
+
+@cache  # a file may be read twice
+def _tell_cp949(path: str) -> None:
+    log.warning("%s: is not UTF-8, read as CP949 (give --encoding if that is wrong)", path)
 
 
 def _fits(head: bytes, codec: str) -> bool:

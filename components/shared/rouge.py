@@ -157,8 +157,9 @@ def overlap_tokens(
     references: Sequence[Sequence[Hashable]],
     variants: Sequence[str] = USUAL,
 ) -> dict[str, Overlap]:
-    """The counts of ROUGE-1, -2 and -L (some of `USUAL`) of texts that are cut already, one list of tokens each."""
-    _check(predictions, references, variants)
+    """The counts of ROUGE-1, -2 and -L (some of `USUAL`) of texts that are cut already, one list of tokens each; errors as in
+    `score_rows`."""
+    _check(predictions, references, variants, USUAL)
     numbers = Numbers()
     return _overlap_sequences(Sequences.of(predictions, numbers), Sequences.of(references, numbers), variants)
 
@@ -177,12 +178,17 @@ def overlap_sentences(
     return _overlap_sentences(sentences(predictions), sentences(references))
 
 
-def _check(predictions: Sequence[object], references: Sequence[object], variants: Sequence[str]) -> None:
+def _check(
+    predictions: Sequence[object],
+    references: Sequence[object],
+    variants: Sequence[str],
+    known: Sequence[str] = VARIANTS,
+) -> None:
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    unknown = [variant for variant in variants if variant not in VARIANTS]
+    unknown = [variant for variant in variants if variant not in known]
     if unknown:
-        raise ValueError(f"variant {unknown[0]!r} is not known; known: {', '.join(VARIANTS)}")
+        raise ValueError(f"variant {unknown[0]!r} is not known here; known: {', '.join(known)}")
 
 
 def _chunks(predictions: Sequence[str], references: Sequence[str]) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components.shared import rouge
-from components.shared.tokenizations import TOKENIZATIONS
+from components.shared.tokenizations import TOKENIZATIONS, Tokenization
 from tests import nasty
 
 ROUNDING = 1e-12
@@ -153,8 +153,23 @@ def test_misuse_is_told() -> None:
         rouge.f1_rows(["가"], ["가", "나"])
     with pytest.raises(ValueError, match="'rouge3' is not known"):
         rouge.f1_rows(["가"], ["가"], variants=["rouge3"])
+    with pytest.raises(ValueError, match="known: rouge1, rouge2, rougeL$"):
+        rouge.overlap_tokens([["가"]], [["가"]], ["rougeLsum"])  # that needs sentences
     with pytest.raises(ValueError, match="row 1 has no reference"):
         rouge.score_rows(["가", "나"], [["가"], []])
+
+
+def test_a_text_that_stands_twice_is_cut_once() -> None:
+    """Several systems and several references repeat texts; the analyser is most of the time."""
+    seen: list[str] = []
+
+    def cut(texts: Sequence[str]) -> list[list[str]]:
+        seen.extend(texts)
+        return [text.split() for text in texts]
+
+    scores = rouge.score_rows(["가 나", "가 나"], [["가", "나 다"], ["가 나", "가"]], Tokenization("spy", cut))
+    assert sorted(seen) == ["가", "가 나", "나 다"]
+    assert scores["rouge1_spy"] == pytest.approx([(2 / 3 + 1 / 2) / 2, (1 + 2 / 3) / 2], abs=ROUNDING)
 
 
 def test_memory_bounds_change_no_score(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,6 @@ from transformers import PreTrainedTokenizerFast
 from components.evaluate import compare
 from components.evaluate.files import Source, read
 from components.shared import rouge, tokenizations
-from components.shared.config import UserError
 from pipelines.cli import main
 from pipelines.commands import score
 from tests import nasty
@@ -302,6 +301,17 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch, tmp
     assert all(values.tolist() == expected[name].tolist() for name, values in found.scores.items())
 
 
+def test_chunks_with_one_reference_join_those_with_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    predictions = write_lines(tmp_path / "p.txt", ["가 나", "가", "나"])
+    references = write_jsonl(tmp_path / "r.jsonl", ["가 나 다 라", ["마", "가"], "나"], "reference")
+    monkeypatch.setattr(compare, "CHUNK_ROWS", 1)
+    found = compare.score_files(Source(str(predictions)), [Source(str(references), usual="reference")], ["word"])
+    assert found.references == (1, 2)
+    assert found.scores["rouge1_word"] == pytest.approx([2 / 3, 1 / 2, 1.0], abs=1e-12)
+    assert found.scores["rouge1_word_best"] == pytest.approx([2 / 3, 1.0, 1.0], abs=1e-12)
+    assert found.scores["rouge1_word_best_recall"].tolist() == [0.5, 1.0, 1.0]
+
+
 def test_differing_rows_are_told_with_both_counts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     predictions = write_lines(tmp_path / "p.txt", ["가"] * 3)
     references = write_lines(tmp_path / "r.txt", ["가"] * 1200)
@@ -379,8 +389,3 @@ def test_the_parser_s_names_are_the_tokenizations() -> None:
     assert score.TOKENIZATIONS[0] == "morpheme"
     with pytest.raises(SystemExit):
         main(["score", "--predictions", "a", "--references", "b", "--tokenization", "syllable"])
-
-
-def test_a_source_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such|cannot be read"):
-        list(read(Source(str(tmp_path / "a.csv"))))
