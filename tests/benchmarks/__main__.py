@@ -210,6 +210,13 @@ def checkpoint(place: Path) -> list[dict[str, Any]]:
     ]
 
 
+def rouge(_: Path) -> list[dict[str, Any]]:
+    """Scoring, with the tokens given."""
+    from tests.benchmarks.rouge_run import PEER, measure
+
+    return [row(figure["name"], PEER, figure["ours"], figure["theirs"], "pairs/s") for figure in measure()]
+
+
 def matmul_peak(dtype: torch.dtype) -> float:
     """FLOP/s of the best of some 2048³ products."""
     import time
@@ -247,6 +254,7 @@ ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "train_fp32": train_fp32,
     "train_processes": train_processes,
     "checkpoint": checkpoint,
+    "rouge": rouge,
 }
 
 

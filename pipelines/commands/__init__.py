@@ -1,0 +1,1 @@
+"""Commands of `hanflow`, a module each: `add(commands)` gives one its parser."""
