@@ -20,6 +20,8 @@ def evaluate(
     no_repeat_ngram: int,
     batch_tokens: int,
     remove_tokens: list,
+    engine: str,
+    compute_type: str,
     lead_sentences: int,
     untrained: bool,
     examples: int,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from components.export.card import model_card
 from components.shared import artifacts
 from components.shared.artifacts import Manifest
 from components.shared.config import EvaluateConfig, ExportConfig, UserError, step_config, to_mapping
-from components.shared.progress import Progress
+from components.shared.progress import log
 from components.shared.shards import Shard
 from components.shared.steps import Report
 from components.shared.storage import local_path, staged
@@ -21,8 +22,8 @@ from components.shared.tasks.base import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-LOSS_TOLERANCE = 1e-5
-"""Relative difference of the losses; the weights are equal bit by bit, so only another kernel could cause one."""
+FORMATS = ("huggingface", "ctranslate2")
+"""What a bundle can hold, one folder each."""
 
 
 def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation: str, shards: str) -> Report:
@@ -40,17 +41,15 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     training = json.loads((model_at / "training.json").read_text(encoding="utf-8"))
     trained = learnt.load_model(str(model_at))
     tokenizer = AutoTokenizer.from_pretrained(model_at)
+    rows = _check_rows(config, learnt, shards_at)
+    learnt.prepare_export(trained, search)
+    formats, skipped = chosen_formats(config, learnt, trained)
     with staged(output) as target:
-        folder = target / "huggingface"
-        learnt.prepare_export(trained, search)
-        trained.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        card = model_card(config, learnt, training, of_model, of_shards, of_evaluation)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        (target / "README.md").write_text(card, encoding="utf-8")
-        rows = _check_rows(config, learnt, shards_at)
-        _check(learnt, trained, tokenizer, folder, rows, search)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        written = _write_formats(config, learnt, trained, tokenizer, formats, target, rows, search)
+        card = model_card(config, learnt, training, of_model, of_shards, of_evaluation, written, skipped)
+        for folder in (target, *(target / name for name in written)):
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         parameters = trained.num_parameters()
         artifacts.write_manifest(
             target,
@@ -59,11 +58,84 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
                 task,
                 to_mapping(config),
                 {"parameters": parameters, "bytes": size, "checked_rows": len(rows)},
-                {"scores": of_evaluation.details["systems"], "generation": of_evaluation.config},
+                {
+                    "scores": of_evaluation.details["systems"],
+                    "generation": of_evaluation.config,
+                    "formats": written,
+                    "skipped": skipped,
+                },
                 artifacts.lineage(of_model, of_evaluation, of_shards),
             ),
         )
-    return Report({"size_mb": round(size / 1e6, 2), "parameters": parameters, "checked_rows": len(rows)})
+    figures = {"size_mb": round(size / 1e6, 2), "parameters": parameters, "checked_rows": len(rows)}
+    return Report({**figures, "formats": ", ".join(written)})
+
+
+def chosen_formats(config: ExportConfig, task: Task, model: PreTrainedModel) -> tuple[list[str], dict[str, str]]:
+    """Formats to write, and those that `auto` leaves out, with the reason.
+
+    Raises:
+        UserError: a format that was asked for by name is impossible.
+    """
+    problem = _ctranslate2_problem(task, model)
+    wanted = [name for name in FORMATS if name in config.formats]
+    if "ctranslate2" in wanted and problem:
+        raise UserError(
+            f"export.formats asks for ctranslate2, but {problem}; leave it out, or set export.formats=[auto]"
+        )
+    if "auto" not in config.formats:
+        return wanted, {}
+    if problem:
+        log.info("the bundle has no ctranslate2 format: %s", problem)
+    return list(FORMATS if not problem else FORMATS[:1]), {"ctranslate2": problem} if problem else {}
+
+
+def _ctranslate2_problem(task: Task, model: PreTrainedModel) -> str:
+    if "ctranslate2_example" not in task.card():
+        return f"the task {task.name} has no use for it: it generates no text"
+    from components.shared.generation import conversion_problem
+
+    return conversion_problem(model)
+
+
+def _write_formats(
+    config: ExportConfig,
+    task: Task,
+    trained: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    formats: Sequence[str],
+    target: Path,
+    rows: Sequence[tuple[Any, ...]],
+    search: EvaluateConfig,
+) -> dict[str, dict[str, Any]]:
+    """Write every format below `target` and compare it with the trained model; folder → what bundle.json tells of it."""
+    from components.export import compare
+
+    search = dataclasses.replace(search, engine="transformers", compute_type="float32")
+    written = {}
+    if "huggingface" in formats:
+        folder = target / "huggingface"
+        trained.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        written["huggingface"] = compare.compare_huggingface(task, trained, tokenizer, folder, rows, search)
+    if "ctranslate2" in formats:
+        from components.shared.generation import GenerationOptions, Generator, convert
+        from components.shared.generation.ctranslate2_engine import search_arguments
+        from components.shared.generation.transformers_engine import positions
+
+        options = GenerationOptions.of(search)
+        arguments = search_arguments(options, positions(trained))
+        generator, loss = Generator.of(trained, tokenizer, "transformers"), compare.loss(task, trained, rows)
+        for compute_type in dict.fromkeys(config.compute_types):
+            name = f"ctranslate2/{compute_type}"
+            (target / name).parent.mkdir(exist_ok=True)
+            convert(trained, tokenizer, target / name, compute_type, arguments)
+            written[name] = compare.compare_ctranslate2(
+                task, generator, loss, target / name, compute_type, rows, options
+            )
+    for name, told in written.items():
+        told["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())
+    return written
 
 
 def _check_rows(config: ExportConfig, task: Task, shards_at: Path) -> list[tuple[Any, ...]]:
@@ -73,49 +145,3 @@ def _check_rows(config: ExportConfig, task: Task, shards_at: Path) -> list[tuple
         if len(shard):
             return shard.rows(range(min(config.check_rows, len(shard))))
     raise UserError(f"{shards_at}: has no rows at all, nothing to check the bundle on; run the tokenize step again")
-
-
-def _check(
-    task: Task,
-    trained: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    rows: list[tuple[Any, ...]],
-    search: EvaluateConfig,
-) -> None:
-    """Reload the bundle as its users will, and compare weights, loss and outputs with the trained model's.
-
-    Raises:
-        UserError: they differ; says in what.
-    """
-    import torch
-    import transformers
-
-    reloaded = getattr(transformers, task.card()["auto_class"]).from_pretrained(folder, dtype=torch.float32).eval()
-    again = transformers.AutoTokenizer.from_pretrained(folder)
-    _compare_weights(trained.state_dict(), reloaded.state_dict(), folder)
-    shape = (len(rows), *(max(len(row[i]) for row in rows) for i in range(len(task.sequences))))
-    with torch.inference_mode():
-        losses = [float(task.loss(m, task.collate(rows, shape, m), 0.0)[0]) for m in (trained, reloaded)]
-    if abs(losses[0] - losses[1]) > LOSS_TOLERANCE * abs(losses[0]):
-        raise UserError(
-            f"{folder}: the reloaded model's loss is {losses[1]}, the trained one's {losses[0]}: not exported"
-        )
-    with Progress("comparing outputs", total=2 * len(rows)) as progress:
-        ours = task.predict(trained, tokenizer, rows, search, progress)
-        theirs = task.predict(reloaded, again, rows, search, progress)
-    for row, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        if a != b:
-            raise UserError(
-                f"{folder}: on row {row} the reloaded model says {b!r}, the trained one {a!r}: not exported"
-            )
-
-
-def _compare_weights(ours: Mapping[str, Any], theirs: Mapping[str, Any], folder: Path) -> None:
-    import torch
-
-    differing = sorted(ours.keys() ^ theirs.keys()) or [
-        n for n in ours if not torch.equal(ours[n].cpu(), theirs[n].cpu())
-    ]
-    if differing:
-        raise UserError(f"{folder}: {differing[0]} of the reloaded model differs from the trained one: not exported")

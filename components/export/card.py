@@ -37,6 +37,8 @@ def model_card(
     model: Manifest,
     shards: Manifest,
     evaluation: Manifest,
+    formats: Mapping[str, Mapping[str, Any]],
+    skipped: Mapping[str, str],
 ) -> str:
     """Markdown with the front matter that the Hugging Face hub reads.
 
@@ -45,6 +47,8 @@ def model_card(
         task: what was learnt.
         training: training.json of the model.
         model, shards, evaluation: manifests of what the bundle comes from.
+        formats: folder of every format of the bundle → what its comparison with the trained model found.
+        skipped: formats left out, with the reason.
     """
     card, systems = task.card(), evaluation.details["systems"]
     title = config.title or "model"
@@ -63,7 +67,9 @@ def model_card(
         f"A Korean {task.name.replace('_', ' ')} model of {training['parameters']:,} parameters, trained with "
         f"{model.program}.",
         "## Use",
-        f"```python\n{card['example']}\n```",
+        *_use(card, formats),
+        "## Formats",
+        *_formats(formats, skipped),
         "## Intended use",
         config.intended_use or "Not stated by its makers.",
         "## Scores",
@@ -100,6 +106,29 @@ def model_card(
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _use(card: Mapping[str, Any], formats: Mapping[str, Any]) -> list[str]:
+    """One example a kind of format."""
+    parts = []
+    if "huggingface" in formats:
+        parts += ["With transformers:", f"```python\n{card['example']}\n```"]
+    ready = next((name for name in formats if name.startswith("ctranslate2/")), None)
+    if ready:
+        example = card["ctranslate2_example"].replace("ctranslate2/float32", ready)
+        parts += ["With CTranslate2, several times faster on a CPU:", f"```python\n{example}\n```"]
+    return parts
+
+
+def _formats(formats: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> list[str]:
+    """A table of the folders, and why one is missing."""
+    rows = []
+    for name, told in formats.items():
+        found = [f"{told['equal_texts']:.1%} of the checked texts are equal"]
+        found += [f"{metric} {value:+.4f}" for metric, value in told.get("score_difference", {}).items()]
+        rows.append([f"`{name}`", f"{told['bytes'] / 1e6:,.1f}", "; ".join(found)])
+    reasons = [f"No {name}: {reason}." for name, reason in skipped.items()]
+    return [_table(["folder", "MB", "reloaded, beside the trained model"], rows), *reasons]
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

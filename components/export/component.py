@@ -11,6 +11,8 @@ def export(
     model: str,
     evaluation: str,
     shards: str,
+    formats: list,
+    compute_types: list,
     check_rows: int,
     title: str,
     license: str,
@@ -18,14 +20,14 @@ def export(
     bundle: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
-    """Pack a trained model with its model card so that plain transformers loads it; checked by loading it again.
+    """Pack a trained model with its model card so that transformers and CTranslate2 load it; checked by loading it again.
 
     Args:
         task: What is learnt.
         model: URI of the model artifact.
         evaluation: URI of the evaluation artifact.
         shards: URI of the shards artifact; the other arguments are the settings of the same name.
-        bundle: The model in Hugging Face format, and its card.
+        bundle: The model in Hugging Face format and in CTranslate2's, and its card.
         metrics: Size, parameters, rows on which the bundle was checked.
 
     Returns:

@@ -250,9 +250,19 @@ class EvaluateConfig:
     min_new_tokens: int = setting(0, "Shortest generated text, in tokens.", at_least=0)
     length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
     no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
-    batch_tokens: int = setting(8192, "Padded source tokens times beams in one generation batch.", at_least=16)
+    batch_tokens: int = setting(16384, "Padded source tokens times beams in one generation batch.", at_least=16)
     remove_tokens: list = setting(
         [], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.'
+    )
+    engine: str = setting(
+        "auto",
+        "What generates; auto: CTranslate2 on a CPU for models that it can run (BART), else transformers. Same texts in float32.",
+        choices=("auto", "transformers", "ctranslate2"),
+    )
+    compute_type: str = setting(
+        "float32",
+        "Arithmetic of generation; int8 is faster, its texts differ a little, and it needs CTranslate2.",
+        choices=("float32", "int8"),
     )
     lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
     untrained: bool = setting(False, "Also score the model as it was before training, on the same rows.")
@@ -263,8 +273,18 @@ class EvaluateConfig:
 class ExportConfig:
     """A trained model to a bundle that others can load."""
 
+    formats: list = setting(
+        ["auto"],
+        "Formats of the bundle: huggingface, ctranslate2; auto: huggingface, and ctranslate2 where the model can be converted.",
+        choices=("auto", "huggingface", "ctranslate2"),
+    )
+    compute_types: list = setting(
+        ["float32", "int8"],
+        "Arithmetic of the CTranslate2 models, one folder each; int8 takes a quarter of the space.",
+        choices=("float32", "int8"),
+    )
     check_rows: int = setting(
-        8, "Real rows on which the reloaded bundle must give the trained model's outputs.", at_least=1
+        8, "Real rows on which every format, reloaded, must give the trained model's outputs.", at_least=1
     )
     title: str = setting("", "Name of the model in its card; empty: the experiment's name.")
     license: str = setting("", "Licence of the weights, for the model card; empty: the card says that none was stated.")
@@ -413,6 +433,15 @@ def _cross_checks(experiment: Experiment) -> list[str]:
         problems.append(
             f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
         )
+    if experiment.evaluate.engine == "transformers" and experiment.evaluate.compute_type != "float32":
+        problems.append(
+            f"evaluate.compute_type={experiment.evaluate.compute_type} needs CTranslate2: set evaluate.engine=ctranslate2, "
+            "or leave it auto"
+        )
+    if not experiment.export.formats:
+        problems.append("export.formats: is empty; name at least one format, or auto")
+    if "ctranslate2" in experiment.export.formats and not experiment.export.compute_types:
+        problems.append("export.compute_types: is empty, but export.formats asks for ctranslate2; name float32 or int8")
     return problems
 
 
@@ -556,9 +585,11 @@ def _checked(value: Any, limits: Mapping[str, Any]) -> Any:
     if limits.get("required") and value == REQUIRED:
         raise ValueError(f"is required ({limits['help']})")
     choices = limits.get("choices")
-    if choices and value not in choices:
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        raise ValueError(f"{value!r} is none of {', '.join(choices)}" + (f"; did you mean {near[0]}?" if near else ""))
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            near = difflib.get_close_matches(str(item), choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{item!r} is none of {', '.join(choices)}{hint}")
     for key, text, fits in (
         ("at_least", "at least", lambda v, limit: v >= limit),
         ("at_most", "at most", lambda v, limit: v <= limit),

@@ -61,6 +61,8 @@ def test_predictions_are_the_trained_models_row_by_row(chain: Chain, done: tuple
             max_new_tokens=12,
             min_new_tokens=4,
             no_repeat_ngram_size=2,
+            early_stopping=True,
+            renormalize_logits=True,
             forced_eos_token_id=None,
         )
         special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}

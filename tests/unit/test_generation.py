@@ -123,6 +123,8 @@ def test_it_is_plain_transformers_generation(tokenizer: PreTrainedTokenizerFast)
         max_new_tokens=10,
         no_repeat_ngram_size=2,
         length_penalty=0.8,
+        early_stopping=True,
+        renormalize_logits=True,
     )[0].tolist()[1:]
     end = theirs.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in theirs else None
     special = {tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from components.shared.generation import Generator
     from components.shared.progress import Progress
 
 
@@ -136,15 +137,22 @@ class Task(Protocol):
         """(sum of the loss over target tokens, number of target tokens), float32 and int64 scalars on the device."""
         ...
 
+    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """What a `Generator` reads of rows as in `collate`; only for tasks that generate."""
+        ...
+
     def predict(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Generator,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Sequence[np.ndarray]],
         config: EvaluateConfig,
         progress: Progress | None = None,
     ) -> list[str]:
-        """One prediction a row, in order; rows as in `collate`, only the input sequences are looked at."""
+        """One prediction a row, in order; rows as in `collate`, only the input sequences are looked at.
+
+        A task that generates takes a ready `Generator` too, which goes before the engine that the settings name.
+        """
         ...
 
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -172,6 +180,7 @@ class Task(Protocol):
         ...
 
     def card(self) -> dict[str, Any]:
-        """What the bundle needs: `pipeline_tag`, `auto_class` (name of the transformers class that loads it), and
-        `example` (lines of Python that use it)."""
+        """What the bundle needs: `pipeline_tag`, `auto_class` (name of the transformers class that loads it), `example`
+        (lines of Python that use it), and `ctranslate2_example` (lines that use it as a CTranslate2 model; absent where
+        the task has no use for that format)."""
         ...

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from components.shared.generation import Generator
     from components.shared.progress import Progress
 
 _SENTENCE = re.compile(r"(?<=[.!?。…])\s+|\n+")
@@ -30,6 +31,21 @@ output = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["at
 # Not skip_special_tokens: some tokenizers (KoBART's) mark emojis special, which belong to the text.
 frame = {model.config.decoder_start_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 print(tokenizer.decode([token for token in output[0].tolist() if token not in frame]))"""
+
+_CTRANSLATE2_EXAMPLE = """\
+import json
+import ctranslate2
+from transformers import AutoTokenizer
+
+folder = "ctranslate2/float32"  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = ctranslate2.Translator(folder, compute_type="default")
+search = json.load(open(f"{folder}/config.json", encoding="utf-8"))["hanflow"]["search"]  # as it was scored
+text = "요약할 글을 여기에 넣습니다." + tokenizer.eos_token
+tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+output = tokenizer.convert_tokens_to_ids(model.translate_batch([tokens], **search)[0].hypotheses[0])
+frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+print(tokenizer.decode([token for token in output if token not in frame]))"""
 
 
 class Summarization:
@@ -112,17 +128,22 @@ class Summarization:
 
         return bart.loss(model, batch, label_smoothing)
 
+    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        return [row[0] for row in rows]
+
     def predict(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | Generator,
         tokenizer: PreTrainedTokenizerBase,
         rows: Sequence[Sequence[np.ndarray]],
         config: EvaluateConfig,
         progress: Progress | None = None,
     ) -> list[str]:
-        from components.shared.generation import GenerationOptions, generate
+        from components.shared.generation import GenerationOptions, Generator
 
-        return generate(model, tokenizer, [row[0] for row in rows], GenerationOptions.of(config), progress)
+        if not isinstance(model, Generator):
+            model = Generator.of(model, tokenizer, config.engine, config.compute_type)
+        return model.generate(self.sources(rows), GenerationOptions.of(config), progress)
 
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["target"])
@@ -148,7 +169,12 @@ class Summarization:
         model.generation_config = generation_config(model, GenerationOptions.of(config))
 
     def card(self) -> dict[str, Any]:
-        return {"pipeline_tag": "summarization", "auto_class": "AutoModelForSeq2SeqLM", "example": _EXAMPLE}
+        return {
+            "pipeline_tag": "summarization",
+            "auto_class": "AutoModelForSeq2SeqLM",
+            "example": _EXAMPLE,
+            "ctranslate2_example": _CTRANSLATE2_EXAMPLE,
+        }
 
 
 def lead(text: str, sentences: int) -> str:
