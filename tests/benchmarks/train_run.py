@@ -53,7 +53,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         precision=job["precision"],
         processes=job.get("processes", 1),
         compile=job.get("compile", "auto"),
-        log_every=10,  # as the Trainer's below
+        log_every=10 if job.get("processes", 1) == 1 else 1,  # as the Trainer's below, where the clock is ours
         save_every=0,
         validate_every=10**9,
         save_total_limit=1,
@@ -62,9 +62,14 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     training = json.loads((folder / "model" / "training.json").read_text())
     points = training["history"]["train"]
     validation = training["history"]["validation"]
+    if clock:
+        tokens, seconds = sum(count for _, count in clock[WARM_UP:]), clock[-1][0] - clock[WARM_UP - 1][0]
+    else:  # workers of their own tell by their log
+        tokens = sum(point["tokens"] for point in points[WARM_UP:])
+        seconds = sum(point["tokens"] / point["tokens_per_second"] for point in points[WARM_UP:])
     return {
-        "tokens": sum(tokens for _, tokens in clock[WARM_UP:]),
-        "seconds": clock[-1][0] - clock[WARM_UP - 1][0],
+        "tokens": tokens,
+        "seconds": seconds,
         "validation_loss": validation[-1]["loss"] if validation else None,
         "padding_efficiency": training["padding_efficiency"],
         "peak_gb": points[-1]["memory_gb"],
