@@ -41,7 +41,14 @@ def make_pipeline(name: str, task: str, description: str, defaults: Experiment) 
         evaluation = evaluate(
             task=task, model=_uri(model), shards=_uri(shards), corpus=_uri(corpus), **settings["evaluate"]
         )
-        export(task=task, model=_uri(model), evaluation=_uri(evaluation), shards=_uri(shards), **settings["export"])
+        with dsl.If(evaluation.outputs["passed"] == True, "good enough"):  # noqa: E712, a condition of the pipeline
+            export(
+                task=task,
+                model=_uri(model),
+                evaluation=evaluation.outputs["uri"],
+                shards=_uri(shards),
+                **settings["export"],
+            )
 
     parameters = {s.parameter: _parameter(s, getattr(getattr(defaults, s.step), s.name)) for s in all_settings()}
     # Parameters without a default come first in a Python signature.

@@ -1,5 +1,7 @@
 """The evaluate step as a Kubeflow component."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components.shared import images
@@ -23,12 +25,16 @@ def evaluate(
     engine: str,
     compute_type: str,
     lead_sentences: int,
+    earlier: str,
+    minimum: dict,
+    maximum: dict,
     untrained: bool,
     examples: int,
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    classification_metrics: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
-) -> str:
+) -> NamedTuple("Outputs", [("uri", str), ("passed", bool)]):
     """Score a model, trivial baselines and, if wanted, the untrained model on the same held-out rows.
 
     Args:
@@ -38,13 +44,15 @@ def evaluate(
         corpus: URI of the corpus artifact; the other arguments are the settings of the same name.
         evaluation: Scores, every prediction, and the report.
         metrics: The trained model's scores, and the best ones of the other systems.
+        classification_metrics: The confusion matrix, where predictions are classes.
         report: Scores, curves, lengths and examples as a page.
 
     Returns:
-        URI of the evaluation.
+        URI of the evaluation, and whether the scores keep their limits.
     """
     arguments = locals()
-    from components.evaluate.score import run
+    from components.evaluate.score import passed, run
     from components.shared.steps import in_pipeline
 
-    return in_pipeline("evaluate", run, arguments, inputs=("model", "shards", "corpus"), output="evaluation")
+    uri = in_pipeline("evaluate", run, arguments, inputs=("model", "shards", "corpus"), output="evaluation")
+    return uri, passed(uri)

@@ -265,6 +265,13 @@ class EvaluateConfig:
         choices=("float32", "int8"),
     )
     lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
+    earlier: str = setting(
+        "", "Another model of the task to score on the same rows: folder of a bundle or of a model; empty: none."
+    )
+    minimum: dict = setting(
+        {}, 'Lowest scores that are good enough to export, e.g. {"rougeL_morpheme": 0.3}; below them export is skipped.'
+    )
+    maximum: dict = setting({}, 'The same for scores where less is better, e.g. {"perplexity": 40}.')
     untrained: bool = setting(False, "Also score the model as it was before training, on the same rows.")
     examples: int = setting(20, "Examples shown in the report.", at_least=0)
 

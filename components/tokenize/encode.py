@@ -44,13 +44,14 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt), config)
     with staged(output) as target:
         tokenizer.save_pretrained(target / "tokenizer")
+        facts = learnt.facts(_batches(folder / "train.parquet", learnt))
         truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
         tokens_before, characters = 0, 0
         with Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 with ShardWriter(target / f"{split}.arrow", learnt.sequences) as writer:
                     for batch in _batches(folder / f"{split}.parquet", learnt):
-                        encoded = learnt.encode(batch, tokenizer, config)
+                        encoded = learnt.encode(batch, tokenizer, config, facts)
                         writer.write(encoded.columns)
                         for name, count in encoded.truncated.items():
                             truncated[name] += count
@@ -70,6 +71,8 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         details: dict[str, Any] = {
             "lengths": {name: lengths.summary(everything[:, i]) for i, name in enumerate(learnt.sequences)},
             "longest": learnt.longest(config),
+            "facts": facts,
+            "cleaning": parent.config,
         }
         artifacts.write_manifest(
             target,

@@ -78,7 +78,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     if config.engine == "transformers":
         from components.train import trainer
 
-        model = learnt.new_model(config, tokenizer)
+        model = learnt.new_model(config, tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
         place, identity = _checkpoint_folder(config, output), _identity(config, parent)
         state, facts = trainer.fit(model, tokenizer, learnt, config, train.shard, validation.shard, place, identity)
@@ -87,7 +87,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         return Report(_figures(model, state, config, facts), html="report.html")
     backend = TorchBackend(config.precision, config.compile)
     try:
-        model = learnt.new_model(config, tokenizer)
+        model = learnt.new_model(config, tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
         checkpoints = Checkpoints(
             _checkpoint_folder(config, output), config.save_total_limit, behind=backend.saves_behind
