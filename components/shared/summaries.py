@@ -5,6 +5,7 @@ Words are what stands between white space (eojeol).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,8 +32,8 @@ def describe(
     }
     for source, summary, reference in zip(sources, summaries, references, strict=True):
         words, known = summary.split(), source.split()
-        pairs, known_words = list(zip(words, words[1:], strict=False)), set(known)
-        known_pairs = set(zip(known, known[1:], strict=False))
+        pairs, known_words = list(itertools.pairwise(words)), set(known)
+        known_pairs = set(itertools.pairwise(known))
         columns["copied words"].append(_share(sum(word in known_words for word in words), len(words)))
         columns["new word pairs"].append(_share(sum(pair not in known_pairs for pair in pairs), len(pairs)))
         columns["repeated word pairs"].append(_share(len(pairs) - len(set(pairs)), len(pairs)))
