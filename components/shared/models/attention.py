@@ -7,9 +7,12 @@ al., 2017, section 3.2.1), another order of rounding.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from components.shared.models.dropout import kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,11 +65,10 @@ def attention(
     plain = (
         torch.is_grad_enabled()
         and query.device.type == "cpu"
-        and query.dtype != torch.float32
-        and queries >= SHORTEST
+        # With dropout torch has no fused kernel on a CPU, and draws its random numbers slowly.
+        and ((query.dtype != torch.float32 and queries >= SHORTEST) or dropout > 0.0)
         and query.shape[0] * query.shape[1] * queries * keys <= MOST_PROBABILITIES
-        and not (causal and attention_mask is None)
-        and dropout == 0.0
+        and not (causal and attention_mask is None and queries != keys)
         and query.shape[1] == key.shape[1]
     )
     if not plain:
@@ -81,13 +83,32 @@ def attention(
             is_causal=is_causal,
             **kwargs,
         )
-    scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
+    # Rows and heads as one dimension, so that the product, its scale and the mask are one call.
+    q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, float("-inf"))
-        else:
-            scores = scores + attention_mask.to(scores.dtype)
+        scores = (q * scale) @ k.transpose(1, 2)
+        scores = (scores.unflatten(0, query.shape[:2]) + _additive(attention_mask, scores.dtype)).flatten(0, 1)
+    elif causal and queries > 1:
+        scores = torch.baddbmm(_triangle(queries, q.dtype), q, k.transpose(1, 2), alpha=scale)
+    else:
+        scores = (q * scale) @ k.transpose(1, 2)
     # Autocast would run the softmax in float32 and double what is kept for the backward pass.
     with torch.autocast("cpu", enabled=False):
         probabilities = torch.softmax(scores, dim=-1)
-    return (probabilities @ value).transpose(1, 2).contiguous(), None
+    if dropout > 0.0:
+        probabilities = probabilities * kept(probabilities.shape, dropout, probabilities.dtype)
+    return (probabilities @ v).unflatten(0, query.shape[:2]).transpose(1, 2).contiguous(), None
+
+
+def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A mask to add to scores, from a boolean one (True: look) or from one to add."""
+    if mask.dtype != torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))
+
+
+@functools.lru_cache(maxsize=8)
+def _triangle(length: int, dtype: torch.dtype) -> torch.Tensor:
+    """The causal mask to add to scores, of shape (length, length)."""
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)
