@@ -110,10 +110,10 @@ class PredictionsFile(AbstractContextManager["PredictionsFile"]):
         ids = rows.get("id") or [""] * len(prompts)
         if self._row == 0:
             self._with_ids = any(ids)
-            names = ["row", "prompt", "reference", "prediction", *predictions.columns, *measures]
+            names = ["row", "prompt", "reference", "prediction", *predictions.columns, *self._task.shown_measures]
             self._writer.writerow([*(["id"] if self._with_ids else []), *names])
         for i, (prompt, reference, text) in enumerate(zip(prompts, references, predictions.texts, strict=True)):
-            figures = {name: float(values[i]) for name, values in measures.items()}
+            figures = {name: float(measures[name][i]) for name in self._task.shown_measures}
             more = [safe_cell(str(values[i])) for values in predictions.columns.values()]
             texts = [safe_cell(cell) for cell in (prompt, reference, text)]
             scores = [f"{value:.6f}" for value in figures.values()]

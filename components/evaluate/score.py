@@ -72,6 +72,8 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
     artifacts.check_parent(of_shards, of_corpus, shards, corpus)
     training = _training(model_at)
     check_gate(config, learnt)
+    if config.earlier and not local_path(config.earlier).is_dir():
+        raise UserError(f"evaluate.earlier={config.earlier}: no such folder; give that of a bundle or of a model")
     count = of_corpus.counts["rows"][config.split]
     split = Split(corpus_at / f"{config.split}.parquet", min(count, config.limit_rows or count), config.limit_rows)
     if not split.rows:
@@ -177,7 +179,7 @@ def _systems(
             return _judged(name, by(predictor), task, split, progress, listener)
 
     with PredictionsFile(target / "predictions.csv", task, spread(split.rows, config.examples)) as file:
-        trained = task.predictor(task.load_model(str(model_at)), tokenizer, config)
+        trained = task.predictor(task.load_model(str(model_at)), tokenizer, config, scoring=True)
         systems = [modelled(TRAINED, trained, file.add)]
     del trained  # two models at once would double the memory
     first = next(chunks(split.path, task, 1))
@@ -189,11 +191,11 @@ def _systems(
         systems.append(_judged(name, baseline, task, split))
     if config.earlier:
         gc.collect()
-        systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config)))
+        systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
     if config.untrained:
         gc.collect()
         model = task.new_model(step_config("train", training["settings"]), tokenizer, facts).eval()
-        systems.append(modelled(UNTRAINED, task.predictor(model, tokenizer, config)))
+        systems.append(modelled(UNTRAINED, task.predictor(model, tokenizer, config, scoring=True)))
     return systems, file.kept
 
 

@@ -218,7 +218,7 @@ class LossTrainer(TaskTrainer):
             return EvalLoopOutput(None, None, {}, len(self.validation))
         rows = self.validation.rows(range(min(self.config.validation_rows, len(self.validation))))
         config = EvaluateConfig(beams=self.config.validation_beams, max_new_tokens=self.longest, engine="transformers")
-        predictions = self.task.predictor(self.model, self.tokenizer, config)(rows)
+        predictions = self.task.predictor(self.model, self.tokenizer, config, scoring=True)(rows)
         references = [self.task.reference_of(row, self.tokenizer, self.model) for row in rows]
         scores = self._scores(predictions, references)
         return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, len(rows))

@@ -114,7 +114,7 @@ class Validator:
         options = EvaluateConfig(
             beams=self._config.validation_beams, max_new_tokens=self._longest, engine="transformers"
         )
-        predictor = self._task.predictor(self._model, self._tokenizer, options)
+        predictor = self._task.predictor(self._model, self._tokenizer, options, scoring=True)
         with Progress("predicting", total=len(rows)) as progress:
             predictions = predictor(rows, progress)
         references = [self._task.reference_of(row, self._tokenizer, self._model) for row in rows]

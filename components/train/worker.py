@@ -158,12 +158,12 @@ def _check_fit(model: PreTrainedModel, train: Data, validation: Data, task: Task
     if positions is None:
         return
     for data in (train, validation):
-        for name, longest in zip(task.sequences, data.plan.lengths.max(axis=0, initial=0), strict=True):
+        for setting, needed in task.positions(data.plan.lengths).items():
+            longest = int(needed.max(initial=0))
             if longest > positions:
                 raise UserError(
-                    f"a {name} has {longest} tokens, the model takes {positions}: set tokenize.max_{name}_tokens to at "
-                    f"most {positions}, or raise train.architecture.max_position_embeddings for a model made from "
-                    "nothing"
+                    f"the shards have rows of {longest} tokens, the model takes {positions}: set tokenize.{setting} to at most "
+                    f"{positions}, or raise train.architecture.max_position_embeddings for a model made from nothing"
                 )
 
 

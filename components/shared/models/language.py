@@ -7,11 +7,12 @@ that every token is predicted exactly once. Shapes: B rows of a batch, T input t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from components.shared.config import TrainConfig, UserError
@@ -126,3 +127,29 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
 
 def _first(ids: int | list[int]) -> int:
     return ids[0] if isinstance(ids, list) else ids
+
+
+def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Row numbers of every batch: rows of similar length together, the longest first; one row always fits."""
+    order, at = sorted(range(len(lengths)), key=lambda row: -lengths[row]), 0
+    while at < len(order):
+        count = max(batch_tokens // max(lengths[order[at]], 1), 1)
+        yield order[at : at + count]
+        at += count
+
+
+def row_losses(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Cross-entropy of every row's tokens after the first, summed: float64 (B,), in nats.
+
+    Args:
+        model: a language model in evaluation mode.
+        rows: int32 arrays of at least 2 token ids.
+    """
+    width = max(map(len, rows))
+    batch = collate([(row,) for row in rows], (len(rows), width), model.config)
+    targets_BT = batch.pop("targets").to(model.device)
+    logits_BTV = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, use_cache=False).logits
+    losses = F.cross_entropy(
+        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return losses.view(targets_BT.shape).double().sum(1).cpu().numpy()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,3 +60,26 @@ def fit_to_tokenizer(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:  # special tokens were added: new rows at the end, drawn around the old ones' mean
         model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+
+
+def open_folder(
+    folder: str, load_model: Callable[[str], PreTrainedModel]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a bundle, or from any folder that holds both in Hugging Face format.
+
+    Raises:
+        UserError: one of them is not there.
+    """
+    from transformers import AutoTokenizer
+
+    inner = Path(folder) / "huggingface"
+    place = str(inner if inner.is_dir() else folder)
+    model = load_model(place)
+    try:
+        return model, AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{place}: no tokenizer can be loaded from there ({reason}); give a bundle, or a folder with a model and its "
+            "tokenizer"
+        ) from error

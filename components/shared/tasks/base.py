@@ -57,6 +57,8 @@ class Predictions:
     """More that is worth a column beside the texts, e.g. a probability; one plain value a row."""
     measures: dict[str, np.ndarray] = field(default_factory=dict)
     """What `Task.score` needs beside the texts; arrays whose first dimension is the rows."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes by index, where texts are classes."""
 
 
 class Predictor(Protocol):
@@ -99,6 +101,8 @@ class Task(Protocol):
     """Whether its best value is the largest (max) or the smallest (min)."""
     rank_by: str
     """The measure of `score` that tells good rows from bad ones; higher is better."""
+    shown_measures: tuple[str, ...]
+    """Measures of `score` that say something to people about a single row."""
 
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
         """A raw row (role → text; absent optional roles are "") as a corpus row.
@@ -164,6 +168,17 @@ class Task(Protocol):
         """A model that this task saved."""
         ...
 
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Tokens of every row that the model looks at together.
+
+        Args:
+            lengths: tokens of every sequence: int64 array of shape (rows, sequences).
+
+        Returns:
+            Setting of TokenizeConfig that bounds them → int64 array of shape (rows,).
+        """
+        ...
+
     def targets(self, lengths: np.ndarray) -> np.ndarray:
         """Target tokens that the loss of every row sums over, known before anything is computed.
 
@@ -198,16 +213,25 @@ class Task(Protocol):
         ...
 
     def predictor(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EvaluateConfig,
+        *,
+        scoring: bool = False,
     ) -> Predictor:
         """A model in memory made ready to predict, on the device where it is.
+
+        Args:
+            scoring: whether the predictions are for `score` and not to be read (a language model then says how likely
+                the rows are, and continues nothing).
 
         Raises:
             UserError: the model cannot be run as the settings ask.
         """
         ...
 
-    def open_predictor(self, folder: str, config: EvaluateConfig) -> Predictor:
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Predictor:
         """The same for a bundle, or any folder with a model and its tokenizer, in the format that suits the settings.
 
         Raises:
@@ -275,3 +299,32 @@ class Task(Protocol):
         (lines of Python that use it), and `ctranslate2_example` (lines that use it as a CTranslate2 model; absent where
         the task has no use for that format)."""
         ...
+
+
+def check_length(what: str, text: str, config: PreprocessConfig) -> None:
+    """Refuse an input text of a length that the settings do not want.
+
+    Raises:
+        Rejected: it is too short or too long.
+    """
+    if len(text) < config.min_source_chars:
+        raise Rejected(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
+    if config.max_source_chars and len(text) > config.max_source_chars:
+        raise Rejected(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")
+
+
+def prepared(texts: Sequence[str], config: TokenizeConfig) -> list[str]:
+    """Texts as the tokenizer is to see them: cut into morphemes first, if the settings say so."""
+    if not config.morphemes:
+        return list(texts)
+    from components.shared.tokenizations import get_tokenization
+
+    analyser = get_tokenization("morpheme")
+    whole = [analyser.clean(text).replace("\n", " ") for text in texts]
+    return [" ".join(map(str, tokens)) for tokens in analyser.cut(whole)]
+
+
+def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> list[list[int]]:
+    """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(prepared(texts, config), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class Summarization:
     best_metric = "rougeL_morpheme"
     best_mode = "max"
     rank_by = "rougeL_morpheme"
+    shown_measures = ("rouge1_morpheme", "rouge2_morpheme", "rougeL_morpheme", "rougeLsum_morpheme")
 
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
         source = self.clean_input(row["source"], config)
@@ -75,10 +76,7 @@ class Summarization:
             raise Rejected("the source text is empty")
         if not target:
             raise Rejected("the summary is empty")
-        if len(source) < config.min_source_chars:
-            raise Rejected(f"the source text has {len(source)} characters, fewer than {config.min_source_chars}")
-        if config.max_source_chars and len(source) > config.max_source_chars:
-            raise Rejected(f"the source text has {len(source)} characters, more than {config.max_source_chars}")
+        check_length("source text", source, config)
         if config.drop_short_sources and len(source) <= len(target):
             raise Rejected("the source text is no longer than its summary")
         return {"source": source, "target": target, "id": row.get("id", ""), "topic": row.get("topic", "")}
@@ -101,7 +99,7 @@ class Summarization:
     ) -> Encoded:
         columns, truncated, tokens, characters = {}, {}, 0, 0
         for role, longest in self.longest(config).items():
-            ids = plain_ids(rows[role], tokenizer)
+            ids = plain_ids(rows[role], tokenizer, config)
             tokens += sum(map(len, ids))
             characters += sum(map(len, rows[role]))
             truncated[role] = sum(len(row) > longest - 1 for row in ids)
@@ -115,7 +113,8 @@ class Summarization:
 
         kept = config.max_source_tokens - 1
         return [
-            (np.array([*row[:kept], tokenizer.eos_token_id], dtype=np.int32),) for row in plain_ids(texts, tokenizer)
+            (np.array([*row[:kept], tokenizer.eos_token_id], dtype=np.int32),)
+            for row in plain_ids(texts, tokenizer, config)
         ]
 
     def check_model(self, config: TrainConfig) -> list[str]:
@@ -134,6 +133,9 @@ class Summarization:
         from components.shared.models import bart
 
         return bart.load(folder)
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}
 
     def targets(self, lengths: np.ndarray) -> np.ndarray:
         return lengths[:, 1]
@@ -156,13 +158,18 @@ class Summarization:
         return [row[0] for row in rows]
 
     def predictor(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EvaluateConfig,
+        *,
+        scoring: bool = False,
     ) -> Summarizer:
         from components.shared.generation import Generator
 
         return Summarizer(Generator.of(model, tokenizer, config.engine, config.compute_type), config)
 
-    def open_predictor(self, folder: str, config: EvaluateConfig) -> Summarizer:
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Summarizer:
         from components.shared.generation import Generator
 
         return Summarizer(Generator.open(folder, self.load_model, config.engine, config.compute_type), config)
@@ -240,12 +247,6 @@ class Summarizer:
         end = self.generator.engine.special["eos_token_id"]
         cut = np.array([not ids or ids[-1] != end for ids in found], dtype=np.float64)
         return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
-
-
-def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [encoding.ids for encoding in encodings]
 
 
 def lead(text: str, sentences: int) -> str:
