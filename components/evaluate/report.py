@@ -13,7 +13,7 @@ from components.shared.artifacts import Manifest, lineage
 from components.shared.bootstrap import Interval
 from components.shared.config import EvaluateConfig, to_mapping
 from components.shared.html import Section
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import LESS_IS_BETTER, Task
 
 if TYPE_CHECKING:
     from components.evaluate.rows import Example, Kept
@@ -80,11 +80,11 @@ def _scores(task: Task, systems: Sequence[System], rows: int, gate: Sequence[str
     )
     intro = (
         f"Of the same {rows:,} rows, with 95 % bootstrap intervals; {task.best_metric} decides which model is best, "
-        f"{'more' if task.best_mode == 'max' else 'less'} is better."
+        f"{'less' if task.best_metric in LESS_IS_BETTER else 'more'} is better."
     )
     rivals = {system.name: system.scores[task.best_metric].mean for system in systems[1:]}
     if rivals:
-        rival = (max if task.best_mode == "max" else min)(rivals, key=lambda name: rivals[name])
+        rival = (min if task.best_metric in LESS_IS_BETTER else max)(rivals, key=lambda name: rivals[name])
         gap = systems[0].scores[task.best_metric].mean - rivals[rival]
         where = f"{abs(gap):.4f} {'above' if gap > 0 else 'below'}" if gap else "level with"
         intro += f" The trained model is {where} {rival} there."

@@ -215,7 +215,7 @@ class TrainConfig:
     )
     best_mode: str = setting(
         "auto",
-        "Whether its best value is the smallest or the largest; auto: smallest for loss, else largest.",
+        "Whether its best value is the smallest or the largest; auto: smallest for loss, perplexity, bits_per_byte and calibration_error, else largest.",
         choices=("auto", "min", "max"),
     )
     patience: int = setting(0, "Stop after this many validations in a row without improvement (0: never).", at_least=0)

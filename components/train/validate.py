@@ -10,7 +10,7 @@ import torch
 
 from components.shared.config import EvaluateConfig, TrainConfig, UserError
 from components.shared.progress import Progress
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import LESS_IS_BETTER, Task
 from components.train.backends.base import Backend
 from components.train.checkpoint import LoopState
 from components.train.data import Data
@@ -78,7 +78,7 @@ class Validator:
                 + ("" if self._config.validation_rows else "; scores need train.validation_rows above 0")
             )
         mode = self._config.best_mode
-        sign = -1.0 if mode == "min" or (mode == "auto" and metric == "loss") else 1.0
+        sign = -1.0 if mode == "min" or (mode == "auto" and metric in LESS_IS_BETTER) else 1.0
         gain = math.inf if state.best_step < 0 else sign * (figures[metric] - state.best_value)
         state.bad_validations = 0 if gain > self._config.threshold else state.bad_validations + 1
         if gain > 0:

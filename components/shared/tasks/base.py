@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from components.shared.progress import Progress
 
 
+LESS_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "calibration_error"})
+"""Scores, of any task, whose best value is the smallest."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One column of the corpus, and the raw columns that can fill it."""
@@ -97,8 +101,6 @@ class Task(Protocol):
     """Whether predictions are texts that an encoder-decoder generates: a row is then (source, target)."""
     best_metric: str
     """The one of `overall` that decides which model is best."""
-    best_mode: str
-    """Whether its best value is the largest (max) or the smallest (min)."""
     rank_by: str
     """The measure of `score` that tells good rows from bad ones; higher is better."""
     shown_measures: tuple[str, ...]

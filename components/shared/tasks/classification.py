@@ -54,7 +54,6 @@ class Classification:
     sequences = ("text", "label")
     generates = False
     best_metric = "accuracy"
-    best_mode = "max"
     rank_by = "probability_of_right"
     shown_measures = ("right", "probability_of_right")
 

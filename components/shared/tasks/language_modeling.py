@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.progress import log
 from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
 from components.shared.text import clean_text
 
@@ -46,7 +47,6 @@ class LanguageModeling:
     sequences = ("tokens",)
     generates = False
     best_metric = "loss"
-    best_mode = "min"
     rank_by = "log_probability_per_token"
     shown_measures = ("log_probability_per_token", "tokens")
 
@@ -256,8 +256,13 @@ class Continuer:
 
         self.model, self.tokenizer = model, tokenizer
         self.description = "transformers, float32"
+        context = getattr(model.config, "max_position_embeddings", None)
+        longest = config.max_new_tokens
+        if context is not None and longest >= context:
+            log.warning("max_new_tokens=%d is cut to %d: the model's context is %d", longest, context - 1, context)
+            longest = context - 1
         self.options = SamplingOptions(
-            max_new_tokens=config.max_new_tokens,
+            max_new_tokens=longest,
             greedy=config.greedy,
             temperature=config.temperature,
             top_k=config.top_k,

@@ -65,7 +65,6 @@ class Summarization:
     sequences = ("source", "target")
     generates = True
     best_metric = "rougeL_morpheme"
-    best_mode = "max"
     rank_by = "rougeL_morpheme"
     shown_measures = ("rouge1_morpheme", "rouge2_morpheme", "rougeL_morpheme", "rougeLsum_morpheme")
 
