@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl
 
-from components.evaluate.component import evaluate
+from components.evaluate.component import evaluate, good_enough
 from components.export.component import export
 from components.preprocess.component import preprocess
 from components.shared.config import STEPS, Experiment, Setting, all_settings, settings_of
@@ -41,7 +41,15 @@ def make_pipeline(name: str, task: str, description: str, defaults: Experiment) 
         evaluation = evaluate(
             task=task, model=_uri(model), shards=_uri(shards), corpus=_uri(corpus), **settings["evaluate"]
         )
-        export(task=task, model=_uri(model), evaluation=_uri(evaluation), shards=_uri(shards), **settings["export"])
+        passed = good_enough(evaluation=_uri(evaluation))
+        with dsl.If(_uri(passed) == True, "good enough"):  # noqa: E712, a condition of the pipeline
+            export(
+                task=task,
+                model=_uri(model),
+                evaluation=_uri(evaluation),
+                shards=_uri(shards),
+                **settings["export"],
+            )
 
     parameters = {s.parameter: _parameter(s, getattr(getattr(defaults, s.step), s.name)) for s in all_settings()}
     # Parameters without a default come first in a Python signature.

@@ -11,7 +11,7 @@ from pathlib import Path
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
 from pipelines.commands import score
 
-PIPELINES = ("summarization",)
+PIPELINES = ("summarization", "classification", "language_modeling")
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
 
 EXPERIMENTS = Path(__file__).parent / "experiments"

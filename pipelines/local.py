@@ -125,6 +125,8 @@ class _Run:
                 record = self.records[step]
                 record.seconds, record.figures = round(event["seconds"], 2), event["figures"]
                 record.artifact, record.status = str(self._link(step, event["artifact"])), "done"
+                if step == "evaluate" and "gate" in record.figures:
+                    self.records["export"].status = "skipped"
                 display.finished(step, record.seconds, record.figures)
             elif kind == "failed":
                 self.records[step].status = "failed"
@@ -141,7 +143,7 @@ class _Run:
     def _conclude(self, error: BaseException | None, interrupted: bool) -> str:
         if interrupted:
             return "interrupted"
-        if error is None and all(record.status == "done" for record in self.records.values()):
+        if error is None and all(r.status in ("done", "skipped") for r in self.records.values()):
             return "succeeded"
         return "failed"
 
@@ -160,6 +162,8 @@ class _Run:
     def _tell(self, status: str, display: Display) -> int:
         if status == "succeeded":
             report = self.output / "evaluation" / "report.html"
+            if self.records["export"].status == "skipped":
+                display.note(f"export skipped, {self.records['evaluate'].figures['gate']}")
             display.note(f"report: {report}" if report.is_file() else f"artifacts: {self.output}")
             return 0
         if status == "interrupted":

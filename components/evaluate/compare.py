@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from components.evaluate.files import Source, read, unequal
 from components.shared.config import UserError
 from components.shared.progress import Progress
 from components.shared.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
+from components.shared.text_files import Source, read, unequal
 from components.shared.tokenizations import Tokenization
 
 

@@ -22,11 +22,20 @@ def evaluate(
     remove_tokens: list,
     engine: str,
     compute_type: str,
+    top_classes: int,
+    greedy: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
     lead_sentences: int,
+    earlier: str,
+    minimum: dict,
+    maximum: dict,
     untrained: bool,
     examples: int,
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    classification_metrics: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
 ) -> str:
     """Score a model, trivial baselines and, if wanted, the untrained model on the same held-out rows.
@@ -38,6 +47,7 @@ def evaluate(
         corpus: URI of the corpus artifact; the other arguments are the settings of the same name.
         evaluation: Scores, every prediction, and the report.
         metrics: The trained model's scores, and the best ones of the other systems.
+        classification_metrics: The confusion matrix, where predictions are classes.
         report: Scores, curves, lengths and examples as a page.
 
     Returns:
@@ -48,3 +58,20 @@ def evaluate(
     from components.shared.steps import in_pipeline
 
     return in_pipeline("evaluate", run, arguments, inputs=("model", "shards", "corpus"), output="evaluation")
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def good_enough(evaluation: str) -> bool:
+    """Tell whether an evaluation's scores keep the limits of `evaluate.minimum` and `evaluate.maximum`.
+
+    A component of its own: kfp's local runner resolves a condition on the only output of a task, not on one of several.
+
+    Args:
+        evaluation: URI of the evaluation artifact.
+
+    Returns:
+        Whether the model may be exported.
+    """
+    from components.evaluate.score import passed
+
+    return passed(evaluation)

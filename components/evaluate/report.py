@@ -10,15 +10,19 @@ import numpy as np
 
 from components.shared import html, lengths
 from components.shared.artifacts import Manifest, lineage
+from components.shared.bootstrap import Interval
 from components.shared.config import EvaluateConfig, to_mapping
 from components.shared.html import Section
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import LESS_IS_BETTER, Task
 
 if TYPE_CHECKING:
-    from components.evaluate.score import Rows, System
+    from components.evaluate.rows import Example, Kept
+    from components.evaluate.score import System
 
 PROMPT_CHARACTERS = 600
 """Longer prompts are folded away."""
+
+DECILES = 10
 
 POINTS = 400
 """Most points of a training curve; longer histories are averaged over neighbouring points."""
@@ -27,8 +31,10 @@ POINTS = 400
 def render(
     config: EvaluateConfig,
     task: Task,
-    rows: Rows,
+    rows: int,
     systems: Sequence[System],
+    kept: Kept,
+    gate: Sequence[str],
     training: Mapping[str, Any],
     corpus: Manifest,
     shards: Manifest,
@@ -39,19 +45,22 @@ def render(
     Args:
         config: the step's settings.
         task: what is learnt.
-        rows: the scored rows.
-        systems: every system's predictions and scores, the trained model first.
+        rows: how many were scored.
+        systems: every system's measures and scores, the trained model first.
+        kept: what remains of the trained model's rows.
+        gate: limits that its scores do not keep.
         training: training.json of the model.
         corpus, shards, model: manifests of the parents; length histograms may be absent.
     """
+    texts = {name: np.concatenate(parts) for name, parts in kept.lengths.items()}
     sections = [
-        _scores(task, systems, len(rows.references)),
+        _scores(task, systems, rows, gate),
+        *task.sections(systems[0].measures, shards.details["facts"]),
+        *_by_length(task, systems, texts["input"]),
+        *_described(kept),
         *_curves(training),
-        *_lengths(rows, systems[0], corpus, shards),
-    ]
-    if config.examples:
-        sections.append(_examples(config.examples, rows, systems[0]))
-    sections += [
+        *_lengths(texts, corpus, shards),
+        *_examples(config.examples, task, kept),
         Section("Evaluation settings", _settings(to_mapping(config))),
         Section("Training settings", _settings(training["settings"])),
         Section(
@@ -60,24 +69,67 @@ def render(
             "The artifacts that these scores belong to.",
         ),
     ]
-    subtitle = f"{task.name}: {len(rows.references):,} rows of the {config.split} split"
-    return html.page("Evaluation", sections, subtitle)
+    return html.page("Evaluation", sections, f"{task.name}: {rows:,} rows of the {config.split} split")
 
 
-def _scores(task: Task, systems: Sequence[System], rows: int) -> Section:
-    names = list(systems[0].scores.overall)
+def _scores(task: Task, systems: Sequence[System], rows: int, gate: Sequence[str]) -> Section:
+    names = list(systems[0].scores)
     table = html.table(
         ["system", *names],
-        [[system.name, *(float(system.scores.overall[name]) for name in names)] for system in systems],
+        [[system.name, *(_with_interval(system.scores[name]) for name in names)] for system in systems],
     )
-    intro = f"Means over the same {rows:,} rows; {task.best_metric} decides which model is best."
-    rivals = {system.name: system.scores.overall[task.best_metric] for system in systems[1:]}
+    intro = (
+        f"Of the same {rows:,} rows, with 95 % bootstrap intervals; {task.best_metric} decides which model is best, "
+        f"{'less' if task.best_metric in LESS_IS_BETTER else 'more'} is better."
+    )
+    rivals = {system.name: system.scores[task.best_metric].mean for system in systems[1:]}
     if rivals:
-        rival = max(rivals, key=lambda name: rivals[name])
-        gap = systems[0].scores.overall[task.best_metric] - rivals[rival]
+        rival = (min if task.best_metric in LESS_IS_BETTER else max)(rivals, key=lambda name: rivals[name])
+        gap = systems[0].scores[task.best_metric].mean - rivals[rival]
         where = f"{abs(gap):.4f} {'above' if gap > 0 else 'below'}" if gap else "level with"
         intro += f" The trained model is {where} {rival} there."
+    if gate:
+        intro += f" Not good enough to export: {'; '.join(gate)}."
     return Section("Scores", table, intro)
+
+
+def _with_interval(interval: Interval) -> str:
+    return f"{interval.mean:.4f} ({interval.low:.4f} to {interval.high:.4f})"
+
+
+def _by_length(task: Task, systems: Sequence[System], lengths_of_inputs: np.ndarray) -> list[Section]:
+    """The deciding score of ten groups of rows, from the shortest inputs to the longest."""
+    groups = [group for group in np.array_split(np.argsort(lengths_of_inputs, kind="stable"), DECILES) if len(group)]
+    if len(groups) < DECILES:
+        return []
+    series = {
+        system.name: [
+            (
+                float(np.median(lengths_of_inputs[group])),
+                task.overall({name: values[group] for name, values in system.measures.items()})[task.best_metric],
+            )
+            for group in groups
+        ]
+        for system in systems
+    }
+    return [
+        Section(
+            "Score by input length",
+            html.lines(series, "characters of the input (median of a tenth of the rows)", task.best_metric),
+            "A fall on the right points at inputs that are cut (tokenize.max_source_tokens).",
+        )
+    ]
+
+
+def _described(kept: Kept) -> list[Section]:
+    if not kept.described:
+        return []
+    rows = []
+    for name, parts in kept.described.items():
+        values = np.concatenate(parts)
+        known = values[~np.isnan(values)]
+        rows.append([name, float(known.mean()) if len(known) else "–", len(known)])
+    return [Section("Predictions", html.table(["what", "mean", "rows"], rows), "Of the trained model, row by row.")]
 
 
 def _curves(training: Mapping[str, Any]) -> list[Section]:
@@ -105,15 +157,12 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
     return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
 
 
-def _lengths(rows: Rows, system: System, corpus: Manifest, shards: Manifest) -> list[Section]:
-    texts = {
-        "generated": lengths.summary(np.array([len(text) for text in system.predictions], dtype=np.int64)),
-        "reference": lengths.summary(np.array([len(text) for text in rows.references], dtype=np.int64)),
-    }
+def _lengths(texts: Mapping[str, np.ndarray], corpus: Manifest, shards: Manifest) -> list[Section]:
+    series = {name: lengths.summary(texts[name]) for name in ("generated", "reference")}
     sections = [
         Section(
-            "Generated and reference lengths",
-            html.histogram(texts, "characters"),
+            "Predicted and reference lengths",
+            html.histogram(series, "characters"),
             "Texts much shorter or longer than their references point at max_new_tokens, length_penalty or the training.",
         )
     ]
@@ -126,25 +175,31 @@ def _lengths(rows: Rows, system: System, corpus: Manifest, shards: Manifest) -> 
     return sections
 
 
-def _examples(count: int, rows: Rows, system: System) -> Section:
-    chosen = spread(len(rows.references), count)
-    items = []
-    for row in chosen:
-        scores = " · ".join(f"{name} {values[row]:.3f}" for name, values in system.scores.rows.items())
-        name = rows.ids[row] if rows.ids and rows.ids[row] else f"row {row}"
-        parts = {
-            "input": html.text(rows.prompts[row], PROMPT_CHARACTERS),
-            "reference": html.text(rows.references[row]),
-            "prediction": html.text(system.predictions[row]),
-        }
-        items.append(html.example(name, parts, scores))
-    intro = f"{len(chosen)} rows evenly spread over the split, none picked by hand; all of them are in predictions.csv."
-    return Section("Examples", "\n".join(items), intro)
+def _examples(count: int, task: Task, kept: Kept) -> list[Section]:
+    if not count:
+        return []
+    best, worst = ([example for *_, example in sorted(heap, reverse=True)] for heap in (kept.best, kept.worst))
+    by = f"By {task.rank_by}."
+    return [
+        Section("Best rows", "\n".join(map(_example, best)), by),
+        Section("Worst rows", "\n".join(map(_example, worst)), by),
+        Section(
+            "Examples",
+            "\n".join(map(_example, kept.examples)),
+            f"{len(kept.examples)} rows evenly spread over the split, none picked by hand; all of them are in "
+            "predictions.csv.",
+        ),
+    ]
 
 
-def spread(total: int, count: int) -> list[int]:
-    """At most `count` of `total` row numbers, evenly spread, first and last among them."""
-    return sorted({int(row) for row in np.linspace(0, total - 1, min(count, total)).round()}) if total else []
+def _example(example: Example) -> str:
+    scores = " · ".join(f"{name} {value:.3f}" for name, value in example.measures.items())
+    parts = {
+        "input": html.text(example.prompt, PROMPT_CHARACTERS),
+        "reference": html.text(example.reference),
+        "prediction": html.text(example.prediction),
+    }
+    return html.example(example.id or f"row {example.row}", parts, scores)
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

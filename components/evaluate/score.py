@@ -1,41 +1,43 @@
-"""Model → its scores on held-out rows, beside those of trivial baselines and of the model before training."""
+"""Model → its scores on held-out rows, beside those of trivial baselines and of other models.
+
+The split passes by in chunks, once for every system; of a row only numbers are kept, so memory does not follow its size.
+"""
 
 from __future__ import annotations
 
-import csv
+import gc
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from components.evaluate.rows import Kept, PredictionsFile, chunks
 from components.shared import artifacts
 from components.shared.artifacts import Manifest
+from components.shared.bootstrap import Interval, score_intervals
 from components.shared.config import EvaluateConfig, UserError, step_config, to_mapping
-from components.shared.progress import Progress
+from components.shared.progress import Progress, log
 from components.shared.steps import Report
 from components.shared.storage import local_path, staged
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Scores, Task
+from components.shared.tasks.base import Predictions, Predictor, Task
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 TRAINED = "trained model"
+EARLIER = "earlier model"
 UNTRAINED = "untrained model"
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that spreadsheets take for a formula."""
+RESAMPLES = 1_000
+MANY_ROWS = 20_000
+"""Rows above which a fifth of the resamples is enough: intervals are narrow then."""
 
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows that are scored, in the order of the split."""
-
-    ids: list[str]
-    """Ids from the raw data; empty texts where it has none."""
-    prompts: list[str]
-    references: list[str]
+Predict = Callable[[Mapping[str, list[str]], "Progress | None"], Predictions]
+Listener = Callable[[Mapping[str, list[str]], Predictions, Mapping[str, np.ndarray]], None]
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,20 @@ class System:
     """One thing that predicts, and how well."""
 
     name: str
-    predictions: list[str]
-    scores: Scores
+    measures: dict[str, np.ndarray]
+    """`Task.score` of all rows."""
+    scores: dict[str, Interval]
+    """`Task.overall` with 95 % bootstrap intervals."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows that are scored."""
+
+    path: Path
+    """Parquet file of the corpus."""
+    rows: int
+    limit: int
 
 
 def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: str, corpus: str) -> Report:
@@ -57,28 +71,34 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_shards, of_corpus, shards, corpus)
     training = _training(model_at)
-    columns = _columns(corpus_at / f"{config.split}.parquet", learnt, config.limit_rows)
-    rows = Rows(columns.get("id", []), learnt.prompts(columns), learnt.references(columns))
-    if not rows.references:
+    check_gate(config, learnt)
+    if config.earlier and not local_path(config.earlier).is_dir():
+        raise UserError(f"evaluate.earlier={config.earlier}: no such folder; give that of a bundle or of a model")
+    count = of_corpus.counts["rows"][config.split]
+    split = Split(corpus_at / f"{config.split}.parquet", min(count, config.limit_rows or count), config.limit_rows)
+    if not split.rows:
         raise UserError(
             f"{corpus}: its {config.split} split is empty: nothing to score; raise preprocess.{config.split}_ratio (or give "
             f"preprocess.{config.split}_source) and run from there, or choose another evaluate.split"
         )
     with staged(output) as target:
-        systems = _systems(config, learnt, columns, rows, model_at, shards_at, training)
+        systems, kept = _systems(config, learnt, split, model_at, of_shards, training, target)
+        scores = {system.name: {name: i.mean for name, i in system.scores.items()} for system in systems}
+        gate = failures(config, scores[TRAINED])
         metrics = {
             "task": task,
             "split": config.split,
-            "rows": len(rows.references),
+            "rows": split.rows,
             "best_metric": learnt.best_metric,
-            "systems": {system.name: system.scores.overall for system in systems},
+            "systems": scores,
+            "intervals": {s.name: {name: [i.low, i.high] for name, i in s.scores.items()} for s in systems},
+            "gate": {"passed": not gate, "failures": gate},
             "settings": to_mapping(config),
         }
         _write_json(target / "metrics.json", metrics)
-        write_predictions(target / "predictions.csv", rows, systems[0])
         from components.evaluate.report import render
 
-        html = render(config, learnt, rows, systems, training, of_corpus, of_shards, of_model)
+        html = render(config, learnt, split.rows, systems, kept, gate, training, of_corpus, of_shards, of_model)
         (target / "report.html").write_text(html, encoding="utf-8")
         artifacts.write_manifest(
             target,
@@ -86,48 +106,123 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
                 "evaluation",
                 task,
                 to_mapping(config),
-                {"rows": len(rows.references), "split": config.split},
-                {"systems": artifacts.json_ready(metrics["systems"]), "best_metric": learnt.best_metric},
+                {"rows": split.rows, "split": config.split},
+                {"systems": artifacts.json_ready(scores), "best_metric": learnt.best_metric, "gate": metrics["gate"]},
                 artifacts.lineage(of_model, of_shards, of_corpus),
             ),
         )
-    return Report(_figures(learnt, systems, len(rows.references)), html="report.html")
+    if gate:
+        log.warning("not good enough to export: %s", "; ".join(gate))
+    return Report(
+        _figures(learnt, scores, split.rows, gate),
+        html="report.html",
+        confusion=learnt.confusion(systems[0].measures, of_shards.details["facts"]),
+    )
+
+
+def passed(evaluation: str) -> bool:
+    """Whether an evaluation says that the model is good enough to be exported."""
+    return bool(artifacts.read_manifest(local_path(evaluation), "evaluation").details["gate"]["passed"])
+
+
+def check_gate(config: EvaluateConfig, task: Task) -> None:
+    """Refuse limits of scores that the task does not have, before anything is computed.
+
+    Raises:
+        UserError: an unknown score, or a limit that is no number.
+    """
+    known = task.overall(task.score(Predictions([]), []))
+    for setting, limits in (("minimum", config.minimum), ("maximum", config.maximum)):
+        for name, limit in limits.items():
+            if name not in known:
+                raise UserError(f"evaluate.{setting}: the task has no score {name!r}; known: {', '.join(known)}")
+            if isinstance(limit, bool) or not isinstance(limit, (int, float)):
+                raise UserError(f"evaluate.{setting}.{name}: expected a number, found {limit!r}")
+
+
+def failures(config: EvaluateConfig, scores: Mapping[str, float]) -> list[str]:
+    """The limits that scores do not keep, one text each."""
+    low = [
+        f"{name} is {scores[name]:.4f}, below evaluate.minimum {limit}"
+        for name, limit in config.minimum.items()
+        if not scores[name] >= limit
+    ]
+    high = [
+        f"{name} is {scores[name]:.4f}, above evaluate.maximum {limit}"
+        for name, limit in config.maximum.items()
+        if not scores[name] <= limit
+    ]
+    return low + high
 
 
 def _systems(
     config: EvaluateConfig,
     task: Task,
-    columns: Mapping[str, list[str]],
-    rows: Rows,
+    split: Split,
     model_at: Path,
-    shards_at: Path,
+    shards: Manifest,
     training: Mapping[str, Any],
-) -> list[System]:
-    """The trained model first, then the baselines, then the untrained model."""
-    from components.shared.shards import Shard
-
-    shard = Shard(shards_at / f"{config.split}.arrow", task.sequences)
-    count = len(rows.references)
-    if len(shard) < count or (not config.limit_rows and len(shard) != count):
-        raise UserError(
-            f"{shards_at}/{config.split}.arrow: holds {len(shard)} rows, the corpus {count}; run the tokenize step again"
-        )
-    tokens = shard.rows(range(count))
+    target: Path,
+) -> tuple[list[System], Kept]:
+    """The trained model first, then the baselines, an earlier model and the untrained one, each loaded in its turn."""
+    encoding, facts = step_config("tokenize", shards.config), shards.details["facts"]
     tokenizer = load_tokenizer(model_at)
 
-    def scored(name: str, predictions: list[str]) -> System:
-        return System(name, predictions, task.score(predictions, rows.references))
+    def by(predictor: Predictor) -> Predict:
+        def predict(rows: Mapping[str, list[str]], progress: Progress | None) -> Predictions:
+            return predictor(task.inputs(rows[task.input_role], predictor.tokenizer, encoding), progress)
 
-    def generated(name: str, model: PreTrainedModel) -> System:
-        with Progress(f"generating ({name})", total=count) as progress:
-            return scored(name, task.predict(model, tokenizer, tokens, config, progress))
+        return predict
 
-    systems = [generated(TRAINED, task.load_model(str(model_at)))]
-    systems += [scored(name, predictions) for name, predictions in task.baselines(columns, config).items()]
+    def modelled(name: str, predictor: Predictor, listener: Listener | None = None) -> System:
+        with Progress(f"predicting ({name}, {predictor.description})", total=split.rows) as progress:
+            return _judged(name, by(predictor), task, split, progress, listener)
+
+    with PredictionsFile(target / "predictions.csv", task, spread(split.rows, config.examples)) as file:
+        trained = task.predictor(task.load_model(str(model_at)), tokenizer, config, scoring=True)
+        systems = [modelled(TRAINED, trained, file.add)]
+    del trained  # two models at once would double the memory
+    first = next(chunks(split.path, task, 1))
+    for name in task.baselines(first, config, facts):
+
+        def baseline(rows: Mapping[str, list[str]], _: Progress | None, name: str = name) -> Predictions:
+            return task.baselines(rows, config, facts)[name]
+
+        systems.append(_judged(name, baseline, task, split))
+    if config.earlier:
+        gc.collect()
+        systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
     if config.untrained:
-        settings = step_config("train", training["settings"])
-        systems.append(generated(UNTRAINED, task.new_model(settings, tokenizer)))
-    return systems
+        gc.collect()
+        model = task.new_model(step_config("train", training["settings"]), tokenizer, facts).eval()
+        systems.append(modelled(UNTRAINED, task.predictor(model, tokenizer, config, scoring=True)))
+    return systems, file.kept
+
+
+def _judged(
+    name: str,
+    predict: Predict,
+    task: Task,
+    split: Split,
+    progress: Progress | None = None,
+    listener: Listener | None = None,
+) -> System:
+    parts: dict[str, list[np.ndarray]] = {}
+    for rows in chunks(split.path, task, split.limit):
+        predictions = predict(rows, progress)
+        measures = task.score(predictions, task.references(rows))
+        if listener is not None:
+            listener(rows, predictions, measures)
+        for measure, values in measures.items():
+            parts.setdefault(measure, []).append(values)
+    whole = {measure: np.concatenate(values) for measure, values in parts.items()}
+    resamples = RESAMPLES if split.rows <= MANY_ROWS else RESAMPLES // 5
+    return System(name, whole, score_intervals(whole, task.overall, resamples=resamples))
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of `total` row numbers, evenly spread, first and last among them."""
+    return sorted({int(row) for row in np.linspace(0, total - 1, min(count, total)).round()}) if total else []
 
 
 def _training(model_at: Path) -> dict[str, Any]:
@@ -138,24 +233,6 @@ def _training(model_at: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
     return training
-
-
-def _columns(path: Path, task: Task, limit: int) -> dict[str, list[str]]:
-    """Role → texts of the split's rows, the first `limit` of them (0: all)."""
-    import pyarrow.parquet as pq
-
-    roles = [column.role for column in task.columns]
-    columns: dict[str, list[str]] = {role: [] for role in roles}
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=roles):
-                for role, texts in batch.to_pydict().items():
-                    columns[role] += texts
-                if limit and len(columns[roles[0]]) >= limit:
-                    break
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the preprocess step again") from None
-    return {role: texts[: limit or None] for role, texts in columns.items()}
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -173,38 +250,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise UserError(f"{folder}: its tokenizer cannot be loaded ({reason}); run the train step again") from error
 
 
-def write_predictions(path: Path, rows: Rows, system: System) -> None:
-    """Every prediction as UTF-8 CSV: `id` (if the data has ids), `row` (from 0, in the split), `prompt`, `reference`,
-    `prediction`, then one column a metric.
-
-    A cell that begins with = + - @, a tab or a carriage return gets an apostrophe before it, so that no spreadsheet
-    runs a text as a formula; drop it to have the text back.
-    """
-    with_ids = any(rows.ids)
-    names = list(system.scores.rows)
-    with path.open("w", encoding="utf-8", errors="replace", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*(["id"] if with_ids else []), "row", "prompt", "reference", "prediction", *names])
-        for row, texts in enumerate(zip(rows.prompts, rows.references, system.predictions, strict=True)):
-            cells = [safe_cell(text) for text in ([rows.ids[row]] if with_ids else []) + list(texts)]
-            scores = [f"{system.scores.rows[name][row]:.6f}" for name in names]
-            writer.writerow([*cells[:-3], row, *cells[-3:], *scores])
-
-
-def safe_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(artifacts.json_ready(content), ensure_ascii=False, indent=2)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _figures(task: Task, systems: Sequence[System], rows: int) -> dict[str, Any]:
+def _figures(task: Task, scores: Mapping[str, Mapping[str, float]], rows: int, gate: Sequence[str]) -> dict[str, Any]:
     """The trained model's scores, and the deciding one of every other system."""
-    figures: dict[str, Any] = {name: round(value, 4) for name, value in systems[0].scores.overall.items()}
-    for system in systems[1:]:
-        name = "untrained" if system.name == UNTRAINED else system.name
-        figures[f"{name}_{task.best_metric}"] = round(system.scores.overall[task.best_metric], 4)
-    return {**figures, "rows": rows}
+    figures: dict[str, Any] = {name: round(value, 4) for name, value in scores[TRAINED].items()}
+    for system, values in scores.items():
+        if system != TRAINED:
+            name = system.removesuffix(" model")
+            figures[f"{name}_{task.best_metric}"] = round(values[task.best_metric], 4)
+    return {**figures, "rows": rows, **({"gate": "failed: " + "; ".join(gate)} if gate else {})}

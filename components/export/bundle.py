@@ -63,6 +63,9 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
                     "generation": of_evaluation.config,
                     "formats": written,
                     "skipped": skipped,
+                    "cleaning": of_shards.details["cleaning"],
+                    "encoding": of_shards.config,
+                    "facts": of_shards.details["facts"],
                 },
                 artifacts.lineage(of_model, of_evaluation, of_shards),
             ),
@@ -126,12 +129,13 @@ def _write_formats(
         options = GenerationOptions.of(search)
         arguments = search_arguments(options, positions(trained))
         generator, loss = Generator.of(trained, tokenizer, "transformers"), compare.loss(task, trained, rows)
+        references = [task.reference_of(row, tokenizer, trained) for row in rows]
         for compute_type in dict.fromkeys(config.compute_types):
             name = f"ctranslate2/{compute_type}"
             (target / name).parent.mkdir(exist_ok=True)
             convert(trained, tokenizer, target / name, compute_type, arguments)
             written[name] = compare.compare_ctranslate2(
-                task, generator, loss, target / name, compute_type, rows, options
+                task, generator, loss, target / name, compute_type, rows, references, options
             )
     for name, told in written.items():
         told["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())

@@ -12,7 +12,7 @@ from components.shared.config import EvaluateConfig, UserError
 from components.shared.generation import GenerationOptions, Generator
 from components.shared.generation.ctranslate2_engine import CTranslate2Engine
 from components.shared.progress import Progress
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import Predictions, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,8 +56,8 @@ def compare_huggingface(
     if abs(ours - theirs) > LOSS_TOLERANCE * abs(ours):
         raise UserError(f"{folder}: the reloaded model's loss is {theirs}, the trained one's {ours}: not exported")
     with Progress("comparing outputs (huggingface)", total=2 * len(rows)) as progress:
-        expected = task.predict(trained, tokenizer, rows, search, progress)
-        found = task.predict(reloaded, again, rows, search, progress)
+        expected = task.predictor(trained, tokenizer, search)(rows, progress).texts
+        found = task.predictor(reloaded, again, search)(rows, progress).texts
     for row, (a, b) in enumerate(zip(expected, found, strict=True)):
         if a != b:
             raise UserError(
@@ -73,6 +73,7 @@ def compare_ctranslate2(
     folder: Path,
     compute_type: str,
     rows: Sequence[tuple[Any, ...]],
+    references: Sequence[str],
     options: GenerationOptions,
 ) -> dict[str, Any]:
     """Reload a CTranslate2 folder as its users will, and compare it with the trained model in float32.
@@ -84,6 +85,7 @@ def compare_ctranslate2(
         trained: the trained model under transformers.
         trained_loss: its loss, summed over the target tokens of the rows.
         rows: rows of the shards of a task that generates.
+        references: the right text of every row.
 
     Returns:
         What bundle.json tells of it: `equal_texts` (share of rows), and `near_ties` (rows) for float32 or
@@ -101,7 +103,6 @@ def compare_ctranslate2(
     differing = [row for row, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
     told: dict[str, Any] = {"equal_texts": round(1 - len(differing) / len(rows), 4)}
     if compute_type != "float32":
-        references = [task.reference_of(row, trained.tokenizer) for row in rows]
         return told | {"score_difference": score_difference(task, theirs, ours, references)}
     engine = reloaded.engine
     assert isinstance(engine, CTranslate2Engine)
@@ -127,7 +128,7 @@ def score_difference(
     task: Task, predictions: Sequence[str], others: Sequence[str], references: Sequence[str]
 ) -> dict[str, float]:
     """Mean scores of some predictions minus those of others, for the same rows."""
-    ours, theirs = task.score(predictions, references).overall, task.score(others, references).overall
+    ours, theirs = (task.overall(task.score(Predictions(list(texts)), references)) for texts in (predictions, others))
     return {name: round(ours[name] - theirs[name], 6) for name in ours}
 
 

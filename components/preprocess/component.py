@@ -24,6 +24,7 @@ def preprocess(
     min_source_chars: int,
     max_source_chars: int,
     drop_short_sources: bool,
+    drop_labels: list,
     deduplicate: bool,
     speaker_format: str,
     corpus: dsl.Output[dsl.Dataset],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,3 +67,37 @@ def mean_intervals(
     lows, highs = np.quantile(means, [tail, 1 - tail], axis=0) + origin
     figures = zip(rows, values.mean(axis=0) + origin, lows, highs, strict=True)
     return {name: Interval(float(mean), float(low), float(high)) for name, mean, low, high in figures}
+
+
+def score_intervals(
+    measures: Mapping[str, np.ndarray],
+    overall: Callable[[Mapping[str, np.ndarray]], Mapping[str, float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """The same for scores that are no means of rows, a macro F1 say: they are computed anew of every resample.
+
+    Args:
+        measures: what the scores follow from: name → array whose first dimension is the rows.
+        overall: makes scores of the measures of some rows.
+        confidence, resamples, seed: as in `mean_intervals`.
+
+    Returns:
+        One interval a score; without any row, or of a single one, it is the score itself.
+    """
+    scores = overall(measures)
+    count = len(next(iter(measures.values()))) if measures else 0
+    if count < 2:
+        return {name: Interval(value, value, value) for name, value in scores.items()}
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((resamples, len(scores)))
+    for resample in range(resamples):
+        rows = generator.integers(0, count, count)
+        again = overall({name: values[rows] for name, values in measures.items()})
+        drawn[resample] = [again[name] for name in scores]
+    tail = (1 - confidence) / 2
+    lows, highs = np.nanquantile(drawn, [tail, 1 - tail], axis=0)
+    figures = zip(scores.items(), lows, highs, strict=True)
+    return {name: Interval(float(value), float(low), float(high)) for (name, value), low, high in figures}

@@ -115,6 +115,7 @@ class PreprocessConfig:
         0, "Reject rows whose source text is longer, in characters (0: no limit).", at_least=0
     )
     drop_short_sources: bool = setting(True, "Summarization: reject rows whose source is no longer than its summary.")
+    drop_labels: list = setting([], 'Classification: reject rows with these labels, e.g. ["2"] (ambiguous reviews).')
     deduplicate: bool = setting(True, "Reject exact duplicates of an earlier row.")
     speaker_format: str = setting(
         "#Person{n}#: ",
@@ -139,6 +140,12 @@ class TokenizeConfig:
     )
     max_target_tokens: int = setting(
         100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
+    chunk_tokens: int = setting(
+        256, "Language modelling: documents are packed into chunks of this many tokens.", at_least=8
+    )
+    morphemes: bool = setting(
+        False, "Cut texts into morphemes (MeCab) before the tokenizer sees them; for classification."
     )
     workers: int = setting(0, "Tokenizer threads (0: one a core).", at_least=0)
 
@@ -176,6 +183,14 @@ class TrainConfig:
     )
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
     clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
+    class_weights: str = setting(
+        "none",
+        "Classification: weight of each class's loss; balanced: rare classes count as much as frequent ones.",
+        choices=("none", "balanced"),
+    )
+    epoch_tokens: float = setting(
+        0.0, "Most tokens of one epoch, in millions, drawn anew every epoch (0: all of them).", at_least=0
+    )
     label_smoothing: float = setting(0.0, "Label smoothing of the training loss.", at_least=0, below=1)
     precision: str = setting(
         "auto",
@@ -200,7 +215,7 @@ class TrainConfig:
     )
     best_mode: str = setting(
         "auto",
-        "Whether its best value is the smallest or the largest; auto: smallest for loss, else largest.",
+        "Whether its best value is the smallest or the largest; auto: smallest for loss, perplexity, bits_per_byte and calibration_error, else largest.",
         choices=("auto", "min", "max"),
     )
     patience: int = setting(0, "Stop after this many validations in a row without improvement (0: never).", at_least=0)
@@ -264,7 +279,26 @@ class EvaluateConfig:
         "Arithmetic of generation; int8 is faster, its texts differ a little, and it needs CTranslate2.",
         choices=("float32", "int8"),
     )
+    top_classes: int = setting(1, "Classification: classes told for every row, the likeliest first.", at_least=1)
+    greedy: bool = setting(False, "Language modelling: continue with the likeliest token, draw none.")
+    temperature: float = setting(
+        1.0, "Language modelling: divides the scores before a token is drawn; below 1 bolder.", above=0
+    )
+    top_k: int = setting(0, "Language modelling: only the k likeliest tokens can be drawn (0: all).", at_least=0)
+    top_p: float = setting(
+        1.0,
+        "Language modelling: only the likeliest tokens that together have this probability (1: all).",
+        above=0,
+        at_most=1,
+    )
     lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
+    earlier: str = setting(
+        "", "Another model of the task to score on the same rows: folder of a bundle or of a model; empty: none."
+    )
+    minimum: dict = setting(
+        {}, 'Lowest scores that are good enough to export, e.g. {"rougeL_morpheme": 0.3}; below them export is skipped.'
+    )
+    maximum: dict = setting({}, 'The same for scores where less is better, e.g. {"perplexity": 40}.')
     untrained: bool = setting(False, "Also score the model as it was before training, on the same rows.")
     examples: int = setting(20, "Examples shown in the report.", at_least=0)
 

@@ -32,6 +32,8 @@ class Report:
     """Key figures by name, numbers or short texts: the run's table, KFP Metrics."""
     html: str = ""
     """Name of the HTML report inside the artifact; empty: none."""
+    confusion: tuple[list[str], Any] | None = None
+    """(classes, integer matrix of right class × predicted class), for KFP ClassificationMetrics; None: none."""
 
 
 Run = Callable[..., Report]
@@ -157,6 +159,9 @@ def in_pipeline(step: str, run: Run, arguments: Mapping[str, Any], *, inputs: Se
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)
+    if report.confusion is not None and "classification_metrics" in arguments:
+        classes, matrix = report.confusion
+        arguments["classification_metrics"].log_confusion_matrix(classes, matrix.tolist())
     written = local_path(artifact.uri)
     if report.html:
         shutil.copyfile(written / report.html, arguments["report"].path)

@@ -15,6 +15,8 @@ def tokenize(
     special_tokens: list,
     max_source_tokens: int,
     max_target_tokens: int,
+    chunk_tokens: int,
+    morphemes: bool,
     workers: int,
     shards: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],

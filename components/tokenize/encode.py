@@ -18,7 +18,7 @@ from components.shared.shards import Shard, ShardWriter
 from components.shared.steps import Report
 from components.shared.storage import local_path, staged
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import Task, prepared
 
 BATCH_ROWS = 2_000
 """Rows encoded at a time: enough to keep every thread busy, few enough to stay small in memory."""
@@ -41,16 +41,17 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         if not rows["train"]:
             raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
         log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
-        tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt), config)
+        tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt, config), config)
     with staged(output) as target:
         tokenizer.save_pretrained(target / "tokenizer")
+        facts = learnt.facts(_batches(folder / "train.parquet", learnt))
         truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
         tokens_before, characters = 0, 0
         with Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 with ShardWriter(target / f"{split}.arrow", learnt.sequences) as writer:
                     for batch in _batches(folder / f"{split}.parquet", learnt):
-                        encoded = learnt.encode(batch, tokenizer, config)
+                        encoded = learnt.encode(batch, tokenizer, config, facts)
                         writer.write(encoded.columns)
                         for name, count in encoded.truncated.items():
                             truncated[name] += count
@@ -70,6 +71,8 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         details: dict[str, Any] = {
             "lengths": {name: lengths.summary(everything[:, i]) for i, name in enumerate(learnt.sequences)},
             "longest": learnt.longest(config),
+            "facts": facts,
+            "cleaning": parent.config,
         }
         artifacts.write_manifest(
             target,
@@ -97,7 +100,7 @@ def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:
         yield batch.to_pydict()
 
 
-def _texts(path: Path, task: Task) -> Iterator[str]:
+def _texts(path: Path, task: Task, config: TokenizeConfig) -> Iterator[str]:
     for batch in _batches(path, task):
         for role in task.text_roles:
-            yield from batch[role]
+            yield from prepared(batch[role], config)

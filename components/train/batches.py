@@ -44,6 +44,7 @@ class BatchPlan:
         seed: seed of the order.
         batch_tokens: padded tokens, all sequences together, of one batch; a longer row gets a batch of its own.
         batch_size: rows of one batch; 0: as many as fit `batch_tokens`.
+        epoch_tokens: most padded tokens of an epoch, 0: all; which batches are left out is drawn anew every epoch.
         max_shapes: most static shapes.
         shuffle: False keeps shapes in order and rows in their order within a shape (validation).
     """
@@ -55,10 +56,11 @@ class BatchPlan:
         seed: int,
         batch_tokens: int,
         batch_size: int = 0,
+        epoch_tokens: int = 0,
         max_shapes: int = MAX_SHAPES,
         shuffle: bool = True,
     ):
-        self.lengths, self.seed, self.shuffle = lengths, seed, shuffle
+        self.lengths, self.seed, self.shuffle, self._epoch_tokens = lengths, seed, shuffle, epoch_tokens
         self._groups = _group(lengths, max_shapes)
         self.shapes: list[tuple[int, ...]] = []
         """Shape of every group's batches, ascending by padded tokens of a row."""
@@ -68,7 +70,7 @@ class BatchPlan:
         self._next = [self._enclosing(i) for i in range(len(self.shapes))]
 
     def epoch(self, epoch: int) -> list[Batch]:
-        """The batches of one epoch (counted from 0), every row in exactly one of them."""
+        """The batches of one epoch (counted from 0), every row in exactly one of them, or with `epoch_tokens` at most."""
         random = np.random.default_rng((self.seed, epoch))
         batches: list[Batch] = []
         riding: list[list[np.ndarray]] = [[] for _ in self.shapes]
@@ -87,6 +89,10 @@ class BatchPlan:
                 riding[later].append(rows[whole:])
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
+        if self._epoch_tokens and batches:
+            # By the mean of all batches, which no order changes: every epoch has as many.
+            mean = sum(batch.shape[0] * sum(batch.shape[1:]) for batch in batches) / len(batches)
+            batches = batches[: max(1, int(self._epoch_tokens / mean))]
         return batches
 
     def _like_beside_like(self, rows: np.ndarray, size: int) -> np.ndarray:
@@ -116,7 +122,8 @@ class BatchPlan:
         batches = self.epoch(0)
         shapes = [self.trimmed(batch) if trimmed else batch.shape for batch in batches]
         padded = sum(shape[0] * sum(shape[1:]) for shape in shapes)
-        return float(self.lengths.sum()) / padded if padded else 1.0
+        real = sum(int(self.lengths[batch.rows].sum()) for batch in batches)
+        return real / padded if padded else 1.0
 
     def trimmed(self, batch: Batch) -> tuple[int, ...]:
         """The shape that the rows of a batch really need: for devices that need no static shapes."""

@@ -23,6 +23,8 @@ def train(
     warmup_steps: int,
     weight_decay: float,
     clip_norm: float,
+    class_weights: str,
+    epoch_tokens: float,
     label_smoothing: float,
     precision: str,
     compile: str,

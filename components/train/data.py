@@ -40,7 +40,12 @@ class Data:
         """A split under the settings of a run; validation keeps its order."""
         lengths = shard.lengths()
         plan = BatchPlan(
-            lengths, seed=config.seed, batch_tokens=config.batch_tokens, batch_size=config.batch_size, shuffle=shuffle
+            lengths,
+            seed=config.seed,
+            batch_tokens=config.batch_tokens,
+            batch_size=config.batch_size,
+            epoch_tokens=int(config.epoch_tokens * 1e6) if shuffle else 0,
+            shuffle=shuffle,
         )
         return cls(shard, plan, task.targets(lengths))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from components.shared.config import TrainConfig
+from components.shared.tasks.base import LESS_IS_BETTER
 from components.train.optim import warmup_steps
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -120,7 +121,7 @@ def training_arguments(
 
 def greater_is_better(config: TrainConfig) -> bool:
     """Whether the best value of the metric that decides is the largest."""
-    return config.best_mode == "max" or (config.best_mode == "auto" and config.best_metric != "loss")
+    return config.best_mode == "max" or (config.best_mode == "auto" and config.best_metric not in LESS_IS_BETTER)
 
 
 def without_counterpart(config: TrainConfig) -> list[str]:

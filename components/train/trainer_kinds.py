@@ -23,7 +23,7 @@ from components.shared.config import EvaluateConfig, TrainConfig, UserError
 from components.shared.generation import decode
 from components.shared.progress import Progress
 from components.shared.shards import Shard
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import Predictions, Task
 from components.train.trainer_arguments import Sizes
 from components.train.trainer_parts import IGNORED, Clock, Collator, RawRows, Rows, Saves, memory_bytes, token_mean
 
@@ -87,11 +87,8 @@ class TaskTrainer(Trainer):
     def _figures(self, predicted: EvalPrediction) -> dict[str, float]:
         raise NotImplementedError
 
-    def _scores(self, predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-        """Scores by name, and the sum of all ROUGE."""
-        scores = self.task.score(predictions, references).overall
-        rouge = [value for name, value in scores.items() if name.startswith("rouge")]
-        return {**scores, **({"rouge_sum": sum(rouge)} if rouge else {})}
+    def _scores(self, predictions: Predictions, references: Sequence[str]) -> dict[str, float]:
+        return self.task.overall(self.task.score(predictions, references))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As the Trainer does, with speed and memory beside the training loss."""
@@ -194,8 +191,9 @@ class GeneratingTrainer(TaskTrainer, Seq2SeqTrainer):
             if labels[-1:] != [self.tokenizer.eos_token_id]:  # it pads, too
                 labels.append(self.tokenizer.eos_token_id)
             target = np.array(labels, dtype=np.int32)
-            references.append(self.task.reference_of((target[:0], target), self.tokenizer))
-        return self._scores(decode(self.model, self.tokenizer, predicted.predictions.tolist()), references)
+            references.append(self.task.reference_of((target[:0], target), self.tokenizer, self.model))
+        texts = decode(self.model, self.tokenizer, predicted.predictions.tolist())
+        return self._scores(Predictions(texts), references)
 
 
 class LossTrainer(TaskTrainer):
@@ -219,7 +217,8 @@ class LossTrainer(TaskTrainer):
         if not self.config.validation_rows:
             return EvalLoopOutput(None, None, {}, len(self.validation))
         rows = self.validation.rows(range(min(self.config.validation_rows, len(self.validation))))
-        config = EvaluateConfig(beams=self.config.validation_beams, max_new_tokens=self.longest)
-        predictions = self.task.predict(self.model, self.tokenizer, rows, config)
-        scores = self._scores(predictions, [self.task.reference_of(row, self.tokenizer) for row in rows])
+        config = EvaluateConfig(beams=self.config.validation_beams, max_new_tokens=self.longest, engine="transformers")
+        predictions = self.task.predictor(self.model, self.tokenizer, config, scoring=True)(rows)
+        references = [self.task.reference_of(row, self.tokenizer, self.model) for row in rows]
+        scores = self._scores(predictions, references)
         return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, len(rows))

@@ -10,7 +10,7 @@ import torch
 
 from components.shared.config import EvaluateConfig, TrainConfig, UserError
 from components.shared.progress import Progress
-from components.shared.tasks.base import Task
+from components.shared.tasks.base import LESS_IS_BETTER, Task
 from components.train.backends.base import Backend
 from components.train.checkpoint import LoopState
 from components.train.data import Data
@@ -78,7 +78,7 @@ class Validator:
                 + ("" if self._config.validation_rows else "; scores need train.validation_rows above 0")
             )
         mode = self._config.best_mode
-        sign = -1.0 if mode == "min" or (mode == "auto" and metric == "loss") else 1.0
+        sign = -1.0 if mode == "min" or (mode == "auto" and metric in LESS_IS_BETTER) else 1.0
         gain = math.inf if state.best_step < 0 else sign * (figures[metric] - state.best_value)
         state.bad_validations = 0 if gain > self._config.threshold else state.bad_validations + 1
         if gain > 0:
@@ -107,16 +107,21 @@ class Validator:
         return float(self._backend.sum(total)) / int(self._data.targets.sum())
 
     def _scores(self) -> dict[str, float]:
-        """Scores of generated texts of the first rows, and the sum of all ROUGE; every rank takes its share of rows."""
+        """Scores of the first rows; every rank predicts its share of them."""
         count = min(self._config.validation_rows, len(self._data.shard))
-        rows = self._data.shard.rows(range(self._backend.rank, count, self._backend.world_size))
-        options = EvaluateConfig(beams=self._config.validation_beams, max_new_tokens=self._longest)
-        with Progress("generating", total=len(rows)) as progress:
-            predictions = self._task.predict(self._model, self._tokenizer, rows, options, progress)
-        scores = self._task.score(predictions, [self._task.reference_of(row, self._tokenizer) for row in rows])
+        mine = range(self._backend.rank, count, self._backend.world_size)
+        rows = self._data.shard.rows(mine)
+        options = EvaluateConfig(
+            beams=self._config.validation_beams, max_new_tokens=self._longest, engine="transformers"
+        )
+        predictor = self._task.predictor(self._model, self._tokenizer, options, scoring=True)
+        with Progress("predicting", total=len(rows)) as progress:
+            predictions = predictor(rows, progress)
+        references = [self._task.reference_of(row, self._tokenizer, self._model) for row in rows]
         self._model.train()
-        sums = torch.tensor([*(float(values.sum()) for values in scores.rows.values())], dtype=torch.float64)
-        totals = self._backend.sum(sums.to(self._backend.device)).cpu()
-        means = {name: float(total) / count for name, total in zip(scores.rows, totals, strict=True)}
-        rouge = [value for name, value in means.items() if name.startswith("rouge")]
-        return {**means, **({"rouge_sum": sum(rouge)} if rouge else {})}
+        measures = {}
+        for name, values in self._task.score(predictions, references).items():
+            everywhere = torch.zeros(count, dtype=torch.float64)
+            everywhere[mine.start :: mine.step] = torch.from_numpy(values)
+            measures[name] = self._backend.sum(everywhere.to(self._backend.device)).cpu().numpy()
+        return self._task.overall(measures)

@@ -78,7 +78,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     if config.engine == "transformers":
         from components.train import trainer
 
-        model = learnt.new_model(config, tokenizer)
+        model = learnt.new_model(config, tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
         place, identity = _checkpoint_folder(config, output), _identity(config, parent)
         state, facts = trainer.fit(model, tokenizer, learnt, config, train.shard, validation.shard, place, identity)
@@ -87,7 +87,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         return Report(_figures(model, state, config, facts), html="report.html")
     backend = TorchBackend(config.precision, config.compile)
     try:
-        model = learnt.new_model(config, tokenizer)
+        model = learnt.new_model(config, tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
         checkpoints = Checkpoints(
             _checkpoint_folder(config, output), config.save_total_limit, behind=backend.saves_behind
@@ -158,12 +158,12 @@ def _check_fit(model: PreTrainedModel, train: Data, validation: Data, task: Task
     if positions is None:
         return
     for data in (train, validation):
-        for name, longest in zip(task.sequences, data.plan.lengths.max(axis=0, initial=0), strict=True):
+        for setting, needed in task.positions(data.plan.lengths).items():
+            longest = int(needed.max(initial=0))
             if longest > positions:
                 raise UserError(
-                    f"a {name} has {longest} tokens, the model takes {positions}: set tokenize.max_{name}_tokens to at "
-                    f"most {positions}, or raise train.architecture.max_position_embeddings for a model made from "
-                    "nothing"
+                    f"the shards have rows of {longest} tokens, the model takes {positions}: set tokenize.{setting} to at most "
+                    f"{positions}, or raise train.architecture.max_position_embeddings for a model made from nothing"
                 )
 
 

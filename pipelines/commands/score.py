@@ -75,8 +75,8 @@ def run(options: argparse.Namespace) -> int:
     if options.rows and not Path(options.rows).parent.is_dir():
         raise UserError(f"--rows: {options.rows}: its folder does not exist; make it first")
     from components.evaluate.compare import score_files, write_rows
-    from components.evaluate.files import Source
     from components.shared.bootstrap import mean_intervals
+    from components.shared.text_files import Source
 
     names = list(dict.fromkeys(options.tokenization or TOKENIZATIONS[:1]))
     tokenizations = [_model(options.tokenizer) if name == "model" else name for name in names]

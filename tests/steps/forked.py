@@ -36,7 +36,7 @@ class Zygote:
         """The child's exit status, negative for the signal that killed it.
 
         Args:
-            job: `config`, `output`, `shards` of the train step; `kill_at_event`: number of the file operation in the
+            job: `config`, `task`, `output`, `shards` of the train step; `kill_at_event`: number of the file operation in the
                 checkpoint folder (from 1) to be killed at, counted into `events` (a path); `signal_at_step`: when that
                 step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself.
         """
@@ -75,7 +75,7 @@ def _child(job: dict[str, Any]) -> int:
 
         threading.Thread(target=send, daemon=True).start()
     try:
-        run(config, task="summarization", output=job["output"], shards=job["shards"])
+        run(config, task=job["task"], output=job["output"], shards=job["shards"])
     except UserError as error:
         print(error, file=sys.stderr)
         return error.exit_status

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from components.evaluate.report import spread, thinned
-from components.evaluate.score import run, safe_cell
+from components.evaluate.report import thinned
+from components.evaluate.rows import safe_cell
+from components.evaluate.score import passed, run, spread
 from components.shared import rouge
 from components.shared.artifacts import lineage, read_manifest
 from components.shared.config import EvaluateConfig, UserError, to_mapping
@@ -78,10 +79,52 @@ def test_every_system_is_scored_on_the_same_rows(chain: Chain, done: tuple[Path,
     rows = predictions(done[0])
     references = [row["reference"] for row in rows]
     leads = rouge.f1_rows([lead(row["prompt"], 1) for row in rows], references)
-    assert metrics["systems"]["lead-1"] == {name: values.mean() for name, values in leads.items()}
-    for name, value in metrics["systems"]["trained model"].items():
-        assert 0 <= value <= 1
+    for name, values in leads.items():
+        assert metrics["systems"]["lead-1"][name] == values.mean()
+    scores = metrics["systems"]["trained model"]
+    usual = [scores[f"{variant}_morpheme"] for variant in ("rouge1", "rouge2", "rougeL")]
+    assert scores.pop("rouge_sum") == pytest.approx(sum(usual))
+    for name, value in scores.items():
+        low, high = metrics["intervals"]["trained model"][name]
+        assert 0 <= low <= value <= high <= 1
         assert sum(float(row[name]) for row in rows) / 6 == pytest.approx(value, abs=1e-6)  # six digits in the file
+
+
+def test_a_gate_is_kept_or_told(chain: Chain, tmp_path: Path) -> None:
+    evaluated(chain, tmp_path / "good", minimum={"rougeL_morpheme": 0.0})
+    assert passed(str(tmp_path / "good"))
+    report = evaluated(chain, tmp_path / "bad", minimum={"rougeL_morpheme": 0.99}, maximum={"rouge_sum": -1})
+    assert not passed(str(tmp_path / "bad"))
+    assert "below evaluate.minimum 0.99" in report.figures["gate"]
+    assert "above evaluate.maximum -1" in report.figures["gate"]
+    assert "Not good enough to export" in (tmp_path / "bad" / "report.html").read_text(encoding="utf-8")
+    for wrong, message in (
+        ({"rougeL": 0.3}, "no score 'rougeL'; known: rouge1_morpheme"),
+        ({"rouge_sum": "x"}, "number"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluated(chain, tmp_path / "out", minimum=wrong)
+
+
+def test_an_earlier_model_is_scored_beside_the_trained_one(chain: Chain, tmp_path: Path) -> None:
+    """The earlier model is the trained one itself here: it must score the same."""
+    evaluated(chain, tmp_path / "out", earlier=str(chain.model))
+    systems = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))["systems"]
+    assert systems["earlier model"] == systems["trained model"]
+    with pytest.raises(UserError, match="no such folder"):
+        evaluated(chain, tmp_path / "none", earlier="./nothing-there")
+
+
+def test_memory_does_not_follow_the_rows(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In chunks of two rows, nothing but numbers outlives a chunk, and the scores are those of all rows at once."""
+    from components.evaluate import rows
+
+    evaluated(chain, tmp_path / "whole", examples=1)
+    monkeypatch.setattr(rows, "CHUNK", 2)
+    monkeypatch.setattr(rows, "EXTREMES", 1)
+    evaluated(chain, tmp_path / "chunks", examples=1)
+    for name in ("metrics.json", "predictions.csv"):
+        assert (tmp_path / "chunks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_the_artifact_names_its_parents_and_the_report_its_figures(chain: Chain, done: tuple[Path, Report]) -> None:
@@ -102,9 +145,18 @@ def test_the_artifact_names_its_parents_and_the_report_its_figures(chain: Chain,
 
 def test_the_page_shows_everything_and_asks_the_network_for_nothing(done: tuple[Path, Report]) -> None:
     page = (done[0] / "report.html").read_text(encoding="utf-8")
-    for heading in ("Scores", "Loss", "Learning rate", "Generated and reference lengths", "Token lengths", "Examples"):
+    for heading in (
+        "Scores",
+        "Loss",
+        "Learning rate",
+        "Predictions",
+        "Predicted and reference lengths",
+        "Token lengths",
+        "Best rows",
+        "Examples",
+    ):
         assert re.search(rf"<h2>{heading}</h2>", page), heading
-    assert page.count('<div class="example">') == 3
+    assert page.count('<div class="example">') == 3 + 5 + 5  # evenly spread, best, worst
     assert "<details>" in page or max(len(row["prompt"]) for row in predictions(done[0])) <= 600
     assert re.findall(r"""(?:src|href)=["'](?!#)[^"']*""", page) == []
     assert "<script" not in page

@@ -51,7 +51,7 @@ def test_plain_transformers_gives_the_scored_outputs(chain: tuple[Chain, Path], 
     assert (model.generation_config.num_beams, model.generation_config.max_new_tokens) == (2, 12)
     task = get_task("summarization")
     rows = Shard(chain[0].shards / "test.arrow", task.sequences).rows(range(4))
-    expected = task.predict(task.load_model(str(chain[0].model)), tokenizer, rows, EVALUATE)
+    expected = task.predictor(task.load_model(str(chain[0].model)), tokenizer, EVALUATE)(rows).texts
     for row, text in zip(rows, expected, strict=True):
         ids = torch.tensor(row[0][None]).long()
         tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0]

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.steps import tasks
 from tests.steps.corpora import ARCHITECTURE
 from tests.steps.forked import Zygote
 
@@ -32,8 +33,8 @@ def zygote() -> Iterator[Zygote]:
 class Run:
     """One run's folders and settings."""
 
-    def __init__(self, folder: Path, shards: Path, zygote: Zygote, **settings: Any):
-        self.folder, self.shards, self.zygote = folder, shards, zygote
+    def __init__(self, folder: Path, shards: Path, zygote: Zygote, task: str = "summarization", **settings: Any):
+        self.folder, self.shards, self.zygote, self.task = folder, shards, zygote, task
         self.checkpoints = folder / "checkpoints"
         self.config = {
             "architecture": ARCHITECTURE,
@@ -50,7 +51,9 @@ class Run:
         }
 
     def go(self, **how: Any) -> int:
-        return self.zygote.run(config=self.config, output=str(self.folder / "model"), shards=str(self.shards), **how)
+        return self.zygote.run(
+            config=self.config, task=self.task, output=str(self.folder / "model"), shards=str(self.shards), **how
+        )
 
     def steps(self) -> list[int]:
         return sorted(int(path.name[5:]) for path in self.checkpoints.glob("step-*"))
@@ -90,6 +93,20 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, straight: Run, sha
         assert not (tmp_path / "model").exists()
     assert run.go() == 0
     assert_same(run, straight)
+
+
+@pytest.mark.parametrize("task", ["classification", "language_modeling"])
+def test_every_task_resumes_exactly(tmp_path: Path, zygote: Zygote, task: str) -> None:
+    """Dropout, schedule and the order of the data included: killed twice, the weights are those of a straight run."""
+    shards = tasks.make_shards(tmp_path, task, tasks.reviews(300)).shards
+    settings = {"architecture": tasks.ARCHITECTURES[task], "task": task}
+    reference = Run(tmp_path / "straight", shards, zygote, **settings)
+    assert reference.go() == 0
+    run = Run(tmp_path / "killed", shards, zygote, **settings)
+    for step in (9, 24):
+        assert run.go(signal_at_step=step, signum=int(signal.SIGKILL)) == -signal.SIGKILL
+    assert run.go() == 0
+    assert_same(run, reference)
 
 
 def test_killed_at_every_file_operation_of_a_save(tmp_path: Path, straight: Run, shards: Path, zygote: Zygote) -> None:

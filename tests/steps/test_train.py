@@ -119,7 +119,7 @@ def test_mistakes_are_told_and_leave_nothing(shards: Path, tmp_path: Path) -> No
     out = tmp_path / "out"
     with pytest.raises(UserError, match="did you mean d_model"):
         trained(shards, out, architecture={"d_modell": 32})
-    with pytest.raises(UserError, match="a source has 64 tokens, the model takes 32: set tokenize.max_source_tokens"):
+    with pytest.raises(UserError, match="rows of 64 tokens, the model takes 32: set tokenize.max_source_tokens"):
         trained(shards, out, architecture={**ARCHITECTURE, "max_position_embeddings": 32})
     with pytest.raises(UserError, match="expected a shards artifact, but this is a corpus artifact"):
         trained(shards.parent / "corpus", out)

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from components.evaluate import compare
-from components.evaluate.files import Source, read
 from components.shared import rouge, tokenizations
+from components.shared.text_files import Source, read
 from pipelines.cli import main
 from pipelines.commands import score
 from tests import nasty

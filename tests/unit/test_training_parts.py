@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from components.shared.config import TrainConfig, UserError
-from components.shared.models import attention, bart, bart_forward, dropout
+from components.shared.models import attend, bart, bart_forward, dropout
 from components.train.checkpoint import Checkpoints, LoopState
 from components.train.optim import learning_rate, make_optimizer
 
@@ -82,10 +82,10 @@ def test_attention_by_matrix_products_is_the_same_attention(kind: str) -> None:
     mask, bias = torch.ones(2, 1, 200, dtype=torch.bool), None
     if kind == "padded":
         mask[1, :, 150:] = False
-        bias = attention.padding_bias(mask[:, 0].long(), torch.bfloat16)
+        bias = attend.padding_bias(mask[:, 0].long(), torch.bfloat16)
     elif kind == "causal":
-        mask, bias = torch.ones(1, 200, 200, dtype=torch.bool).tril(), attention.causal_bias(200, torch.bfloat16)
-    ours = attention.attend(q, k, v, bias, heads=3)
+        mask, bias = torch.ones(1, 200, 200, dtype=torch.bool).tril(), attend.causal_bias(200, torch.bfloat16)
+    ours = attend.attend(q, k, v, bias, heads=3)
     gradients = torch.autograd.grad(ours.float().square().sum(), (q, k, v))
     exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
     heads = [t.view(2, 200, 3, 16).transpose(1, 2) for t in exact]

@@ -6,24 +6,20 @@ width, V vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import BartConfig
 
 from components.shared.config import TrainConfig, UserError
-from components.shared.models import bart_forward
+from components.shared.models import architecture, bart_forward, pretrained
+from components.shared.models.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-IGNORED = -100
-"""Target id that takes no part in the loss; transformers' own convention."""
 
 TARGETS_MULTIPLE = 64
 """The N of a batch is rounded up to a multiple of this, so that few distinct matrix shapes occur."""
@@ -49,44 +45,13 @@ ARCHITECTURE_KEYS = (
 
 def check(settings: Mapping[str, Any]) -> list[str]:
     """Problems of the architecture settings of a model made from nothing, one text each."""
-    from transformers import BartConfig
-
-    if not settings:
-        return [
-            "train.architecture: is empty and train.pretrained too; set one, e.g. train.pretrained=gogamza/kobart-base-v2"
-        ]
-    problems = []
-    if settings.get("type", "bart") != "bart":
-        problems.append(f"train.architecture.type: {settings['type']!r} is not known to summarization; known: bart")
-    defaults = {f.name: f.default for f in dataclasses.fields(BartConfig)}
-    for key, value in settings.items():
-        if key == "type":
-            continue
-        if key not in ARCHITECTURE_KEYS:
-            near = difflib.get_close_matches(key, ARCHITECTURE_KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(ARCHITECTURE_KEYS)}"
-            problems.append(f"train.architecture.{key}: no such setting; {hint}")
-            continue
-        default = defaults[key]
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if isinstance(default, bool):
-            fits = isinstance(value, bool)
-        elif isinstance(default, int):
-            fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        elif isinstance(default, float):
-            fits = number and value >= 0
-        else:
-            fits = isinstance(value, str)
-        if not fits:
-            problems.append(f"train.architecture.{key}: {value!r} does not fit; for example {default!r}")
+    _, unknown = architecture.choose(
+        settings, ("bart",), "summarization", "train.pretrained=gogamza/kobart-base-v2"
+    )
+    problems = unknown + architecture.problems(settings, BartConfig, ARCHITECTURE_KEYS)
     if not problems:
-        width = settings.get("d_model", defaults["d_model"])
         for side in ("encoder", "decoder"):
-            heads = settings.get(f"{side}_attention_heads", defaults[f"{side}_attention_heads"])
-            if width % heads:
-                problems.append(
-                    f"train.architecture.{side}_attention_heads: {heads} does not divide d_model={width} evenly; give a divisor"
-                )
+            problems += architecture.indivisible(settings, BartConfig, "d_model", f"{side}_attention_heads")
     return problems
 
 
@@ -96,12 +61,12 @@ def new_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTra
     Raises:
         UserError: the architecture is wrong, the pretrained model cannot be had or does not fit the tokenizer.
     """
-    from transformers import BartConfig, BartForConditionalGeneration
+    from transformers import BartForConditionalGeneration
 
     torch.manual_seed(config.seed)
     if config.pretrained:
         model = load(config.pretrained)
-        _fit_to_tokenizer(model, tokenizer, config.pretrained)
+        pretrained.fit_to_tokenizer(model, tokenizer, config.pretrained, ("pad_token_id", "eos_token_id"))
         return model
     problems = check(config.architecture)
     if problems:
@@ -128,29 +93,7 @@ def load(name: str) -> PreTrainedModel:
     """
     from transformers import AutoModelForSeq2SeqLM
 
-    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
-        raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
-    try:
-        return AutoModelForSeq2SeqLM.from_pretrained(name, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"{name}: no pretrained encoder-decoder can be loaded from there ({reason}); give a folder in Hugging Face "
-            "format, or the name of a model on the hub with network or a filled cache"
-        ) from error
-
-
-def _fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    for role in ("pad_token_id", "eos_token_id"):
-        ours, theirs = getattr(tokenizer, role), getattr(model.config, role)
-        if theirs is not None and ours != theirs:
-            raise UserError(
-                f"{name}: its {role} is {theirs}, the tokenizer's is {ours}: they do not belong together; "
-                f"set tokenize.tokenizer={name}"
-            )
-    rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:  # special tokens were added: new rows at the end, drawn around the old ones' mean
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=True)
+    return pretrained.load(AutoModelForSeq2SeqLM, name, "encoder-decoder")
 
 
 def collate(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from components.shared.models.attention import attend, causal_bias, padding_bias
+from components.shared.models.attend import attend, causal_bias, padding_bias
 from components.shared.models.dropout import dropout, dropout_add
 
 if TYPE_CHECKING:

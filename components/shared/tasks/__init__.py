@@ -10,6 +10,8 @@ from components.shared.tasks.base import Task
 
 REGISTRY = {
     "summarization": "components.shared.tasks.summarization:Summarization",
+    "classification": "components.shared.tasks.classification:Classification",
+    "language_modeling": "components.shared.tasks.language_modeling:LanguageModeling",
 }
 """Task name → `module:class`. A name of that form outside the registry works too, for tasks of one's own."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from components.shared.generation import Generator
+    from components.shared.html import Section
     from components.shared.progress import Progress
+
+
+LESS_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "calibration_error"})
+"""Scores, of any task, whose best value is the smallest."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,35 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores of one system's predictions."""
+class Predictions:
+    """What a model, or a trivial system, says about some rows."""
 
-    overall: dict[str, float]
-    """Metric, with its tokenization in the name (`rougeL_morpheme`) → mean over the rows."""
-    rows: dict[str, np.ndarray]
-    """Metric → float64 array of shape (rows,)."""
+    texts: list[str]
+    """One text a row, as a person reads it: a summary, a class."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """More that is worth a column beside the texts, e.g. a probability; one plain value a row."""
+    measures: dict[str, np.ndarray] = field(default_factory=dict)
+    """What `Task.score` needs beside the texts; arrays whose first dimension is the rows."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes by index, where texts are classes."""
+
+
+class Predictor(Protocol):
+    """A model made ready once, then asked for as many rows as one likes."""
+
+    tokenizer: PreTrainedTokenizerBase
+    description: str
+    """What computes, for people: `ctranslate2, int8`."""
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        """Predictions for rows of token ids, in order.
+
+        Args:
+            rows: int32 token ids of the input sequences of every row, as `Task.inputs` gives them; further sequences
+                (those of a shard's row) are not looked at.
+            progress: told of every finished row.
+        """
+        ...
 
 
 class Task(Protocol):
@@ -65,6 +91,8 @@ class Task(Protocol):
     """Columns of the corpus, all text."""
     text_roles: tuple[str, ...]
     """Columns that carry text: the tokenizer is trained on them, their lengths are reported."""
+    input_role: str
+    """The text that a person gives to have something predicted."""
     split_role: str
     """Column whose text may stand in one split only."""
     sequences: tuple[str, ...]
@@ -72,7 +100,11 @@ class Task(Protocol):
     generates: bool
     """Whether predictions are texts that an encoder-decoder generates: a row is then (source, target)."""
     best_metric: str
-    """The one of `Scores.overall` that decides which model is best; higher is better."""
+    """The one of `overall` that decides which model is best."""
+    rank_by: str
+    """The measure of `score` that tells good rows from bad ones; higher is better."""
+    shown_measures: tuple[str, ...]
+    """Measures of `score` that say something to people about a single row."""
 
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
         """A raw row (role → text; absent optional roles are "") as a corpus row.
@@ -82,22 +114,52 @@ class Task(Protocol):
         """
         ...
 
+    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+        """A text to predict from, cleaned as `clean` cleans the input of a row; never refused, "" at worst."""
+        ...
+
+    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+        """What has to be known of the train split before anything is encoded, e.g. its classes; plain JSON data.
+
+        Args:
+            rows: the train split, batch by batch (role → texts); need not be read.
+
+        Raises:
+            UserError: nothing can be learnt from it.
+        """
+        ...
+
     def longest(self, config: TokenizeConfig) -> dict[str, int]:
         """Name of each sequence → its longest length in tokens."""
         ...
 
     def encode(
-        self, rows: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
     ) -> Encoded:
         """Token ids of a batch of corpus rows (role → texts), end-of-sequence appended and kept on truncation."""
+        ...
+
+    def inputs(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+    ) -> list[tuple[np.ndarray, ...]]:
+        """Cleaned input texts as a `Predictor` takes them: encoded as `encode` does it, without what is to be predicted."""
         ...
 
     def check_model(self, config: TrainConfig) -> list[str]:
         """Problems of the model settings, one text each, found without loading weights."""
         ...
 
-    def new_model(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
         """The model before training, its weights drawn from `config.seed` or loaded from `config.pretrained`.
+
+        Args:
+            facts: what `facts` told when the shards were made.
 
         Raises:
             UserError: it cannot be had, or does not fit the tokenizer.
@@ -106,6 +168,17 @@ class Task(Protocol):
 
     def load_model(self, folder: str) -> PreTrainedModel:
         """A model that this task saved."""
+        ...
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        """Tokens of every row that the model looks at together.
+
+        Args:
+            lengths: tokens of every sequence: int64 array of shape (rows, sequences).
+
+        Returns:
+            Setting of TokenizeConfig that bounds them → int64 array of shape (rows,).
+        """
         ...
 
     def targets(self, lengths: np.ndarray) -> np.ndarray:
@@ -141,17 +214,30 @@ class Task(Protocol):
         """What a `Generator` reads of rows as in `collate`; only for tasks that generate."""
         ...
 
-    def predict(
+    def predictor(
         self,
-        model: PreTrainedModel | Generator,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[Sequence[np.ndarray]],
         config: EvaluateConfig,
-        progress: Progress | None = None,
-    ) -> list[str]:
-        """One prediction a row, in order; rows as in `collate`, only the input sequences are looked at.
+        *,
+        scoring: bool = False,
+    ) -> Predictor:
+        """A model in memory made ready to predict, on the device where it is.
 
-        A task that generates takes a ready `Generator` too, which goes before the engine that the settings name.
+        Args:
+            scoring: whether the predictions are for `score` and not to be read (a language model then says how likely
+                the rows are, and continues nothing).
+
+        Raises:
+            UserError: the model cannot be run as the settings ask.
+        """
+        ...
+
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Predictor:
+        """The same for a bundle, or any folder with a model and its tokenizer, in the format that suits the settings.
+
+        Raises:
+            UserError: nothing there fits.
         """
         ...
 
@@ -159,16 +245,47 @@ class Task(Protocol):
         """The right answers of corpus rows (role → texts)."""
         ...
 
-    def reference_of(self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> str:
+    def reference_of(
+        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> str:
         """The right answer of one row of the shards, as in `collate`; what truncation cut is missing from it."""
         ...
 
-    def baselines(self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig) -> dict[str, list[str]]:
+    def baselines(
+        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+    ) -> dict[str, Predictions]:
         """Name of each trivial system → its predictions for corpus rows, e.g. the lead sentences."""
         ...
 
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> Scores:
-        """Scores of predictions against references, row by row."""
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        """What of each row the scores follow from: float64 arrays of shape (rows,).
+
+        The arrays of several batches of rows, concatenated, are those of all their rows.
+        """
+        ...
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The scores of any number of rows from what `score` gave for them, tokenization and the like in their names."""
+        ...
+
+    def describe(
+        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """What is worth knowing of predictions beside how right they are, e.g. how much is copied from the input.
+
+        Returns:
+            Name for people → float64 array of shape (rows,); the report shows means. NaN: not defined for that row.
+        """
+        ...
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+        """The task's own part of an evaluation's report, from what `score` gave for all rows."""
+        ...
+
+    def confusion(
+        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> tuple[list[str], np.ndarray] | None:
+        """(classes, int64 matrix of right class × predicted class); None: predictions are no classes."""
         ...
 
     def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -184,3 +301,32 @@ class Task(Protocol):
         (lines of Python that use it), and `ctranslate2_example` (lines that use it as a CTranslate2 model; absent where
         the task has no use for that format)."""
         ...
+
+
+def check_length(what: str, text: str, config: PreprocessConfig) -> None:
+    """Refuse an input text of a length that the settings do not want.
+
+    Raises:
+        Rejected: it is too short or too long.
+    """
+    if len(text) < config.min_source_chars:
+        raise Rejected(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
+    if config.max_source_chars and len(text) > config.max_source_chars:
+        raise Rejected(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")
+
+
+def prepared(texts: Sequence[str], config: TokenizeConfig) -> list[str]:
+    """Texts as the tokenizer is to see them: cut into morphemes first, if the settings say so."""
+    if not config.morphemes:
+        return list(texts)
+    from components.shared.tokenizations import get_tokenization
+
+    analyser = get_tokenization("morpheme")
+    whole = [analyser.clean(text).replace("\n", " ") for text in texts]
+    return [" ".join(map(str, tokens)) for tokens in analyser.cut(whole)]
+
+
+def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> list[list[int]]:
+    """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(prepared(texts, config), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.base import Column, Encoded, Rejected, Scores
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from components.shared.generation import Generator
+    from components.shared.html import Section
     from components.shared.progress import Progress
 
 _SENTENCE = re.compile(r"(?<=[.!?。…])\s+|\n+")
@@ -59,49 +60,70 @@ class Summarization:
         Column("topic", ("topic",), required=False),
     )
     text_roles = ("source", "target")
+    input_role = "source"
     split_role = "source"
     sequences = ("source", "target")
     generates = True
     best_metric = "rougeL_morpheme"
+    rank_by = "rougeL_morpheme"
+    shown_measures = ("rouge1_morpheme", "rouge2_morpheme", "rougeL_morpheme", "rougeLsum_morpheme")
 
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
-        source = clean_text(row["source"], config, br=" ")
+        source = self.clean_input(row["source"], config)
         target = clean_text(row["target"], config, br="\n")
         if not source:
             raise Rejected("the source text is empty")
         if not target:
             raise Rejected("the summary is empty")
-        if len(source) < config.min_source_chars:
-            raise Rejected(f"the source text has {len(source)} characters, fewer than {config.min_source_chars}")
-        if config.max_source_chars and len(source) > config.max_source_chars:
-            raise Rejected(f"the source text has {len(source)} characters, more than {config.max_source_chars}")
+        check_length("source text", source, config)
         if config.drop_short_sources and len(source) <= len(target):
             raise Rejected("the source text is no longer than its summary")
         return {"source": source, "target": target, "id": row.get("id", ""), "topic": row.get("topic", "")}
+
+    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+        return clean_text(text, config, br=" ")
+
+    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+        return {}
 
     def longest(self, config: TokenizeConfig) -> dict[str, int]:
         return {"source": config.max_source_tokens, "target": config.max_target_tokens}
 
     def encode(
-        self, rows: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
     ) -> Encoded:
         columns, truncated, tokens, characters = {}, {}, 0, 0
         for role, longest in self.longest(config).items():
-            # KoBART's post-processor adds nothing, others add several: always none, then our own end.
-            encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(rows[role]), add_special_tokens=False)
-            ids = [encoding.ids for encoding in encodings]
+            ids = plain_ids(rows[role], tokenizer, config)
             tokens += sum(map(len, ids))
             characters += sum(map(len, rows[role]))
             truncated[role] = sum(len(row) > longest - 1 for row in ids)
             columns[role] = [[*row[: longest - 1], tokenizer.eos_token_id] for row in ids]
         return Encoded(columns, truncated, tokens, characters)
 
+    def inputs(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+    ) -> list[tuple[np.ndarray, ...]]:
+        import numpy as np
+
+        kept = config.max_source_tokens - 1
+        return [
+            (np.array([*row[:kept], tokenizer.eos_token_id], dtype=np.int32),)
+            for row in plain_ids(texts, tokenizer, config)
+        ]
+
     def check_model(self, config: TrainConfig) -> list[str]:
         from components.shared.models import bart
 
         return [] if config.pretrained else bart.check(config.architecture)
 
-    def new_model(self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
         from components.shared.models import bart
 
         return bart.new_model(config, tokenizer)
@@ -110,6 +132,9 @@ class Summarization:
         from components.shared.models import bart
 
         return bart.load(folder)
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}
 
     def targets(self, lengths: np.ndarray) -> np.ndarray:
         return lengths[:, 1]
@@ -131,34 +156,62 @@ class Summarization:
     def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         return [row[0] for row in rows]
 
-    def predict(
+    def predictor(
         self,
-        model: PreTrainedModel | Generator,
+        model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        rows: Sequence[Sequence[np.ndarray]],
         config: EvaluateConfig,
-        progress: Progress | None = None,
-    ) -> list[str]:
-        from components.shared.generation import GenerationOptions, Generator
+        *,
+        scoring: bool = False,
+    ) -> Summarizer:
+        from components.shared.generation import Generator
 
-        if not isinstance(model, Generator):
-            model = Generator.of(model, tokenizer, config.engine, config.compute_type)
-        return model.generate(self.sources(rows), GenerationOptions.of(config), progress)
+        return Summarizer(Generator.of(model, tokenizer, config.engine, config.compute_type), config)
+
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Summarizer:
+        from components.shared.generation import Generator
+
+        return Summarizer(Generator.open(folder, self.load_model, config.engine, config.compute_type), config)
 
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["target"])
 
-    def reference_of(self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> str:
+    def reference_of(
+        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> str:
         return tokenizer.decode(row[1][:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def baselines(self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig) -> dict[str, list[str]]:
-        return {f"lead-{config.lead_sentences}": [lead(text, config.lead_sentences) for text in rows["source"]]}
+    def baselines(
+        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+    ) -> dict[str, Predictions]:
+        leads = [lead(text, config.lead_sentences) for text in rows["source"]]
+        return {f"lead-{config.lead_sentences}": Predictions(leads)}
 
-    def score(self, predictions: Sequence[str], references: Sequence[str]) -> Scores:
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         from components.shared import rouge
 
-        rows = rouge.f1_rows(predictions, references, tokenization="morpheme")
-        return Scores({name: float(values.mean()) if len(values) else 0.0 for name, values in rows.items()}, rows)
+        return rouge.f1_rows(predictions.texts, references, "morpheme", rouge.VARIANTS)
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        from components.shared import rouge
+
+        means = {name: float(values.mean()) if len(values) else 0.0 for name, values in measures.items()}
+        return means | {"rouge_sum": sum(means[f"{variant}_morpheme"] for variant in rouge.USUAL)}
+
+    def describe(
+        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        from components.shared import summaries
+
+        return summaries.describe(rows["source"], predictions.texts, references, predictions.measures.get("cut"))
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+        return []
+
+    def confusion(
+        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> tuple[list[str], np.ndarray] | None:
+        return None
 
     def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["source"])
@@ -175,6 +228,24 @@ class Summarization:
             "example": _EXAMPLE,
             "ctranslate2_example": _CTRANSLATE2_EXAMPLE,
         }
+
+
+class Summarizer:
+    """A generator with its search, see `components.shared.tasks.base.Predictor`."""
+
+    def __init__(self, generator: Generator, config: EvaluateConfig):
+        from components.shared.generation import GenerationOptions
+
+        self.generator, self.options = generator, GenerationOptions.of(config)
+        self.tokenizer, self.description = generator.tokenizer, generator.description
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        import numpy as np
+
+        found = self.generator.search([row[0] for row in rows], self.options, progress)
+        end = self.generator.engine.special["eos_token_id"]
+        cut = np.array([not ids or ids[-1] != end for ids in found], dtype=np.float64)
+        return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
 
 
 def lead(text: str, sentences: int) -> str:

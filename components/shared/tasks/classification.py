@@ -1,0 +1,289 @@
+"""Classification: a text to one of some classes, by any classifier of `components.shared.models`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
+from components.shared.text import clean_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from components.shared.html import Section
+    from components.shared.progress import Progress
+
+MOST_CLASSES = 1_000
+"""More than this are no classes, but another column."""
+
+UNKNOWN = -100
+"""Index of a class that the train split does not have: it takes no part in a loss, and no prediction is right."""
+
+_EXAMPLE = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+{imports}tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+model = AutoModelForSequenceClassification.from_pretrained("huggingface").eval()
+ids = tokenizer("분류할 글을 여기에 넣습니다.", add_special_tokens=False)["input_ids"]
+begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id or tokenizer.eos_token_id]  # as it was trained
+ids = [token for token in begin if token is not None] + ids + end
+with torch.inference_mode():
+    probabilities = model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0]
+print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))"""
+
+
+class Classification:
+    """See `components.shared.tasks.base.Task` for the meaning of every member."""
+
+    name = "classification"
+    columns = (
+        Column("label", ("label", "rating", "class", "category", "sentiment")),
+        Column("text", ("text", "document", "review", "sentence", "content")),
+        Column("id", ("id",), required=False),
+    )
+    text_roles = ("text",)
+    input_role = "text"
+    split_role = "text"
+    sequences = ("text", "label")
+    generates = False
+    best_metric = "accuracy"
+    rank_by = "probability_of_right"
+    shown_measures = ("right", "probability_of_right")
+
+    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+        text, label = self.clean_input(row["text"], config), row["label"].strip()
+        if not text:
+            raise Rejected("the text is empty")
+        if not label:
+            raise Rejected("the label is empty")
+        if label in map(str, config.drop_labels):
+            raise Rejected(f"the label {label} is one of preprocess.drop_labels")
+        check_length("text", text, config)
+        return {"label": label, "text": text, "id": row.get("id", "")}
+
+    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+        return clean_text(text, config, br=" ")
+
+    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+        counts: Counter[str] = Counter()
+        for batch in rows:
+            counts.update(batch["label"])
+            if len(counts) > MOST_CLASSES:
+                shown = ", ".join(repr(label[:40]) for label in sorted(counts)[:3])
+                raise UserError(
+                    f"the column of labels holds more than {MOST_CLASSES:,} different ones ({shown}, …): these are no "
+                    """classes; say which column is the label: preprocess.columns='{"label": "...", "text": "..."}'"""
+                )
+        if len(counts) < 2:
+            found = f"only the label {next(iter(counts))!r}" if counts else "no row"
+            raise UserError(
+                f"the train split has {found}: nothing can be told apart; give rows of two classes or more, and check "
+                """that preprocess.columns='{"label": "..."}' names the right column"""
+            )
+        labels = sorted(counts, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label))
+        return {"labels": labels, "counts": [counts[label] for label in labels]}
+
+    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+        return {"text": config.max_source_tokens, "label": 1}
+
+    def encode(
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
+    ) -> Encoded:
+        index = {label: place for place, label in enumerate(facts["labels"])}
+        plain = plain_ids(rows["text"], tokenizer, config)
+        framed = [_framed(ids, tokenizer, config.max_source_tokens) for ids in plain]
+        cut = sum(len(row) - len(ids) < _frame_size(tokenizer) for row, ids in zip(framed, plain, strict=True))
+        columns = {"text": framed, "label": [[index.get(label, UNKNOWN)] for label in rows["label"]]}
+        characters = sum(map(len, rows["text"]))
+        return Encoded(columns, {"text": cut}, sum(map(len, plain)), characters)
+
+    def inputs(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+    ) -> list[tuple[np.ndarray, ...]]:
+        import numpy as np
+
+        return [
+            (np.array(_framed(ids, tokenizer, config.max_source_tokens), dtype=np.int32),)
+            for ids in plain_ids(texts, tokenizer, config)
+        ]
+
+    def check_model(self, config: TrainConfig) -> list[str]:
+        from components.shared.models import classifiers
+
+        return [] if config.pretrained else classifiers.check(config.architecture)
+
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from components.shared.models import classifiers
+
+        weights = classifiers.balanced_weights(facts["counts"]) if config.class_weights == "balanced" else None
+        return classifiers.new_model(config, tokenizer, facts["labels"], weights)
+
+    def load_model(self, folder: str) -> PreTrainedModel:
+        from components.shared.models import classifiers
+
+        return classifiers.load(folder)
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {"max_source_tokens": lengths[:, 0]}
+
+    def targets(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths[:, 1]
+
+    def collate(
+        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+    ) -> dict[str, torch.Tensor]:
+        from components.shared.models import classifiers
+
+        return classifiers.collate(rows, shape, model.config)
+
+    def loss(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from components.shared.models import classifiers
+
+        return classifiers.loss(model, batch, label_smoothing)
+
+    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        return [row[0] for row in rows]
+
+    def predictor(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EvaluateConfig,
+        *,
+        scoring: bool = False,
+    ) -> Classifier:
+        return Classifier(model, tokenizer, config)
+
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Classifier:
+        from components.shared.models import pretrained
+
+        model, tokenizer = pretrained.open_folder(folder, self.load_model)
+        return Classifier(model, tokenizer, config)
+
+    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["label"])
+
+    def reference_of(
+        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> str:
+        return model.config.id2label.get(int(row[1][0]), "")
+
+    def baselines(
+        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+    ) -> dict[str, Predictions]:
+        import numpy as np
+
+        labels, counts, count = facts["labels"], np.array(facts["counts"], dtype=np.float64), len(rows["label"])
+        shares = np.tile(counts / counts.sum(), (count, 1)).astype(np.float32)
+        texts = [labels[int(counts.argmax())]] * count
+        return {"most frequent class": Predictions(texts, measures={"probabilities": shares}, classes=tuple(labels))}
+
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        from components.shared import classes
+
+        return classes.measures(predictions.measures.get("probabilities"), predictions.classes, references)
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        from components.shared import classes
+
+        return classes.overall(measures)
+
+    def describe(
+        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        return {}
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+        from components.shared import classes
+
+        return classes.sections(measures, facts["labels"])
+
+    def confusion(
+        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> tuple[list[str], np.ndarray] | None:
+        from components.shared import classes
+
+        return list(facts["labels"]), classes.confusion(measures, len(facts["labels"]))
+
+    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["text"])
+
+    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+        pass
+
+    def card(self) -> dict[str, Any]:
+        imports = (
+            "from components.shared.models import register  # of hanflow: the architectures that are not in transformers"
+            "\n\nregister()\n"
+        )
+        return {
+            "pipeline_tag": "text-classification",
+            "auto_class": "AutoModelForSequenceClassification",
+            "example": _EXAMPLE.format(imports=imports),
+        }
+
+
+class Classifier:
+    """A model with its classes, see `components.shared.tasks.base.Predictor`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+        self.model, self.tokenizer, self._config = model, tokenizer, config
+        self.description = "transformers, float32"
+        self.classes = tuple(model.config.id2label[place] for place in range(len(model.config.id2label)))
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        import numpy as np
+
+        from components.shared.models import classifiers
+
+        found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
+        for members, probabilities in classifiers.probabilities(
+            self.model, [row[0] for row in rows], self._config.batch_tokens
+        ):
+            found[members] = probabilities
+            if progress is not None:
+                progress.update(len(members))
+        order = np.argsort(-found, axis=1, kind="stable")
+        columns: dict[str, list[Any]] = {
+            "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]
+        }
+        most = min(self._config.top_classes, len(self.classes))
+        if most > 1:
+            columns["top"] = [
+                json.dumps(
+                    {self.classes[at]: round(float(found[row, at]), 6) for at in places[:most]}, ensure_ascii=False
+                )
+                for row, places in enumerate(order)
+            ]
+        texts = [self.classes[best] for best in order[:, 0]]
+        return Predictions(texts, columns, {"probabilities": found}, self.classes)
+
+
+def _framed(ids: list[int], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[int]:
+    """Token ids between what the tokenizer's models expect at both ends, cut to `longest` with the ends kept."""
+    begin, end = _frame(tokenizer)
+    return [*begin, *ids[: longest - len(begin) - len(end)], *end]
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+    return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+
+
+def _frame_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    return sum(map(len, _frame(tokenizer)))

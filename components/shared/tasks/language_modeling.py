@@ -1,0 +1,282 @@
+"""Language modelling: the next token of a text, by a GPT decoder or a feed-forward network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.progress import log
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
+from components.shared.text import clean_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from components.shared.html import Section
+    from components.shared.progress import Progress
+
+_EXAMPLE = """\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from components.shared.models import register  # of hanflow: the architectures that are not in transformers
+
+register()
+tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+model = AutoModelForCausalLM.from_pretrained("huggingface").eval()
+ids = [tokenizer.eos_token_id, *tokenizer("이 영화는", add_special_tokens=False)["input_ids"]]
+output = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=40, do_sample=True, top_p=0.9)
+print(tokenizer.decode(output[0][1:]))"""
+
+
+class LanguageModeling:
+    """See `components.shared.tasks.base.Task` for the meaning of every member."""
+
+    name = "language_modeling"
+    columns = (
+        Column("text", ("text", "document", "review", "content", "sentence", "body", "news")),
+        Column("id", ("id",), required=False),
+    )
+    text_roles = ("text",)
+    input_role = "text"
+    split_role = "text"
+    sequences = ("tokens",)
+    generates = False
+    best_metric = "loss"
+    rank_by = "log_probability_per_token"
+    shown_measures = ("log_probability_per_token", "tokens")
+
+    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+        text = self.clean_input(row["text"], config)
+        if not text:
+            raise Rejected("the text is empty")
+        check_length("text", text, config)
+        return {"text": text, "id": row.get("id", "")}
+
+    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+        return clean_text(text, config, br="\n")
+
+    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+        return {}
+
+    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+        return {"tokens": config.chunk_tokens + 1}
+
+    def encode(
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
+    ) -> Encoded:
+        """One row a chunk, not a document: see `components.shared.models.language`.
+
+        Every batch of documents begins a new stream, so its last chunk may be short.
+        """
+        import itertools
+
+        plain = plain_ids(rows["text"], tokenizer, config)
+        end = tokenizer.eos_token_id
+        stream = [end, *itertools.chain.from_iterable([*ids, end] for ids in plain)]
+        size = config.chunk_tokens
+        chunks = [stream[at : at + size + 1] for at in range(0, len(stream) - 1, size)]
+        return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])))
+
+    def inputs(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+    ) -> list[tuple[np.ndarray, ...]]:
+        import numpy as np
+
+        end = tokenizer.eos_token_id
+        return [(np.array([end, *ids], dtype=np.int32),) for ids in plain_ids(texts, tokenizer, config)]
+
+    def check_model(self, config: TrainConfig) -> list[str]:
+        from components.shared.models import language
+
+        return [] if config.pretrained else language.check(config.architecture)
+
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from components.shared.models import language
+
+        return language.new_model(config, tokenizer)
+
+    def load_model(self, folder: str) -> PreTrainedModel:
+        from components.shared.models import language
+
+        return language.load(folder)
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {"chunk_tokens": lengths[:, 0] - 1}
+
+    def targets(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths[:, 0] - 1
+
+    def collate(
+        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+    ) -> dict[str, torch.Tensor]:
+        from components.shared.models import language
+
+        return language.collate(rows, shape, model.config)
+
+    def loss(
+        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        from components.shared.models import language
+
+        return language.loss(model, batch, label_smoothing)
+
+    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        return [row[0] for row in rows]
+
+    def predictor(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EvaluateConfig,
+        *,
+        scoring: bool = False,
+    ) -> Judge | Continuer:
+        return (Judge if scoring else Continuer)(model, tokenizer, config)
+
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Judge | Continuer:
+        from components.shared.models import pretrained
+
+        return self.predictor(*pretrained.open_folder(folder, self.load_model), config, scoring=scoring)
+
+    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["text"])
+
+    def reference_of(
+        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> str:
+        return tokenizer.decode(row[0][1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def baselines(
+        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+    ) -> dict[str, Predictions]:
+        return {}
+
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        nats = predictions.measures.get("nats", np.zeros(0))
+        tokens = predictions.measures.get("tokens", np.zeros(0))
+        return {
+            "log_probability_per_token": -nats / np.maximum(tokens, 1),
+            "nats": nats,
+            "tokens": tokens,
+            "bytes": np.array([len(text.encode("utf-8", "replace")) for text in references], dtype=np.float64),
+        }
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`loss`, nats a token; `perplexity`, its exponential; `bits_per_byte` of the UTF-8 text, which does not depend
+        on the tokenizer (Gao et al., 2020, section 3.1)."""
+        nats, tokens, size = (float(measures[name].sum()) for name in ("nats", "tokens", "bytes"))
+        loss = nats / max(tokens, 1.0)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": nats / math.log(2) / max(size, 1.0),
+        }
+
+    def describe(
+        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        return {}
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+        return []
+
+    def confusion(
+        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> tuple[list[str], np.ndarray] | None:
+        return None
+
+    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["text"])
+
+    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+        pass
+
+    def card(self) -> dict[str, Any]:
+        return {"pipeline_tag": "text-generation", "auto_class": "AutoModelForCausalLM", "example": _EXAMPLE}
+
+
+class Judge:
+    """How likely texts are, see `components.shared.tasks.base.Predictor`: `measures` are `nats` and `tokens` of each,
+    the end of the text included; its `texts` are empty.
+
+    A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+        self.model, self.tokenizer, self._config = model, tokenizer, config
+        self.description = "transformers, float32"
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        import numpy as np
+        import torch
+
+        from components.shared.models import language
+
+        context = getattr(self.model.config, "max_position_embeddings", None) or 1024
+        end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
+        pieces = []  # (row, tokens): neighbours share a token, so that each is predicted once
+        for number, (tokens, *_) in enumerate(rows):
+            whole = tokens if len(tokens) > 1 and tokens[-1] == end[0] else np.concatenate([tokens, end])
+            pieces += [(number, whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
+        nats, counts, was_training = np.zeros(len(rows)), np.zeros(len(rows)), self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                for members in language.batches([len(piece) for _, piece in pieces], self._config.batch_tokens):
+                    found = language.row_losses(self.model, [pieces[at][1] for at in members])
+                    for at, value in zip(members, found, strict=True):
+                        number, piece = pieces[at]
+                        nats[number] += value
+                        counts[number] += len(piece) - 1
+                        if progress is not None and len(piece) < context + 1:
+                            progress.update(1)
+        finally:
+            self.model.train(was_training)
+        return Predictions([""] * len(rows), measures={"nats": nats, "tokens": counts})
+
+
+class Continuer:
+    """What could come after texts, see `components.shared.tasks.base.Predictor`."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+        from components.shared.models.sampling import SamplingOptions
+
+        self.model, self.tokenizer = model, tokenizer
+        self.description = "transformers, float32"
+        context = getattr(model.config, "max_position_embeddings", None)
+        longest = config.max_new_tokens
+        if context is not None and longest >= context:
+            log.warning("max_new_tokens=%d is cut to %d: the model's context is %d", longest, context - 1, context)
+            longest = context - 1
+        self.options = SamplingOptions(
+            max_new_tokens=longest,
+            greedy=config.greedy,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            batch_tokens=config.batch_tokens,
+        )
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        from components.shared.models import sampling
+
+        found = sampling.generate(self.model, [row[0] for row in rows], self.options)
+        if progress is not None:
+            progress.update(len(rows))
+        decode = self.tokenizer.decode
+        return Predictions(
+            [decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in found]
+        )

@@ -1,0 +1,105 @@
+"""Language modelling through all steps: packing, perplexity, continuations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from components.evaluate.score import run as evaluate
+from components.export.bundle import run as export
+from components.shared.config import EvaluateConfig, ExportConfig
+from components.shared.shards import Shard
+from components.shared.tasks import get_task
+from tests.steps import tasks
+from tests.steps.model_fixtures import Chain
+
+TASK = "language_modeling"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    folder = tmp_path_factory.mktemp("chain")
+    return tasks.trained(tasks.make_shards(folder, TASK, tasks.reviews(300)), TASK, epochs=4)
+
+
+@pytest.fixture(scope="module")
+def evaluation(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
+    evaluate(EvaluateConfig(untrained=True), task=TASK, output=str(output), **chain.inputs)
+    return output
+
+
+def test_chunks_hold_every_token_once_and_little_else(chain: Chain) -> None:
+    """Neighbouring chunks share one token: joined again they are the documents with their separators."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chain.shards / "tokenizer")
+    shard = Shard(chain.shards / "train.arrow", ("tokens",))
+    chunks = [shard[row][0] for row in range(len(shard))]
+    assert all(len(chunk) == 33 for chunk in chunks[:-1])
+    assert all(a[-1] == b[0] for a, b in itertools.pairwise(chunks))
+    stream = np.concatenate([chunks[0], *(chunk[1:] for chunk in chunks[1:])])
+    texts = pq.read_table(chain.corpus / "train.parquet").to_pydict()["text"]
+    documents = tokenizer.decode(stream).split(tokenizer.eos_token)
+    assert documents == ["", *texts, ""]
+
+
+def test_perplexity_is_the_exponential_of_the_loss_and_training_lowers_it(evaluation: Path) -> None:
+    systems = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))["systems"]
+    trained, untrained = systems["trained model"], systems["untrained model"]
+    assert trained["perplexity"] == pytest.approx(math.exp(trained["loss"]))
+    assert trained["loss"] < untrained["loss"] - 0.5
+    assert trained["bits_per_byte"] < untrained["bits_per_byte"]
+
+
+def test_the_score_of_a_text_is_transformers_own(chain: Chain) -> None:
+    """Against the loss that the model itself gives for the same tokens, text by text, one longer than its context."""
+    task = get_task(TASK)
+    model = task.load_model(str(chain.model))
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chain.model)
+    texts = ["재미있는 영화", "최고", "아주 긴 글입니다. " * 20, ""]
+    rows = task.inputs(texts, tokenizer, tasks.ENCODING)
+    measures = task.predictor(model, tokenizer, EvaluateConfig(), scoring=True)(rows).measures
+    for number, (row,) in enumerate(rows):
+        tokens = [*row.tolist(), tokenizer.eos_token_id]
+        expected = 0.0
+        for at in range(0, len(tokens) - 1, 32):
+            piece = torch.tensor([tokens[at : at + 33]])
+            with torch.inference_mode():
+                logits = model(input_ids=piece[:, :-1]).logits[0]
+            expected += float(torch.nn.functional.cross_entropy(logits, piece[0, 1:], reduction="sum"))
+        # float32 sums of up to 200 terms around 6
+        assert measures["nats"][number] == pytest.approx(expected, rel=1e-5)
+        assert measures["tokens"][number] == len(tokens) - 1
+    scores = task.overall(task.score(task.predictor(model, tokenizer, EvaluateConfig(), scoring=True)(rows), texts))
+    size = sum(len(text.encode()) for text in texts)
+    assert scores["bits_per_byte"] == pytest.approx(measures["nats"].sum() / math.log(2) / size)
+
+
+def test_a_bundle_continues_prompts_of_any_length(chain: Chain, evaluation: Path, tmp_path: Path) -> None:
+    inputs = {"model": str(chain.model), "shards": str(chain.shards), "evaluation": str(evaluation)}
+    export(ExportConfig(), task=TASK, output=str(tmp_path / "bundle"), **inputs)
+    task = get_task(TASK)
+    config = EvaluateConfig(max_new_tokens=8, greedy=True)
+    predictor = task.open_predictor(str(tmp_path / "bundle"), config)
+    texts = ["이 영화는", "", "길고 긴 이야기 " * 40]
+    found = predictor(task.inputs(texts, predictor.tokenizer, tasks.ENCODING)).texts
+    assert len(found) == 3
+    again = task.open_predictor(str(chain.model), config)
+    assert again(task.inputs(texts, again.tokenizer, tasks.ENCODING)).texts == found
+
+
+def test_an_epoch_can_be_bounded(tmp_path: Path) -> None:
+    chain = tasks.make_shards(tmp_path, TASK, tasks.reviews(300))
+    tasks.trained(chain, TASK, epochs=3, epoch_tokens=0.0016)
+    training = json.loads((chain.model / "training.json").read_text())
+    assert training["steps"] == 3 * 3  # 1,600 tokens an epoch are three batches of 16 × 33
