@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
-from pipelines.commands import score
+from pipelines.commands import import_, score
 
 PIPELINES = ("summarization", "classification", "language_modeling")
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--experiment", metavar="FILE", help="settings that the parameters start from")
     compile_.set_defaults(command=_compile)
 
+    import_.add(commands)
     settings = commands.add_parser("settings", help="list every setting with its default", description="List settings.")
     settings.set_defaults(command=_settings)
     score.add(commands)

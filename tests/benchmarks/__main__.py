@@ -217,6 +217,26 @@ def rouge(_: Path) -> list[dict[str, Any]]:
     return [row(figure["name"], PEER, figure["ours"], figure["theirs"], "pairs/s") for figure in measure()]
 
 
+def generate(place: Path) -> list[dict[str, Any]]:
+    """Beam search on the CPU: CTranslate2 through our interface, beside transformers' own `generate`."""
+    command = [sys.executable, "-m", "tests.benchmarks.generation_run", str(place)]
+    code = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured = json.loads(code.stdout.splitlines()[-1])
+    print(f"  {measured}", file=sys.stderr, flush=True)
+    speeds, equal, rouge = measured["rows_per_second"], measured["equal"], measured["rougeL_morpheme"]
+    peer = "transformers generate, fp32, batches of 8"
+    what = "beam 4, 64 new tokens, KoBART-size BART"
+    rows = []
+    for name, kind in (("generate_fp32", "float32"), ("generate_int8", "int8")):
+        theirs = speeds["transformers"] * len(speeds[kind])
+        rows += [
+            row(f"{name}: {what}", peer, speeds[kind], theirs, "rows/s"),
+            row(f"{name}: share of equal texts", peer, [equal[kind]], [1.0], "of rows"),
+            row(f"{name}: ROUGE-L (morphemes) of those texts", peer, [rouge[kind]], [rouge["transformers"]], "F1"),
+        ]
+    return rows
+
+
 def matmul_peak(dtype: torch.dtype) -> float:
     """FLOP/s of the best of some 2048³ products."""
     import time
@@ -255,6 +275,7 @@ ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "train_processes": train_processes,
     "checkpoint": checkpoint,
     "rouge": rouge,
+    "generate": generate,
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from components.evaluate.score import run as evaluate
 from components.export import bundle
+from components.shared import generation
 from components.shared.artifacts import read_manifest
-from components.shared.config import ExportConfig, UserError
+from components.shared.config import ConfigError, ExportConfig, UserError, step_config
+from components.shared.generation import Generator, ctranslate2_engine
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from components.shared.tasks.summarization import Summarization
@@ -66,20 +70,120 @@ def test_weights_are_the_trained_ones_bit_by_bit(chain: tuple[Chain, Path], tmp_
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_card_tells_what_a_stranger_needs(chain: tuple[Chain, Path], tmp_path: Path) -> None:
+def test_the_card_tells_what_a_stranger_needs(
+    chain: tuple[Chain, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = exported(chain, tmp_path / "bundle")
     card = (out / "README.md").read_text(encoding="utf-8")
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front)["license"] == "cc0-1.0"
     assert "rougeL_morpheme" in yaml.safe_load(front)["metrics"]
-    for expected in ("# 나의 모델", "rougeL_morpheme", "lead-1", "| train | 30 |", "## Intended use", "## Lineage"):
+    for expected in (
+        "# 나의 모델",
+        "rougeL_morpheme",
+        "lead-1",
+        "| train | 30 |",
+        "## Intended use",
+        "## Lineage",
+        "`ctranslate2/int8`",
+    ):
         assert expected in body
-    example = body.split("```python\n")[1].split("```")[0].replace('"huggingface"', f'"{out / "huggingface"}"')
-    exec(compile(example, "card", "exec"), {})  # what the card tells to do works
+    first, second = (part.split("```")[0] for part in body.split("```python\n")[1:])
+    exec(compile(first.replace('"huggingface"', f'"{out / "huggingface"}"'), "card", "exec"), {})  # what it tells works
+    exec(compile(second.replace('"ctranslate2/', f'"{out}/ctranslate2/'), "card", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == said[1], "both examples say the same"
     silent = exported(chain, tmp_path / "silent", ExportConfig(check_rows=1))
     assert "No licence was stated" in (silent / "README.md").read_text(encoding="utf-8")
     manifest = read_manifest(out, "bundle", task="summarization")
     assert set(manifest.parents) == {"model", "evaluation", "shards"}
+
+
+def test_every_format_is_the_model_that_was_scored(chain: tuple[Chain, Path], tmp_path: Path) -> None:
+    out = exported(chain, tmp_path / "bundle")
+    manifest = read_manifest(out, "bundle", task="summarization")
+    told = manifest.details["formats"]
+    assert list(told) == ["huggingface", "ctranslate2/float32", "ctranslate2/int8"]
+    assert manifest.details["skipped"] == {}
+    assert (told["huggingface"]["equal_texts"], told["ctranslate2/float32"]["equal_texts"]) == (1.0, 1.0)
+    assert told["ctranslate2/float32"]["near_ties"] == 0
+    assert set(told["ctranslate2/int8"]["score_difference"]) == set(manifest.details["scores"]["trained model"])
+    assert all(f"{name}/README.md" in manifest.files for name in told)
+    weights = {name: manifest.files[f"{name}/model.bin"]["bytes"] for name in told if name != "huggingface"}
+    assert weights["ctranslate2/int8"] < weights["ctranslate2/float32"]
+    task = get_task("summarization")
+    rows = Shard(chain[0].shards / "test.arrow", task.sequences).rows(range(6))
+    tokenizer = AutoTokenizer.from_pretrained(chain[0].model)
+    expected = task.predict(task.load_model(str(chain[0].model)), tokenizer, rows, EVALUATE)
+    generator = Generator.open(out, task.load_model)
+    assert generator.description == "ctranslate2, float32"
+    assert task.predict(generator, tokenizer, rows, EVALUATE) == expected
+    assert Generator.open(out, task.load_model, "auto", "int8").description == "ctranslate2, int8"
+
+
+def test_formats_by_choice(chain: tuple[Chain, Path], tmp_path: Path) -> None:
+    def folders(**settings: object) -> list[str]:
+        out = exported(chain, tmp_path / f"out{len(list(tmp_path.iterdir()))}", ExportConfig(check_rows=1, **settings))
+        return sorted(path.parent.relative_to(out).as_posix() for path in out.rglob("config.json"))
+
+    assert folders(formats=["huggingface"]) == ["huggingface"]
+    assert folders(formats=["ctranslate2"], compute_types=["int8"]) == ["ctranslate2/int8"]
+    assert folders(compute_types=["float32"]) == ["ctranslate2/float32", "huggingface"]
+
+
+class NoText(Summarization):
+    """A task whose bundles CTranslate2 has no use for."""
+
+    def card(self) -> dict[str, Any]:
+        return {key: value for key, value in super().card().items() if key != "ctranslate2_example"}
+
+
+def test_a_format_that_is_impossible_is_skipped_or_refused(
+    chain: tuple[Chain, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    task, model = NoText(), AutoModelForSeq2SeqLM.from_pretrained(chain[0].model)
+    formats, skipped = bundle.chosen_formats(ExportConfig(), task, model)
+    assert formats == ["huggingface"] and "generates no text" in skipped["ctranslate2"]
+    with pytest.raises(UserError, match="asks for ctranslate2, but the task .* generates no text; leave it out"):
+        bundle.chosen_formats(ExportConfig(formats=["huggingface", "ctranslate2"]), task, model)
+    model.config.activation_function = "tanh"
+    assert bundle.chosen_formats(ExportConfig(), get_task("summarization"), model)[0] == ["huggingface"]
+    with pytest.raises(ConfigError, match="'ctranslate' is none of auto, huggingface, ctranslate2; did you mean"):
+        step_config("export", {"formats": ["huggingface", "ctranslate"]})
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "int8"])
+def test_a_wrong_conversion_is_not_exported(
+    chain: tuple[Chain, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compute_type: str
+) -> None:
+    """As when a converter misreads a config: here it leaves the embeddings scaled."""
+    convert = generation.convert
+
+    def misread(model: Any, *rest: Any) -> None:
+        wrong = copy.deepcopy(model)
+        with torch.no_grad():
+            wrong.model.shared.weight *= 1.01 if compute_type == "float32" else 3
+        convert(wrong, *rest)
+
+    monkeypatch.setattr(generation, "convert", misread)
+    config = ExportConfig(check_rows=4, compute_types=[compute_type])
+    with pytest.raises(UserError, match="the converted model's loss is .*: not exported; leave ctranslate2 out"):
+        exported(chain, tmp_path / "out", config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_differ_by_more_than_a_tie_are_not_exported(
+    chain: tuple[Chain, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are right and the search is not, as when a library changes its defaults."""
+    arguments = ctranslate2_engine.search_arguments
+
+    def changed(*given: Any) -> dict[str, Any]:
+        return {**arguments(*given), "min_decoding_length": 0, "max_decoding_length": 2}
+
+    monkeypatch.setattr(ctranslate2_engine, "search_arguments", changed)
+    with pytest.raises(UserError, match=r"the converted model says .* no tie\): not exported"):
+        exported(chain, tmp_path / "out")
 
 
 class Spoilt(Summarization):

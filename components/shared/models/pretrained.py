@@ -28,6 +28,11 @@ def load(auto_class: Any, name: str, kind: str, **settings: Any) -> PreTrainedMo
     """
     if name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists():
         raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
+    if Path(name).is_file():
+        raise UserError(
+            f"{name}: is a file, expected a folder in Hugging Face format; make one of a checkpoint with "
+            f"`hanflow import {name} --model CONFIG --tokenizer DIR --output DIR`"
+        )
     try:
         return auto_class.from_pretrained(name, dtype=torch.float32, **settings).eval()
     except (OSError, ValueError) as error:

@@ -1,0 +1,120 @@
+"""Rows a second of beam search, ours in float32 and int8 and transformers' `generate`; prints one JSON line.
+
+`python -m tests.benchmarks.generation_run FOLDER`
+
+Random weights give noise that rounding decides, so the model is first fitted to the rows for some steps: it then says
+something about each of them, and texts and scores can be compared. Speed does not depend on it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from components.shared.config import TrainConfig
+from components.shared.generation import GenerationOptions, Generator
+from components.shared.shards import Shard
+from components.shared.tasks import get_task
+from components.train.optim import make_optimizer
+from tests.benchmarks.data import KOBART, make_shards
+
+ROWS, NEW_TOKENS, BATCH = 24, 64, 8
+FIT_STEPS, FIT_SOURCE, FIT_TARGET = 60, 48, 24
+REPEATS = 2
+
+
+def main() -> None:
+    shards = make_shards(Path(sys.argv[1]), 180)
+    task, tokenizer = get_task("summarization"), AutoTokenizer.from_pretrained(shards / "tokenizer")
+    rows = Shard(shards / "train.arrow", task.sequences).rows(range(ROWS))
+    model = task.new_model(TrainConfig(architecture={**KOBART, "dropout": 0.0}), tokenizer)
+    print(f"fitted to a loss of {fit(model, rows):.2f}", file=sys.stderr, flush=True)
+    model.eval()
+    options = GenerationOptions(beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+    sources = task.sources(rows)
+    engines = {kind: Generator.of(model, tokenizer, "ctranslate2", kind) for kind in ("float32", "int8")}
+    reference = Generator.of(model, tokenizer, "transformers")
+    seconds: dict[str, list[float]] = {"float32": [], "int8": [], "transformers": []}
+    found: dict[str, list[list[int]]] = {}
+    for repeat in range(REPEATS):
+        for kind, engine in engines.items():
+            engine.search(sources[:2], options)  # the first products of a process are slow
+            started = time.perf_counter()
+            found[kind] = engine.search(sources, options)
+            seconds[kind].append(time.perf_counter() - started)
+        if not repeat:  # it takes half a minute
+            theirs(model, sources[:1], 2)
+            started = time.perf_counter()
+            found["transformers"] = theirs(model, sources, NEW_TOKENS)
+            seconds["transformers"].append(time.perf_counter() - started)
+    texts = {kind: reference.decode(ids) for kind, ids in found.items()}
+    references = [task.reference_of(row, tokenizer) for row in rows]
+    scores = {kind: task.score(made, references).overall["rougeL_morpheme"] for kind, made in texts.items()}
+    equal = {
+        kind: float(np.mean([a == b for a, b in zip(texts[kind], texts["transformers"], strict=True)]))
+        for kind in texts
+    }
+    result = {
+        "rows_per_second": {kind: [ROWS / s for s in each] for kind, each in seconds.items()},
+        "equal": equal,
+        "rougeL_morpheme": scores,
+        "distinct": len(set(texts["transformers"])),
+        "example": texts["transformers"][0],
+    }
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def fit(model: Any, rows: list[tuple[np.ndarray, ...]]) -> float:
+    """Train on the beginnings of all rows at once; returns the last loss, in nats a token."""
+    task = get_task("summarization")
+    end = model.config.eos_token_id
+    short = [(source[:FIT_SOURCE], np.append(target[: FIT_TARGET - 1], end)[:FIT_TARGET]) for source, target in rows]
+    shape = (len(short), *(max(len(row[i]) for row in short) for i in range(2)))
+    batch = task.collate(short, shape, model)
+    optimizer = make_optimizer(model, TrainConfig(learning_rate=5e-4))
+    model.train()
+    for step in range(FIT_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-4 * min(1.0, (step + 1) / 10)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            total, count = task.loss(model, batch, 0.0)
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return float(total.detach() / count)
+
+
+def theirs(model: Any, sources: list[np.ndarray], new_tokens: int) -> list[list[int]]:
+    """transformers' `generate` as its users run it: batches of a fixed size, in the rows' order, padded."""
+    pad, made = model.config.pad_token_id, []
+    for start in range(0, len(sources), BATCH):
+        part = sources[start : start + BATCH]
+        width = max(map(len, part))
+        ids = np.full((len(part), width), pad, dtype=np.int64)
+        for i, source in enumerate(part):
+            ids[i, : len(source)] = source
+        with torch.inference_mode():
+            out = model.generate(
+                input_ids=torch.from_numpy(ids),
+                attention_mask=torch.from_numpy((ids != pad).astype(np.int64)),
+                num_beams=4,
+                max_new_tokens=new_tokens,
+                min_new_tokens=new_tokens,
+                early_stopping=True,  # as BART's own configs say
+                renormalize_logits=True,
+                forced_eos_token_id=None,
+            )
+        made += [row[1 : new_tokens + 1] for row in out.tolist()]
+    return made
+
+
+if __name__ == "__main__":
+    main()
