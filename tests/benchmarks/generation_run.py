@@ -22,6 +22,7 @@ from components.shared.config import TrainConfig
 from components.shared.generation import GenerationOptions, Generator
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
+from components.shared.tasks.base import Predictions
 from components.train.optim import make_optimizer
 from tests.benchmarks.data import KOBART, make_shards
 
@@ -34,7 +35,7 @@ def main() -> None:
     shards = make_shards(Path(sys.argv[1]), 180)
     task, tokenizer = get_task("summarization"), AutoTokenizer.from_pretrained(shards / "tokenizer")
     rows = Shard(shards / "train.arrow", task.sequences).rows(range(ROWS))
-    model = task.new_model(TrainConfig(architecture={**KOBART, "dropout": 0.0}), tokenizer)
+    model = task.new_model(TrainConfig(architecture={**KOBART, "dropout": 0.0}), tokenizer, {})
     print(f"fitted to a loss of {fit(model, rows):.2f}", file=sys.stderr, flush=True)
     model.eval()
     options = GenerationOptions(beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
@@ -55,8 +56,11 @@ def main() -> None:
             found["transformers"] = theirs(model, sources, NEW_TOKENS)
             seconds["transformers"].append(time.perf_counter() - started)
     texts = {kind: reference.decode(ids) for kind, ids in found.items()}
-    references = [task.reference_of(row, tokenizer) for row in rows]
-    scores = {kind: task.score(made, references).overall["rougeL_morpheme"] for kind, made in texts.items()}
+    references = [task.reference_of(row, tokenizer, model) for row in rows]
+    scores = {
+        kind: task.overall(task.score(Predictions(list(made)), references))["rougeL_morpheme"]
+        for kind, made in texts.items()
+    }
     equal = {
         kind: float(np.mean([a == b for a, b in zip(texts[kind], texts["transformers"], strict=True)]))
         for kind in texts

@@ -21,6 +21,8 @@ from components.shared.generation.ctranslate2_engine import MOST_WORKERS, CTrans
 from components.shared.progress import Progress
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
+from components.shared.tasks.base import Predictions
+from components.shared.tasks.summarization import Summarizer
 from tests.steps.trained import train_briefly
 
 TASK = get_task("summarization")
@@ -89,10 +91,13 @@ def test_both_engines_give_the_same_texts(trained: Trained, name: str) -> None:
 def test_int8_says_what_it_costs(trained: Trained) -> None:
     options = SEARCHES["beam"]
     texts = {name: engine.generate(trained.sources, options) for name, engine in trained.engines.items()}
-    references = [TASK.reference_of(row, trained.tokenizer) for row in trained.rows]
+    references = [TASK.reference_of(row, trained.tokenizer, trained.model) for row in trained.rows]
     assert trained.engines["int8"].description == "ctranslate2, int8"
     told = score_difference(TASK, texts["int8"], texts["transformers"], references)
-    scores = [TASK.score(texts[name], references).overall["rougeL_morpheme"] for name in ("int8", "transformers")]
+    scores = [
+        TASK.overall(TASK.score(Predictions(list(texts[name])), references))["rougeL_morpheme"]
+        for name in ("int8", "transformers")
+    ]
     assert told["rougeL_morpheme"] == pytest.approx(scores[0] - scores[1], abs=1e-6)  # told with six digits
     equal = np.mean([a == b for a, b in zip(texts["int8"], texts["transformers"], strict=True)])
     assert 0.3 < equal < 1.0, "int8 rounds, but it is still this model"
@@ -268,11 +273,13 @@ def test_an_interrupt_ends_a_long_search(trained: Trained) -> None:
 def test_settings_choose_the_engine(trained: Trained, tmp_path: Path) -> None:
     rows = trained.rows[:20]
     texts = [
-        TASK.predict(trained.model, trained.tokenizer, rows, EvaluateConfig(engine=engine, compute_type=kind, beams=2))
+        TASK.predictor(trained.model, trained.tokenizer, EvaluateConfig(engine=engine, compute_type=kind, beams=2))(
+            rows
+        ).texts
         for engine, kind in (("auto", "float32"), ("transformers", "float32"), ("ctranslate2", "int8"))
     ]
     assert texts[0] == texts[1]
-    assert TASK.predict(trained.engines["int8"], trained.tokenizer, rows, EvaluateConfig(beams=2)) == texts[2]
+    assert Summarizer(trained.engines["int8"], EvaluateConfig(beams=2))(rows).texts == texts[2]
     (tmp_path / "e.yaml").write_text(
         "preprocess: {source: a.csv}\nevaluate: {engine: transformers, compute_type: int8}\n"
     )

@@ -90,7 +90,7 @@ def test_accumulation_is_one_larger_batch(shards: Path, tmp_path: Path) -> None:
     shard = Shard(shards / "train.arrow", task.sequences)
 
     def gradients(parts: list[list[int]]) -> list[torch.Tensor]:
-        model = task.new_model(config, tokenizer)
+        model = task.new_model(config, tokenizer, {})
         data = Data.of(shard, task, config, shuffle=False)
         count = sum(int(data.targets[part].sum()) for part in parts)
         objective = Objective(model, task, 0.0)

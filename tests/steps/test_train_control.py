@@ -164,7 +164,9 @@ def test_many_in_a_row_stop_the_run_and_name_the_rows(
     assert ", ".join(map(str, rows[:20])) in str(caught.value)
     # The dump reproduces the loss of that step's batch.
     task = get_task("summarization")
-    model = task.new_model(TrainConfig(architecture=ARCHITECTURE), AutoTokenizer.from_pretrained(shards / "tokenizer"))
+    model = task.new_model(
+        TrainConfig(architecture=ARCHITECTURE), AutoTokenizer.from_pretrained(shards / "tokenizer"), {}
+    )
     model.load_state_dict(load_file(dump / "model.safetensors"), strict=False)
     batch = load_file(dump / "batch-0.safetensors")
     source = Shard(shards / "train.arrow", task.sequences)[rows[0]][0]

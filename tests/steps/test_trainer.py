@@ -54,7 +54,9 @@ def trainer_of(shards: Path, folder: Path, task: Any = None, *, overrides: Any =
     config, task = settings(**values), task or get_task("summarization")
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
     splits = [Shard(shards / f"{split}.arrow", task.sequences) for split in ("train", "validation")]
-    return make_trainer(config, task, task.new_model(config, tokenizer), tokenizer, *splits, folder, **dict(overrides))
+    return make_trainer(
+        config, task, task.new_model(config, tokenizer, {}), tokenizer, *splits, folder, **dict(overrides)
+    )
 
 
 def names(folder: Path) -> set[str]:
@@ -140,7 +142,7 @@ def test_without_a_validation_split_the_last_model_is_kept(shards: Path, tmp_pat
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
     train, empty = (Shard(path, task.sequences) for path in (shards / "train.arrow", tmp_path / "empty.arrow"))
     for _ in range(2):  # the second finds the first one's end
-        model = task.new_model(config, tokenizer)
+        model = task.new_model(config, tokenizer, {})
         state, _ = fit(model, tokenizer, task, config, train, empty, tmp_path / "checkpoints", {})
         assert (state.step, state.best_step, state.validation) == (5, -1, [])
         last = load_file(tmp_path / "checkpoints" / "transformers" / "checkpoint-5" / "model.safetensors")
