@@ -32,7 +32,9 @@ def problems(settings: Mapping[str, Any], config_class: type[PretrainedConfig], 
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(keys)}"
             found.append(f"train.architecture.{key}: no such setting; {hint}")
         elif not _fits(key, value, defaults[key]):
-            found.append(f"train.architecture.{key}: {value!r} does not fit; for example {_example(key, defaults[key])}")
+            found.append(
+                f"train.architecture.{key}: {value!r} does not fit; for example {_example(key, defaults[key])}"
+            )
     return found
 
 

@@ -45,9 +45,7 @@ ARCHITECTURE_KEYS = (
 
 def check(settings: Mapping[str, Any]) -> list[str]:
     """Problems of the architecture settings of a model made from nothing, one text each."""
-    _, unknown = architecture.choose(
-        settings, ("bart",), "summarization", "train.pretrained=gogamza/kobart-base-v2"
-    )
+    _, unknown = architecture.choose(settings, ("bart",), "summarization", "train.pretrained=gogamza/kobart-base-v2")
     problems = unknown + architecture.problems(settings, BartConfig, ARCHITECTURE_KEYS)
     if not problems:
         for side in ("encoder", "decoder"):

@@ -32,7 +32,9 @@ ARCHITECTURES: dict[str, tuple[Any, Any, Any]] = {
 
 def check(settings: Mapping[str, Any]) -> list[str]:
     """Problems of the architecture settings of a classifier made from nothing, one text each."""
-    kind, problems = architecture.choose(settings, ARCHITECTURES, "classification", 'train.architecture={"type": "cnn"}')
+    kind, problems = architecture.choose(
+        settings, ARCHITECTURES, "classification", 'train.architecture={"type": "cnn"}'
+    )
     return problems or ARCHITECTURES[kind][0](settings)
 
 
@@ -116,9 +118,7 @@ def normalised_weights(weights: Sequence[float], counts: Sequence[int]) -> list[
     return [weight / mean for weight in weights]
 
 
-def collate(
-    rows: Sequence[Sequence[Any]], shape: Sequence[int], config: PretrainedConfig
-) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[Sequence[Any]], shape: Sequence[int], config: PretrainedConfig) -> dict[str, torch.Tensor]:
     """(tokens, label) rows as one batch.
 
     Args:
@@ -171,7 +171,9 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
     return total, (labels_B != IGNORED).sum()
 
 
-def probabilities(model: PreTrainedModel, rows: Sequence[np.ndarray], batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def probabilities(
+    model: PreTrainedModel, rows: Sequence[np.ndarray], batch_tokens: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Probability of every class for every text, batch by batch.
 
     Args:
