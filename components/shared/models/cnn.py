@@ -36,7 +36,7 @@ class CnnConfig(PretrainedConfig):
     """Filters of each window."""
     dropout: float = 0.3
     """Of the pooled responses."""
-    initializer_range: float = 1.0
+    initializer_range: float = 0.1
     """Standard deviation of new embeddings; other weights are drawn as torch draws those of its convolutions."""
     pad_token_id: int | None = 0
 

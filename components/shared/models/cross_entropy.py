@@ -13,8 +13,11 @@ import torch.nn.functional as F
 IGNORED = -100
 """Target id that takes no part in the loss; transformers' own convention."""
 
-CHUNK = 512
-"""Positions whose logits are held at a time: enough for the matrix units, few enough to stay in the cache."""
+CHUNK = 1024
+"""Positions whose logits are held at a time: enough for the matrix units and for the sums of the weight's gradient."""
+
+SLICE = 64
+"""Positions whose softmax is taken at a time: few enough for float32 copies of their logits to stay in the cache."""
 
 
 def linear_cross_entropy(
@@ -73,29 +76,41 @@ class _LinearCrossEntropy(torch.autograd.Function):
             hidden_gradient = torch.empty_like(hidden) if wants_hidden else None
             weight_gradient = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
             bias_gradient = torch.zeros(V, dtype=torch.float32) if wants_bias else None
+            # The same memory for every chunk: what it holds stays in the cache.
+            chunk_logits = torch.empty(CHUNK, V, dtype=dtype)
+            slice_scores, slice_logs = torch.empty(2, SLICE, V, dtype=torch.float32)
+            product = torch.empty_like(weight)
             for start in range(0, len(hidden), CHUNK):
                 part, targets = hidden[start : start + CHUNK], targets_N[start : start + CHUNK, None]
-                logs = torch.log_softmax(F.linear(part, weight, bias), dim=-1, dtype=torch.float32)
-                total -= logs.gather(1, targets).sum() * (1.0 - label_smoothing)
-                if label_smoothing:
-                    total -= logs.sum() * (label_smoothing / V)
-                if not (wants_hidden or wants_weight or wants_bias):
-                    continue
-                # d loss / d logits = softmax - smoothed target
-                difference = logs.exp_()
-                if label_smoothing:
-                    difference -= label_smoothing / V
-                difference.scatter_add_(1, targets, torch.full(targets.shape, label_smoothing - 1.0))
-                if bias_gradient is not None:
-                    bias_gradient += difference.sum(0)
-                difference = difference.to(dtype)
+                logits = chunk_logits[: len(part)]
+                if bias is None:
+                    torch.mm(part, weight.T, out=logits)
+                else:
+                    torch.addmm(bias, part, weight.T, out=logits)
+                for at in range(0, len(part), SLICE):
+                    labels = targets[at : at + SLICE]
+                    scores = slice_scores[: len(labels)].copy_(logits[at : at + SLICE])
+                    logs = torch.log_softmax(scores, -1, out=slice_logs[: len(labels)])
+                    total -= logs.gather(1, labels).sum() * (1.0 - label_smoothing)
+                    if label_smoothing:
+                        total -= logs.sum() * (label_smoothing / V)
+                    if not any(ctx.needs_input_grad):
+                        continue
+                    # d loss / d logits = softmax - smoothed target, written over the logits
+                    difference = logs.exp_()
+                    if label_smoothing:
+                        difference -= label_smoothing / V
+                    difference.scatter_add_(1, labels, torch.full(labels.shape, label_smoothing - 1.0))
+                    if bias_gradient is not None:
+                        bias_gradient += difference.sum(0)
+                    logits[at : at + SLICE] = difference
                 if hidden_gradient is not None:
-                    torch.mm(difference, weight, out=hidden_gradient[start : start + CHUNK])
+                    torch.mm(logits, weight, out=hidden_gradient[start : start + CHUNK])
                 if weight_gradient is not None:
-                    weight_gradient += difference.T @ part
+                    weight_gradient += torch.mm(logits.T, part, out=product)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return (*(None if part is None else part * gradient for part in ctx.saved_tensors), None, None)

@@ -34,7 +34,7 @@ class RnnConfig(PretrainedConfig):
     n_layers: int = 4
     dropout: float = 0.3
     """Of what goes from one layer to the next."""
-    initializer_range: float = 1.0
+    initializer_range: float = 0.1
     """Standard deviation of new embeddings; other weights are drawn as torch draws those of its LSTM."""
     pad_token_id: int | None = 0
 
@@ -95,13 +95,12 @@ class RnnForSequenceClassification(PreTrainedModel):
         """
         x_LBE = self.embedding(input_ids.T)
         turn = _Turn(input_ids, attention_mask)
-        for layer, (forwards, backwards) in enumerate(zip(self.forwards, self.backwards, strict=True)):
-            if layer:
-                x_LBE = torch.cat([ahead_LBH, turn(behind_LBH)], dim=-1)  # noqa: F821 – of the layer before
-                x_LBE = dropout(x_LBE, self.config.dropout, self.training)
-            ahead_LBH = forwards(x_LBE)[0]
-            behind_LBH = backwards(turn(x_LBE))[0]
-        logits = self.classifier(torch.cat([turn.last(ahead_LBH), turn.last(behind_LBH)], dim=-1)).float()
+        *lower, (forwards, backwards) = zip(self.forwards, self.backwards, strict=True)
+        for ahead, behind in lower:
+            x_LBE = torch.cat([ahead(x_LBE)[0], turn(behind(turn(x_LBE))[0])], dim=-1)
+            x_LBE = dropout(x_LBE, self.config.dropout, self.training)
+        ends_BH = [turn.last(forwards(x_LBE)[0]), turn.last(backwards(turn(x_LBE))[0])]
+        logits = self.classifier(torch.cat(ends_BH, dim=-1)).float()
         loss = None if labels is None else self.loss_function(labels, logits, self.config)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
@@ -141,7 +140,7 @@ class _Permute(torch.autograd.Function):
         return x.index_select(0, order)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.index_select(0, ctx.saved_tensors[0]), None
 
 

@@ -1,0 +1,50 @@
+"""What loads our models in another program, and what importing them costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from components.shared.config import TrainConfig
+from components.shared.models import classifiers, language
+from tests.unit import test_models_classifiers, test_models_language
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_package_alone_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, components.shared.models; "
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    assert run(code) == "[]\n"
+
+
+def test_register_lets_the_auto_classes_load_everything(tmp_path: Path) -> None:
+    """In a process that knows nothing of us but `register`, as the model card tells its readers."""
+    tokenizer = test_models_classifiers.tokenizer_of()
+    for kind, settings in test_models_language.TINY.items():
+        language.new_model(TrainConfig(architecture=settings), tokenizer).save_pretrained(tmp_path / kind)
+        tokenizer.save_pretrained(tmp_path / kind)
+    for kind in ("rnn", "cnn"):
+        settings = test_models_classifiers.TINY[kind]
+        classifiers.new_model(TrainConfig(architecture=settings), tokenizer, ["a", "b"]).save_pretrained(
+            tmp_path / kind
+        )
+    code = f"""
+from components.shared.models import register
+register(); register()
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+for kind in ("gpt", "ffn"):
+    print(type(AutoModelForCausalLM.from_pretrained(f"{tmp_path}/{{kind}}")).__name__)
+    print(AutoTokenizer.from_pretrained(f"{tmp_path}/{{kind}}").eos_token)
+for kind in ("rnn", "cnn"):
+    print(type(AutoModelForSequenceClassification.from_pretrained(f"{tmp_path}/{{kind}}")).__name__)
+"""
+    assert run(code).split() == [
+        *("GptForCausalLM", "</s>", "FfnForCausalLM", "</s>"),
+        *("RnnForSequenceClassification", "CnnForSequenceClassification"),
+    ]
