@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
-from pipelines.commands import score
+from pipelines.commands import demo, predict, score
 
 PIPELINES = ("summarization",)
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -66,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
     settings = commands.add_parser("settings", help="list every setting with its default", description="List settings.")
     settings.set_defaults(command=_settings)
+    predict.add(commands)
+    demo.add(commands)
     score.add(commands)
     return parser
 

@@ -241,6 +241,10 @@ class Summarizer:
         cut = np.array([not ids or ids[-1] != end for ids in found], dtype=np.float64)
         return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
 
+    def with_settings(self, config: EvaluateConfig) -> Summarizer:
+        """The same model with another search; nothing is loaded again."""
+        return Summarizer(self.generator, config)
+
 
 def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
