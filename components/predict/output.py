@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,12 +30,22 @@ def encoded(kind: str, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes
         return b"".join(_json_line(row) for row in rows)
     if kind == "lines":
         return "".join(" ".join(row["prediction"].splitlines()) + "\n" for row in rows).encode("utf-8", "replace")
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, delimiter="," if kind == "csv" else "\t", lineterminator="\n")
+    lines = _Lines()
+    writer = csv.writer(lines, delimiter="," if kind == "csv" else "\t")
     if header and rows:
         writer.writerow(rows[0])
     writer.writerows([safe_cell(v) if isinstance(v, str) else v for v in row.values()] for row in rows)
-    return stream.getvalue().encode("utf-8", "replace")
+    return "".join(lines).encode("utf-8", "replace")
+
+
+class _Lines(list[str]):
+    """The lines that a csv writer writes, ended by newline alone.
+
+    Told to end them so itself, it leaves a carriage return inside a text unquoted (before Python 3.13): two broken rows.
+    """
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:

@@ -11,6 +11,8 @@ from typing import Any
 
 from components.shared.config import UserError
 
+SAMPLE = Path(__file__).parents[1] / "sample_data" / "petitions.tsv.gz"
+
 
 def add(commands: Any) -> None:
     """Register the command with the subparsers of `hanflow`."""
@@ -21,6 +23,11 @@ def add(commands: Any) -> None:
     demo.add_argument("--port", type=int, default=8501, metavar="N", help="port (default: %(default)s)")
     demo.add_argument(
         "--host", default="localhost", metavar="NAME", help="address to listen on (default: %(default)s; all: 0.0.0.0)"
+    )
+    demo.add_argument(
+        "--examples",
+        metavar="FILE",
+        help="texts to offer, in any form that `hanflow predict` reads (default: petitions of the bundled sample)",
     )
     demo.set_defaults(command=run)
 
@@ -34,15 +41,17 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
     from components.predict.bundle import open_bundle
+    from components.shared.text_files import Source, read_rows
 
-    for bundle in options.bundles:
-        open_bundle(bundle)
-    arguments = command(options.bundles, options.host, options.port)
+    opened = [open_bundle(bundle) for bundle in options.bundles]
+    if options.examples:
+        next(read_rows(Source(options.examples, usual=opened[0].input_names)))
+    arguments = command(options.bundles, options.host, options.port, options.examples or str(SAMPLE))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)
 
 
-def command(bundles: list[str], host: str, port: int) -> list[str]:
+def command(bundles: list[str], host: str, port: int, examples: str = str(SAMPLE)) -> list[str]:
     """The server's command line."""
     spec = importlib.util.find_spec("components.predict.demo")
     assert spec is not None and spec.origin
@@ -55,7 +64,8 @@ def command(bundles: list[str], host: str, port: int) -> list[str]:
         "client.toolbarMode": "minimal",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
-    return [sys.executable, "-m", "streamlit", "run", spec.origin, *flags, "--", *map(_absolute, bundles)]
+    page = ["--", "--examples", _absolute(examples), *map(_absolute, bundles)]
+    return [sys.executable, "-m", "streamlit", "run", spec.origin, *flags, *page]
 
 
 def _absolute(path: str) -> str:

@@ -122,7 +122,7 @@ def _zygote() -> None:
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bart.modeling_bart  # noqa: F401
 
-    import components.predict.stream  # noqa: F401
+    import components.predict.stream
     import components.train.worker  # noqa: F401
     import pipelines.cli  # noqa: F401 – imported once, before the forks
 

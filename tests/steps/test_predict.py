@@ -17,35 +17,15 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.evaluate.score import run as evaluate
-from components.export import bundle as export
 from components.predict import stream
 from components.predict.bundle import answer, open_bundle
-from components.shared.config import ExportConfig
 from components.shared.text_files import FORMATS, Source, read_rows, safe_cell
 from pipelines.cli import main
 from pipelines.commands import predict
 from tests import nasty
 from tests.steps.corpora import petitions
 from tests.steps.forked import Zygote
-from tests.steps.model_fixtures import EVALUATE, Chain, make_chain
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Chain, Path]:
-    folder = tmp_path_factory.mktemp("chain")
-    chain = make_chain(folder)
-    evaluate(EVALUATE, task="summarization", output=str(folder / "evaluation"), **chain.inputs)
-    return chain, folder
-
-
-@pytest.fixture(scope="module")
-def bundle(chain: tuple[Chain, Path]) -> Path:
-    made, folder = chain
-    inputs = {"model": str(made.model), "shards": str(made.shards), "evaluation": str(folder / "evaluation")}
-    config = ExportConfig(check_rows=2, title="나의 요약")
-    export.run(config, task="summarization", output=str(folder / "bundle"), **inputs)
-    return folder / "bundle"
+from tests.steps.model_fixtures import EVALUATE, Chain
 
 
 def write_json(path: Path, texts: Sequence[str], key: str = "source") -> Path:
@@ -68,10 +48,10 @@ def failed(capsys: pytest.CaptureFixture[str], *options: str | Path, status: int
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_predictions_are_those_that_were_scored(bundle: Path, chain: tuple[Chain, Path], tmp_path: Path) -> None:
+def test_predictions_are_those_that_were_scored(bundle: Path, scored: tuple[Chain, Path], tmp_path: Path) -> None:
     """From the raw text on: cleaned, encoded and searched as the evaluation did it."""
-    texts = pq.read_table(chain[0].corpus / "test.parquet").column("source").to_pylist()
-    with (chain[1] / "evaluation" / "predictions.csv").open(encoding="utf-8", newline="") as file:
+    texts = pq.read_table(scored[0].corpus / "test.parquet").column("source").to_pylist()
+    with (scored[1] / "predictions.csv").open(encoding="utf-8", newline="") as file:
         expected = [row["prediction"] for row in csv.DictReader(file)]
     found = predicted(bundle, write_json(tmp_path / "in.jsonl", texts), tmp_path / "out.csv", "--chunk-rows", "4")
     with found.open(encoding="utf-8", newline="") as file:
@@ -258,7 +238,7 @@ def test_sigterm_keeps_what_is_done(tmp_path: Path, job: tuple[list[str], bytes]
 def interrupted(folder: Path, command: list[str], zygote: Zygote) -> Path:
     out = folder / "out.csv"
     argv = [*command, "--output", str(out)]
-    assert zygote.run(argv=argv, watch=str(folder), kill_at_event=6) == -signal.SIGKILL
+    assert zygote.run(argv=argv, watch=str(folder), kill_at_event=7) == -signal.SIGKILL
     assert json.loads((folder / "out.csv.partial.json").read_text())["done"]["rows"] == 20
     return out
 
@@ -307,7 +287,7 @@ def test_a_whole_output_is_never_lost(
 
 def test_mistakes_show_before_the_model_is_loaded(
     bundle: Path,
-    chain: tuple[Chain, Path],
+    scored: tuple[Chain, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -325,7 +305,7 @@ def test_mistakes_show_before_the_model_is_loaded(
     def told(*options: str | Path) -> str:
         return failed(capsys, *options)
 
-    assert "expected a bundle artifact, but this is a model artifact" in told(chain[0].model, "--input", good)
+    assert "expected a bundle artifact, but this is a model artifact" in told(scored[0].model, "--input", good)
     assert "is a part of a bundle; give the bundle itself" in told(bundle / "huggingface", "--input", good)
     assert "no such file or folder" in told(bundle, "--input", tmp_path / "nowhere.csv")
     assert "is empty" in told(bundle, "--input", tmp_path / "empty.txt", "--output", out)
