@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import html
 import json
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,10 @@ from components.shared.config import UserError
 from components.shared.tasks.base import Predictor
 from components.shared.text_files import Source, read_rows
 
+# Comments here, no strings below the names: Streamlit's magic would print them on the page.
+
+# Example texts that are offered.
 EXAMPLES = 6
-"""Example texts that are offered."""
 
 VERBS = {"summarization": "Summarize", "classification": "Classify", "language_modeling": "Continue"}
 
@@ -75,15 +78,14 @@ def main() -> None:
     st.title(names[0] if len(loaded) == 1 else "Side by side")
     st.caption(
         " · ".join(
-            f"{bundle.task.name}, {bundle.manifest.counts['parameters'] / 1e6:,.1f} M parameters"
-            for bundle, _ in loaded
+            f"{bundle.task.name}, {_counted(bundle.manifest.counts['parameters'])} parameters" for bundle, _ in loaded
         )
     )
     changes = _controls(first) if any(isinstance(predictor, Adjustable) for _, predictor in loaded) else {}
     if options.examples:
         _offer(examples(options.examples, first.input_names))
     text = st.text_area(
-        "Text", key="text", height=260, placeholder="Type or paste a Korean text", label_visibility="collapsed"
+        "Text", key="text", height=220, placeholder="Type or paste a Korean text", label_visibility="collapsed"
     )
     if st.button(VERBS.get(first.task.name, "Predict"), type="primary"):
         st.session_state.results = None
@@ -112,7 +114,15 @@ def _names(bundles: list[Bundle]) -> list[str]:
     titles = [bundle.manifest.config["title"] or bundle.folder.resolve().name for bundle in bundles]
     if len(set(titles)) == len(titles):
         return titles
-    return [f"{title} ({bundle.folder})" for title, bundle in zip(titles, bundles, strict=True)]
+    folders = [str(bundle.folder.resolve()) for bundle in bundles]
+    if len(set(folders)) < len(folders):
+        return [f"{title}, {number}" for number, title in enumerate(titles, start=1)]
+    common = os.path.commonpath(folders)
+    return [f"{title} ({os.path.relpath(path, common)})" for title, path in zip(titles, folders, strict=True)]
+
+
+def _counted(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 100_000 else f"{number:,}"
 
 
 def _controls(bundle: Bundle) -> dict[str, Any]:

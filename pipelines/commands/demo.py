@@ -62,6 +62,7 @@ def command(bundles: list[str], host: str, port: int, examples: str = str(SAMPLE
         "server.fileWatcherType": "none",
         "browser.gatherUsageStats": "false",
         "client.toolbarMode": "minimal",
+        "runner.magicEnabled": "false",
     }
     flags = [f"--{name}={value}" for name, value in settings.items()]
     page = ["--", "--examples", _absolute(examples), *map(_absolute, bundles)]

@@ -61,6 +61,7 @@ def expected(bundle: Path, text: str, **changes: int) -> str:
 def test_a_text_is_summarized_as_predict_does(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = opened(monkeypatch, bundle)
     assert page.title[0].value == "나의 요약"
+    assert not page.markdown, "Streamlit's magic prints what it takes for a page's text"
     assert shown(page) == []
     pressed(page, TEXT)
     assert shown(page) == [expected(bundle, TEXT)]
@@ -91,10 +92,10 @@ def test_empty_and_very_long_texts_are_met_kindly(bundle: Path, monkeypatch: pyt
 
 def test_two_bundles_stand_side_by_side(bundle: Path, twin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = pressed(opened(monkeypatch, bundle, twin), TEXT)
+    common = os.path.commonpath([bundle, twin])
     assert shown(page) == [expected(bundle, TEXT)] * 2
     assert [heading.value for heading in page.subheader if "나의 요약" in heading.value] == [
-        f"나의 요약 ({bundle})",
-        f"나의 요약 ({twin})",
+        f"나의 요약 ({path.relative_to(common)})" for path in (bundle, twin)
     ]
 
 
@@ -177,7 +178,7 @@ def test_a_visitor_with_a_browser(server: str, bundle: Path, tmp_path: Path) -> 
     pictures = Path(os.environ.get("HANFLOW_SCREENSHOTS") or tmp_path)
     with playwright.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_page(viewport={"width": 1280, "height": 1150})
         errors: list[str] = []
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(server)
@@ -201,7 +202,7 @@ def test_a_visitor_with_a_browser(server: str, bundle: Path, tmp_path: Path) -> 
         press(LONG)
         page.get_by_text("were cut off").first.wait_for(timeout=60_000)
         page.screenshot(path=pictures / "long.png", full_page=True)
-        page.set_viewport_size({"width": 420, "height": 900})
+        page.set_viewport_size({"width": 420, "height": 1150})
         page.screenshot(path=pictures / "phone.png", full_page=True)
         assert page.get_by_role("alert").filter(has_text="Traceback").count() == 0
         assert errors == []
