@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
-from pipelines.commands import import_, score
+from pipelines.commands import demo, import_, predict, score
 
 PIPELINES = ("summarization", "classification", "language_modeling")
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return options.command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     import_.add(commands)
     settings = commands.add_parser("settings", help="list every setting with its default", description="List settings.")
     settings.set_defaults(command=_settings)
+    predict.add(commands)
+    demo.add(commands)
     score.add(commands)
     return parser
 

@@ -14,15 +14,13 @@ import numpy as np
 
 from components.shared.config import UserError
 from components.shared.tasks.base import Predictions, Task
+from components.shared.text_files import safe_cell
 
 CHUNK = 2_000
 """Rows in memory at once: enough that rows of like length find each other, so that memory stays the same for any split."""
 
 EXTREMES = 5
 """Best rows, and worst rows, that are kept to be shown."""
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that spreadsheets take for a formula."""
 
 
 def chunks(path: Path, task: Task, limit: int) -> Iterator[dict[str, list[str]]]:
@@ -134,8 +132,3 @@ class PredictionsFile(AbstractContextManager["PredictionsFile"]):
 
     def __exit__(self, *_: Any) -> None:
         self._stream.close()
-
-
-def safe_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(FORMULA) else text

@@ -1,4 +1,4 @@
-"""Texts to score from files of any system: lines, csv, tsv or jsonl, each also .gz, streamed row by row."""
+"""Texts from files of any system, to score or to predict from: lines, csv, tsv or jsonl, each also .gz, row by row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,15 @@ _BOMS = (
 _RETURN = "\x0b"
 """What stands for a carriage return inside a text: the csv module takes a lone one for a line end, or for an error."""
 
-_FORMULA = ("'=", "'+", "'-", "'@", "'\t", f"'{_RETURN}")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a cell that spreadsheets take for a formula."""
+
+_GUARDED = tuple(f"'{mark}" for mark in (*FORMULA[:-1], _RETURN))
+
+FORMATS = ("lines", "csv", "tsv", "jsonl")
+
+STANDARD_INPUT = "-"
+"""Path that means standard input."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +53,48 @@ class Source:
     """The ending tells the format: .csv, .tsv, .jsonl or .ndjson; any other holds one text a line. Each also .gz."""
     column: str | None = None
     """Name of the column or key; None: the only one there is, or `usual`."""
-    usual: str = "prediction"
-    """Column that is taken among several if none was named."""
+    usual: str | tuple[str, ...] = "prediction"
+    """Column that is taken among several if none was named; of several names, compared without case, the first found."""
     option: str = "--column"
     """What a person names the column by, for messages."""
     encoding: str = "auto"
     """A codec's name, or `auto`: by byte-order mark, else UTF-8, else CP949 where only that fits."""
+    format: str = "auto"
+    """One of `FORMATS`, or `auto`: by the ending of the path; standard input holds lines."""
+    ids: tuple[str, ...] = ()
+    """Columns that may name a row, compared without case; the first found does."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a file."""
+
+    texts: list[str]
+    """One text, or in jsonl a list of several."""
+    id: str | None = None
+    """None: there is no such column, or nobody asked for it."""
+
+
+def safe_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula; `read` takes the apostrophe away again."""
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def format_of(path: str) -> str:
+    """The one of `FORMATS` that a path's ending tells; any unknown ending means lines."""
+    name = path.lower().removesuffix(".gz")
+    if name.endswith((".jsonl", ".ndjson")):
+        return "jsonl"
+    return name[-3:] if name.endswith((".csv", ".tsv")) else "lines"
 
 
 def read(source: Source) -> Iterator[list[str]]:
-    """The texts of every row, in order: one each, or in jsonl a list of several.
+    """The texts of every row, in order; see `read_rows`."""
+    return (row.texts for row in read_rows(source))
+
+
+def read_rows(source: Source) -> Iterator[Row]:
+    """Every row, in order.
 
     A csv's cell that begins with an apostrophe and what a spreadsheet takes for a formula loses the apostrophe, which
     predictions.csv (and any careful writer) put there. Empty lines are texts in a file of lines, nothing elsewhere.
@@ -62,15 +103,14 @@ def read(source: Source) -> Iterator[list[str]]:
         UserError: the file is missing, damaged, empty or not in its encoding, has no such column, or a row is broken;
             says which line and what to do.
     """
-    name = source.path.lower().removesuffix(".gz")
     rows = 0
     try:
         with _opened(source) as stream:
             lines = _Lines(stream)
             try:
-                for texts in _format(name)(source, lines):
+                for row in _format(source)(source, lines):
                     rows += 1
-                    yield texts
+                    yield row
             except UnicodeDecodeError as error:
                 raise UserError(
                     f"{source.path}: is not {error.encoding.upper()} at line {lines.number + 1} or soon after "
@@ -107,6 +147,12 @@ class _Lines:
 
 @contextmanager
 def _opened(source: Source) -> Iterator[io.TextIOWrapper]:
+    if source.path == STANDARD_INPUT:
+        piped = sys.stdin.buffer
+        stream = io.TextIOWrapper(piped, encoding=_codec(source, piped.peek(HEAD)), newline="\n")  # type: ignore[attr-defined]
+        yield stream
+        stream.detach()  # else it would close standard input
+        return
     packed = source.path.lower().endswith(".gz")
     with gzip.open(source.path) if packed else open(source.path, "rb") as file:
         head = io.BufferedReader(file, HEAD)
@@ -147,30 +193,33 @@ def _fits(head: bytes, codec: str) -> bool:
     return True
 
 
-def _format(name: str) -> Callable[[Source, _Lines], Iterator[list[str]]]:
-    if name.endswith((".jsonl", ".ndjson")):
-        return _of_json
-    return _of_table if name.endswith((".csv", ".tsv")) else _of_lines
+def _format(source: Source) -> Callable[[Source, _Lines], Iterator[Row]]:
+    kind = format_of(source.path) if source.format == "auto" else source.format
+    return {"jsonl": _of_json, "csv": _of_table, "tsv": _of_tabs, "lines": _of_lines}[kind]
 
 
-def _of_lines(_: Source, lines: _Lines) -> Iterator[list[str]]:
-    return ([_without_end(line)] for line in lines)
+def _of_lines(_: Source, lines: _Lines) -> Iterator[Row]:
+    return (Row([_without_end(line)]) for line in lines)
 
 
 def _without_end(line: str) -> str:
     return line.removesuffix("\n").removesuffix("\r")
 
 
-def _of_table(source: Source, lines: _Lines) -> Iterator[list[str]]:
+def _of_tabs(source: Source, lines: _Lines) -> Iterator[Row]:
+    return _of_table(source, lines, tabs=True)
+
+
+def _of_table(source: Source, lines: _Lines, tabs: bool = False) -> Iterator[Row]:
     csv.field_size_limit(FIELD_LIMIT)
-    tabs = source.path.lower().removesuffix(".gz").endswith(".tsv")
     rows = _tab_rows(lines) if tabs else _csv_rows(lines, ",")
     try:
         header = next((row for row in rows if row), None)
         if header is None:
             return
         columns = [column.strip() for column in header]
-        place = columns.index(_chosen(source, columns))
+        place, named = columns.index(_chosen(source, columns)), _first(source.ids, columns)
+        id_place = columns.index(named) if named is not None else None
         first = lines.number + 1
         for row in rows:
             if row:
@@ -179,11 +228,14 @@ def _of_table(source: Source, lines: _Lines) -> Iterator[list[str]]:
                         f"{source.path}: line {first}: expected {len(columns)} columns, found {len(row)}; quote texts that "
                         f"hold {'tabs' if tabs else 'commas'}, quotes or newlines, or give jsonl"
                     )
-                text = row[place]
-                yield [text[1:] if text.startswith(_FORMULA) else text]
+                yield Row([_unguarded(row[place])], None if id_place is None else _unguarded(row[id_place]))
             first = lines.number + 1
     except csv.Error as error:
         raise UserError(f"{source.path}: line {lines.number}: {error}; write the file anew, or as jsonl") from None
+
+
+def _unguarded(cell: str) -> str:
+    return cell[1:] if cell.startswith(_GUARDED) else cell
 
 
 def _csv_rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
@@ -210,8 +262,8 @@ def _unquoted(field: str) -> str:
     return field
 
 
-def _of_json(source: Source, lines: _Lines) -> Iterator[list[str]]:
-    key = None
+def _of_json(source: Source, lines: _Lines) -> Iterator[Row]:
+    key = named = None
     for line in lines:
         if not line.strip():
             continue
@@ -221,11 +273,17 @@ def _of_json(source: Source, lines: _Lines) -> Iterator[list[str]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: is not JSON ({error}); write one JSON value a line") from None
         if isinstance(value, dict):
-            key = key or _chosen(source, list(value))
+            if key is None:
+                key, named = _chosen(source, list(value)), _first(source.ids, list(value))
             if key not in value:
                 raise UserError(f"{where}: has no key {key!r}; its keys: {', '.join(value)}; every line needs it")
-            value = value[key]
-        yield _texts(value, where)
+            yield Row(_texts(value[key], where), None if named is None else _id(value.get(named)))
+        else:
+            yield Row(_texts(value, where))
+
+
+def _id(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _texts(value: object, where: str) -> list[str]:
@@ -248,11 +306,18 @@ def _chosen(source: Source, columns: Sequence[str]) -> str:
                 f"{source.path}: has no column {source.column!r}; its columns: {there}; choose one with {source.option}"
             )
         return source.column
-    if source.usual in columns:
-        return source.usual
+    usual = _first((source.usual,) if isinstance(source.usual, str) else source.usual, columns)
+    if usual is not None:
+        return usual
     if len(columns) == 1:
         return columns[0]
     raise UserError(f"{source.path}: has several columns: {there}; say which one with {source.option}")
+
+
+def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:
+    """The column that the earliest of some names means, compared without case; None: there is none."""
+    lowered = [column.casefold() for column in columns]
+    return next((columns[lowered.index(name.casefold())] for name in names if name.casefold() in lowered), None)
 
 
 def unequal(rows: Mapping[str, int]) -> UserError:

@@ -1,4 +1,4 @@
-"""Runs of the train step in processes of their own that can be killed at any point, without importing torch each time.
+"""Runs of the train step and of `hanflow` in processes of their own that can be killed at any point, without importing torch each time.
 
 A zygote imports everything, computes nothing, and forks a child a job; jobs and results are JSON lines.
 """
@@ -38,7 +38,8 @@ class Zygote:
         Args:
             job: `config`, `task`, `output`, `shards` of the train step; `kill_at_event`: number of the file operation in the
                 checkpoint folder (from 1) to be killed at, counted into `events` (a path); `signal_at_step`: when that
-                step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself.
+                step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself. Or `argv` of a `hanflow` command,
+                `kill_at_event` (with `signum`, SIGKILL) in the folder `watch`, or `kill_after` so many seconds.
         """
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(job) + "\n")
@@ -46,7 +47,38 @@ class Zygote:
         return json.loads(self._process.stdout.readline())["status"]
 
 
+def _command(job: dict[str, Any]) -> int:
+    from pipelines.cli import main
+
+    count, killed = 0, False
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal count, killed
+        if event not in FILE_EVENTS or not str(arguments[0]).startswith(job["watch"] + os.sep):
+            return
+        count += 1
+        if count == job["kill_at_event"] and not killed:
+            killed = True
+            os.kill(os.getpid(), job.get("signum", signal.SIGKILL))
+
+    def kill() -> None:
+        time.sleep(job["kill_after"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if "kill_at_event" in job:
+        sys.addaudithook(audit)
+    if "kill_after" in job:
+        threading.Thread(target=kill, daemon=True).start()
+    try:
+        return main(job["argv"])
+    finally:
+        if "events" in job:
+            Path(job["events"]).write_text(str(count))
+
+
 def _child(job: dict[str, Any]) -> int:
+    if "argv" in job:
+        return _command(job)
     from components.shared.config import TrainConfig, UserError
     from components.train.worker import run
 
@@ -86,10 +118,13 @@ def _child(job: dict[str, Any]) -> int:
 
 
 def _zygote() -> None:
+    import ctranslate2  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bart.modeling_bart  # noqa: F401
 
-    import components.train.worker  # noqa: F401 – imported once, before the forks
+    import components.predict.stream
+    import components.train.worker  # noqa: F401
+    import pipelines.cli  # noqa: F401 – imported once, before the forks
 
     for line in sys.stdin:
         child = os.fork()

@@ -168,7 +168,7 @@ def test_columns_are_named_or_known(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_a_guarded_formula_is_the_text_that_it_guards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from components.evaluate.rows import FORMULA, safe_cell
+    from components.shared.text_files import FORMULA, safe_cell
 
     texts = [f"{mark}국민 청원" for mark in FORMULA]
     guarded = write_csv(tmp_path / "p.csv", [safe_cell(text) for text in texts])

@@ -247,6 +247,10 @@ class Summarizer:
         cut = np.array([not ids or ids[-1] != end for ids in found], dtype=np.float64)
         return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
 
+    def with_settings(self, config: EvaluateConfig) -> Summarizer:
+        """The same model with another search; nothing is loaded again."""
+        return Summarizer(self.generator, config)
+
 
 def lead(text: str, sentences: int) -> str:
     """The first sentences of a text: the baseline that every summarizer has to beat."""

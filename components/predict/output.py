@@ -1,0 +1,59 @@
+"""Rows of predictions as bytes of a csv, tsv, jsonl or a file of lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.shared.artifacts import json_ready
+from components.shared.text_files import safe_cell
+
+_LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+"""Line ends to many readers of lines, but not to JSON, which would leave them as they are."""
+
+
+def encoded(kind: str, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
+    """Rows in one of `text_files.FORMATS`, UTF-8, lines ended by newline.
+
+    - csv, tsv: quoted where needed; a text that a spreadsheet would run as a formula gets an apostrophe before it, half
+      a surrogate pair becomes a question mark.
+    - jsonl: every text exactly as it is, half a surrogate pair and unusual line ends as escapes.
+    - lines: the column `prediction` alone, one line a row; line ends inside it become spaces.
+
+    Args:
+        rows: column → text or number; the same columns in every row.
+        header: whether the names of the columns come first (csv and tsv).
+    """
+    if kind == "jsonl":
+        return b"".join(_json_line(row) for row in rows)
+    if kind == "lines":
+        return "".join(" ".join(row["prediction"].splitlines()) + "\n" for row in rows).encode("utf-8", "replace")
+    lines = _Lines()
+    writer = csv.writer(lines, delimiter="," if kind == "csv" else "\t")
+    if header and rows:
+        writer.writerow(rows[0])
+    writer.writerows([safe_cell(v) if isinstance(v, str) else v for v in row.values()] for row in rows)
+    return "".join(lines).encode("utf-8", "replace")
+
+
+class _Lines(list[str]):
+    """The lines that a csv writer writes, ended by newline alone.
+
+    Told to end them so itself, it leaves a carriage return inside a text unquoted (before Python 3.13): two broken rows.
+    """
+
+    def write(self, line: str) -> None:
+        self.append(line.removesuffix("\r\n") + "\n")
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    ready = json_ready(row)
+    line = json.dumps(ready, ensure_ascii=False)
+    for character, escape in _LINE_ENDS.items():
+        line = line.replace(character, escape)
+    try:
+        return (line + "\n").encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return (json.dumps(ready) + "\n").encode()

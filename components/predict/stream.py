@@ -1,0 +1,297 @@
+"""Texts from files to predictions in a file, a chunk at a time: memory does not follow the number of rows."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any, BinaryIO
+
+from components.predict.bundle import Bundle, answer
+from components.predict.output import encoded
+from components.predict.partial import PartialFile
+from components.shared.artifacts import program_version
+from components.shared.config import UserError
+from components.shared.progress import Progress, log
+from components.shared.storage import find_raw
+from components.shared.text_files import FORMATS, STANDARD_INPUT, Row, Source, format_of, read_rows
+
+READABLE = tuple(f"{name}{packed}" for name in (".csv", ".tsv", ".jsonl", ".ndjson", ".txt") for packed in ("", ".gz"))
+"""Endings of the files that are taken from a folder."""
+
+CHUNK_CHARACTERS = 8_000_000
+"""Characters of a chunk from which it is full, however few rows they are."""
+
+SEARCH = (
+    "beams",
+    "max_new_tokens",
+    "min_new_tokens",
+    "length_penalty",
+    "no_repeat_ngram",
+    "remove_tokens",
+    "engine",
+    "compute_type",
+)
+"""Settings of the evaluate step that predictions depend on (batch_tokens only decides how fast they come)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be predicted, and where to."""
+
+    input: str = STANDARD_INPUT
+    """File, folder, glob, or `-`: standard input."""
+    output: str = STANDARD_INPUT
+    """File to write, or `-`: standard output."""
+    column: str | None = None
+    """Column of the texts; None: by its usual names."""
+    input_format: str = "auto"
+    """One of `text_files.FORMATS`, or auto: by the ending; standard input holds lines."""
+    output_format: str = "auto"
+    """One of `text_files.FORMATS`, or auto: by the ending; standard output and unknown endings get lines."""
+    encoding: str = "auto"
+    """Of the input, see `text_files.Source`."""
+    with_input: bool = False
+    """Whether the input text becomes a column too."""
+    chunk_rows: int = 2_000
+    """Most rows in memory at once."""
+    force: bool = False
+    """Whether an output that exists is replaced, once the new one is whole."""
+    restart: bool = False
+    """Whether what an interrupted run left is thrown away."""
+
+
+@dataclass
+class Told:
+    """What a run tells at its end."""
+
+    rows: int = 0
+    """Rows of the output."""
+    already: int = 0
+    """Those of them that an earlier, interrupted run wrote."""
+    empty: int = 0
+    """Texts of this run that hold nothing."""
+    cut: int = 0
+    """Texts of this run that are longer than what the model reads."""
+    seconds: float = 0.0
+    """Of predicting and writing alone."""
+
+
+@dataclass
+class _Inputs:
+    """The rows of all input files, one after the other."""
+
+    paths: list[str]
+    source: Source
+    several: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.several = len(self.paths) > 1
+
+    @property
+    def rereadable(self) -> bool:
+        return all(path != STANDARD_INPUT and S_ISREG(os.stat(path).st_mode) for path in self.paths)
+
+    def fingerprint(self) -> list[dict[str, Any]]:
+        """What tells whether the files are still the same."""
+        stats = [(path, os.stat(path)) for path in self.paths]
+        return [{"path": str(Path(p).resolve()), "bytes": s.st_size, "modified_ns": s.st_mtime_ns} for p, s in stats]
+
+    def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """(`file` where there are several, `row` from 0 in its file, `id` where there is one; text) of every row.
+
+        Raises:
+            UserError: see `read_rows`; or a row holds a list of texts.
+        """
+        for path in self.paths:
+            for number, row in enumerate(read_rows(replace(self.source, path=path))):
+                names = ({"file": path} if self.several else {}) | {"row": number} | _id(row)
+                if len(row.texts) > 1:
+                    raise UserError(f"{path}: row {number} holds {len(row.texts)} texts; give one text a row")
+                yield names, row.texts[0]
+
+
+def _id(row: Row) -> dict[str, str]:
+    return {} if row.id is None else {"id": row.id}
+
+
+def run(bundle: Bundle, request: Request) -> Told:
+    """Predict every row of the input, one row of output each, in order.
+
+    Into a file, from files: interrupted at any moment, the same call goes on where it stopped, and the file becomes what
+    it would have been.
+
+    Args:
+        bundle: see `open_bundle`.
+        request: input, output and form.
+
+    Raises:
+        UserError: input or output cannot be used; says which and why.
+    """
+    if request.chunk_rows < 1:
+        raise UserError(f"--chunk-rows: {request.chunk_rows} rows are no chunk; give 1 or more")
+    inputs = _inputs(bundle, request)
+    _check_first_rows(inputs)
+    kind = request.output_format
+    if kind == "auto":
+        kind = "lines" if request.output == STANDARD_INPUT else format_of(request.output)
+    if kind not in FORMATS:
+        raise UserError(f"--format: {kind!r} is no format; give one of {', '.join(FORMATS)}")
+    if request.output == STANDARD_INPUT:
+        return _to_stream(bundle, request, inputs, kind, sys.stdout.buffer)
+    return _to_file(bundle, request, inputs, kind, Path(request.output))
+
+
+def _inputs(bundle: Bundle, request: Request) -> _Inputs:
+    if request.input_format not in ("auto", *FORMATS):
+        raise UserError(f"--input-format: {request.input_format!r} is no format; give one of {', '.join(FORMATS)}")
+    paths = [STANDARD_INPUT]
+    if request.input != STANDARD_INPUT:
+        special = os.path.exists(request.input) and not os.path.isdir(request.input)  # a pipe is one, too
+        paths = [request.input] if special else find_raw(request.input, READABLE)
+        output = Path(request.output).absolute()
+        own = {f"{output}{ending}" for ending in (".partial", ".partial.json", ".partial.json.new")}
+        paths = [path for path in paths if str(Path(path).absolute()) not in own]
+        if request.output != STANDARD_INPUT and any(Path(path).resolve() == output.resolve() for path in paths):
+            raise UserError(f"--output: {request.output} is one of the input files; give another one")
+    source = Source(
+        "",
+        request.column,
+        bundle.input_names,
+        "--column",
+        request.encoding,
+        request.input_format,
+        bundle.id_names,
+    )
+    return _Inputs(paths, source)
+
+
+def _check_first_rows(inputs: _Inputs) -> None:
+    """Let a missing column or an empty file show before a model is loaded.
+
+    Raises:
+        UserError: of several files one has ids and another has none, or a file cannot be used.
+    """
+    if not inputs.rereadable:
+        return
+    named = {}
+    for path in inputs.paths:
+        named[path] = next(read_rows(replace(inputs.source, path=path))).id is not None
+    if len(set(named.values())) > 1:
+        with_id, without = (next(path for path, there in named.items() if there is wanted) for wanted in (True, False))
+        raise UserError(f"{without}: has no column for the rows' ids, but {with_id} has; predict them one by one")
+
+
+def _to_stream(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, stream: BinaryIO) -> Told:
+    told = Told()
+
+    def write(content: bytes, _: int) -> None:
+        stream.write(content)
+        stream.flush()
+
+    _predict(bundle, request, inputs, kind, told, None, write)
+    return told
+
+
+def _to_file(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, path: Path) -> Told:
+    if not path.parent.is_dir():
+        raise UserError(f"--output: {path}: its folder does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"--output: {path}: is a folder; give a file in it, e.g. {path / 'predictions.csv'}")
+    resumable = inputs.rereadable
+    identity: dict[str, Any] = {
+        "bundle": bundle.manifest.digest,
+        "program": program_version(),
+        "settings": {name: value for name, value in asdict(bundle.settings).items() if name in SEARCH},
+        "format": kind,
+        "column": request.column,
+        "input_format": request.input_format,
+        "encoding": request.encoding,
+        "with_input": request.with_input,
+        "inputs": inputs.fingerprint() if resumable else None,
+    }
+    file = PartialFile(path, identity)
+    if not request.restart and resumable and file.completed():
+        log.info("%s: was whole already", path)
+        return Told(rows=file.done["rows"], already=file.done["rows"])
+    if path.exists() and not request.force:
+        raise UserError(f"--output: {path}: exists already; give another file, or replace it with --force")
+    told = Told()
+    with file.opened(request.restart, resumable):
+        told.already = told.rows = file.done.get("rows", 0)
+        if not resumable:
+            log.info("%s cannot be read twice: if this is interrupted, it begins anew", request.input)
+        elif told.already:
+            log.info("%s: goes on behind row %s", file.partial, f"{told.already:,}")
+        total = file.done.get("total")
+        if resumable and total is None:
+            # A broken row shows now, not after hours of work.
+            total = sum(1 for _ in inputs.rows())
+
+        def write(content: bytes, rows: int) -> None:
+            # One member a chunk: a gzip file may be a chain of them.
+            content = gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content
+            file.commit(content, {"rows": rows, "total": total})
+
+        _predict(bundle, request, inputs, kind, told, total, write)
+        file.finish()
+    return told
+
+
+def _predict(
+    bundle: Bundle,
+    request: Request,
+    inputs: _Inputs,
+    kind: str,
+    told: Told,
+    total: int | None,
+    write: Callable[[bytes, int], None],
+) -> None:
+    """Predict what is left of the rows.
+
+    Args:
+        told: its `already` rows are passed over.
+        total: rows in all; None: not known.
+        write: takes the bytes of some rows, and the rows that are done with them.
+    """
+    rows = islice(inputs.rows(), told.already, None)
+    predictor = bundle.predictor()
+    started = time.monotonic()
+    with Progress(f"predicting ({predictor.description})", total, done=told.already) as progress:
+        for chunk in _chunks(rows, request.chunk_rows):
+            texts = [text for _, text in chunk]
+            found = answer(bundle, predictor, texts, progress)
+            told.empty += sum(found.empty)
+            told.cut += sum(cut > 0 for cut in found.cut)
+            table: list[Mapping[str, Any]] = [
+                {
+                    **names,
+                    **({"input": text} if request.with_input else {}),
+                    "prediction": prediction,
+                    **{name: values[i] for name, values in found.predictions.columns.items()},
+                }
+                for i, ((names, text), prediction) in enumerate(zip(chunk, found.predictions.texts, strict=True))
+            ]
+            content = encoded(kind, table, header=told.rows == 0)
+            told.rows += len(chunk)
+            write(content, told.rows)
+    told.seconds = time.monotonic() - started
+
+
+def _chunks(rows: Iterator[tuple[dict[str, Any], str]], most: int) -> Iterator[Sequence[tuple[dict[str, Any], str]]]:
+    chunk: list[tuple[dict[str, Any], str]] = []
+    characters = 0
+    for names, text in rows:
+        chunk.append((names, text))
+        characters += len(text)
+        if len(chunk) >= most or characters >= CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
