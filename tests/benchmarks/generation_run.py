@@ -22,11 +22,8 @@ from components.shared.config import TrainConfig
 from components.shared.generation import GenerationOptions, Generator
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
-<<<<<<< ours
 from components.shared.tasks.base import Predictions
-=======
 from components.train.memory import keep_freed_memory
->>>>>>> theirs
 from components.train.optim import make_optimizer
 from tests.benchmarks.data import KOBART, make_shards
 
