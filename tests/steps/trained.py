@@ -44,7 +44,7 @@ def train_briefly(folder: Path) -> Chain:
         "init_std": 0.06,
     }
     settings = TrainConfig(
-        architecture=architecture, epochs=40, batch_tokens=2048, learning_rate=4e-3, precision="fp32", save_every=0
+        architecture=architecture, epochs=40, batch_tokens=2048, learning_rate=3e-3, precision="fp32", save_every=0
     )
     train(settings, task="summarization", output=str(chain.model), shards=str(chain.shards))
     return chain
