@@ -149,7 +149,7 @@ class _Lines:
 def _opened(source: Source) -> Iterator[io.TextIOWrapper]:
     if source.path == STANDARD_INPUT:
         piped = sys.stdin.buffer
-        stream = io.TextIOWrapper(piped, encoding=_codec(source, piped.peek(HEAD)), newline="\n")  # type: ignore[attr-defined]
+        stream = io.TextIOWrapper(piped, encoding=_codec(source, piped.peek(HEAD)), newline="\n")  # type: ignore[union-attr]
         yield stream
         stream.detach()  # else it would close standard input
         return
