@@ -74,7 +74,7 @@ def test_nasty_rows_come_out_one_by_one_in_every_format(bundle: Path, tmp_path: 
         path = predicted(bundle, source, tmp_path / f"out.{kind}", "--with-input", "--chunk-rows", "33")
         found = list(read_rows(Source(str(path), "prediction")))
         assert [row.texts[0].replace("\x0b", "\r") for row in found] == [
-            text.replace("\x0b", "\r") for text in expected
+            flat(text).replace("\x0b", "\r") for text in expected
         ]
         with path.open(encoding="utf-8", newline="") as file:
             cells = [row["input"] for row in csv.DictReader(file, delimiter="\t" if kind == "tsv" else ",")]
