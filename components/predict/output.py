@@ -17,7 +17,8 @@ _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 def encoded(kind: str, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes:
     """Rows in one of `text_files.FORMATS`, UTF-8, lines ended by newline.
 
-    - csv, tsv: quoted where needed; a text that a spreadsheet would run as a formula gets an apostrophe before it, half
+    - csv, tsv: quoted where needed; in tsv, which many read without minding quotes, tabs and line ends inside a text
+      become spaces, so that a row is a line; a text that a spreadsheet would run as a formula gets an apostrophe before it, half
       a surrogate pair becomes a question mark.
     - jsonl: every text exactly as it is, half a surrogate pair and unusual line ends as escapes.
     - lines: the column `prediction` alone, one line a row; line ends inside it become spaces.
@@ -29,13 +30,19 @@ def encoded(kind: str, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes
     if kind == "jsonl":
         return b"".join(_json_line(row) for row in rows)
     if kind == "lines":
-        return "".join(" ".join(row["prediction"].splitlines()) + "\n" for row in rows).encode("utf-8", "replace")
+        return "".join(one_line(row["prediction"]) + "\n" for row in rows).encode("utf-8", "replace")
+    flat = one_line if kind == "tsv" else str
     lines = _Lines()
     writer = csv.writer(lines, delimiter="," if kind == "csv" else "\t")
     if header and rows:
         writer.writerow(rows[0])
-    writer.writerows([safe_cell(v) if isinstance(v, str) else v for v in row.values()] for row in rows)
+    writer.writerows([safe_cell(flat(v)) if isinstance(v, str) else v for v in row.values()] for row in rows)
     return "".join(lines).encode("utf-8", "replace")
+
+
+def one_line(text: str) -> str:
+    """A text with spaces for its line ends and tabs."""
+    return " ".join(text.splitlines()).replace("\t", " ")
 
 
 class _Lines(list[str]):
