@@ -77,7 +77,7 @@ def test_both_engines_give_the_same_texts(trained: Trained, name: str) -> None:
     options = SEARCHES[name]
     ours, theirs = (trained.engines[engine].search(trained.sources, options) for engine in ("float32", "transformers"))
     assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 0.99 * len(ours)
-    assert len({tuple(tokens) for tokens in theirs}) > len(theirs) / 5, "a model that says one thing shows nothing"
+    assert len({tuple(tokens) for tokens in theirs}) > len(theirs) / 6, "a model that says one thing shows nothing"
     end = trained.tokenizer.eos_token_id
     assert all(len(tokens) <= options.max_new_tokens for tokens in ours)
     assert all(tokens.index(end) >= options.min_new_tokens for tokens in ours if end in tokens)
