@@ -10,7 +10,7 @@ run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # more threads than cores would wait for each other
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,5 +27,18 @@ def compile_pipeline(name: str, defaults: Experiment, folder: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         fresh = Path(beside) / target.name
         compiler.Compiler().compile(load_pipeline(name, defaults), str(fresh))
+        fresh.write_text(_steady(fresh.read_text(encoding="utf-8")), encoding="utf-8")
         os.replace(fresh, target)
     return target
+
+
+def _steady(package: str) -> str:
+    """The package with the mappings of its heading comment in one order: protobuf gives them in another every time."""
+
+    def ordered(found: re.Match[str]) -> str:
+        return f"[Default: {dict(sorted(ast.literal_eval(found[1]).items()))}]"
+
+    return "\n".join(
+        re.sub(r"\[Default: (\{.*\})\]", ordered, line) if line.startswith("#") else line
+        for line in package.split("\n")
+    )
