@@ -22,7 +22,7 @@ from components.shared.config import ConfigError, ExportConfig, UserError, step_
 from components.shared.generation import Generator, ctranslate2_engine
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
-from components.shared.tasks.summarization import Summarization
+from components.shared.tasks.summarization import Summarization, Summarizer
 from tests.steps.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
 
@@ -114,10 +114,10 @@ def test_every_format_is_the_model_that_was_scored(chain: tuple[Chain, Path], tm
     task = get_task("summarization")
     rows = Shard(chain[0].shards / "test.arrow", task.sequences).rows(range(6))
     tokenizer = AutoTokenizer.from_pretrained(chain[0].model)
-    expected = task.predict(task.load_model(str(chain[0].model)), tokenizer, rows, EVALUATE)
+    expected = task.predictor(task.load_model(str(chain[0].model)), tokenizer, EVALUATE)(rows).texts
     generator = Generator.open(out, task.load_model)
     assert generator.description == "ctranslate2, float32"
-    assert task.predict(generator, tokenizer, rows, EVALUATE) == expected
+    assert Summarizer(generator, EVALUATE)(rows).texts == expected
     assert Generator.open(out, task.load_model, "auto", "int8").description == "ctranslate2, int8"
 
 

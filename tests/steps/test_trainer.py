@@ -99,8 +99,9 @@ def test_validation_generates_and_the_best_by_rouge_is_kept(shards: Path, tmp_pa
     model, tokenizer = task.load_model(str(tmp_path / "model")), AutoTokenizer.from_pretrained(tmp_path / "model")
     rows = Shard(shards / "validation.arrow", task.sequences).rows(range(3))
     longest = int(Shard(shards / "train.arrow", task.sequences).lengths()[:, 1].max())
-    predictions = task.predict(model, tokenizer, rows, EvaluateConfig(beams=2, max_new_tokens=longest))
-    scores = task.score(predictions, [task.reference_of(row, tokenizer) for row in rows]).overall
+    search = EvaluateConfig(beams=2, max_new_tokens=longest, engine="transformers")
+    predictions = task.predictor(model, tokenizer, search)(rows)
+    scores = task.overall(task.score(predictions, [task.reference_of(row, tokenizer, model) for row in rows]))
     best = next(point for point in points if point["step"] == training["best"]["step"])
     assert {name: best[name] for name in scores} == pytest.approx(scores)  # the same search, texts and metrics
 
