@@ -14,11 +14,12 @@ from components.evaluate.component import evaluate, good_enough
 from components.export.component import export
 from components.preprocess.component import preprocess
 from components.shared.config import STEPS, Experiment, Setting, all_settings, settings_of
+from components.shared.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
 from components.tokenize.component import tokenize
 from components.train.component import train
 
 
-def make_pipeline(name: str, task: str, description: str, defaults: Experiment) -> Any:
+def make_pipeline(name: str, task: str, description: str, defaults: Experiment, images: Images = DEFAULT) -> Any:
     """A pipeline of preprocess → tokenize → train → evaluate → export.
 
     Args:
@@ -26,6 +27,7 @@ def make_pipeline(name: str, task: str, description: str, defaults: Experiment) 
         task: what is learnt.
         description: one sentence for the Kubeflow UI.
         defaults: values that its parameters start from; required ones stay without.
+        images: where the steps' images are.
 
     Returns:
         What kfp's compiler and its local runner take. Its parameters are all settings, `train.epochs` under the name
@@ -43,13 +45,18 @@ def make_pipeline(name: str, task: str, description: str, defaults: Experiment) 
         )
         passed = good_enough(evaluation=_uri(evaluation))
         with dsl.If(_uri(passed) == True, "good enough"):  # noqa: E712, a condition of the pipeline
-            export(
+            bundle = export(
                 task=task,
                 model=_uri(model),
                 evaluation=_uri(evaluation),
                 shards=_uri(shards),
                 **settings["export"],
             )
+        for step in (corpus, shards, model, evaluation, passed, bundle):
+            step.set_container_image(images.cpu)
+        # The step that starts jobs of its own takes their images from the same place.
+        model.set_env_variable(REPOSITORY_VARIABLE, images.repository)
+        model.set_env_variable(TAG_VARIABLE, images.tag)
 
     parameters = {s.parameter: _parameter(s, getattr(getattr(defaults, s.step), s.name)) for s in all_settings()}
     # Parameters without a default come first in a Python signature.

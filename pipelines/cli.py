@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from components.shared import images
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
 from pipelines.commands import demo, import_, predict, score
 
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("pipelines", nargs="*", metavar="NAME", help=f"pipelines (default: {' '.join(PIPELINES)})")
     compile_.add_argument("--output", required=True, metavar="DIR", help="folder to write NAME.yaml into")
     compile_.add_argument("--experiment", metavar="FILE", help="settings that the parameters start from")
+    images.add_options(compile_)
     compile_.set_defaults(command=_compile)
 
     import_.add(commands)
@@ -103,11 +105,12 @@ def _compile(options: argparse.Namespace) -> int:
     unknown = [name for name in names if name not in PIPELINES]
     if unknown:
         raise UserError(f"{unknown[0]}: no such pipeline; known: {', '.join(PIPELINES)}")
+    references = images.from_options(options)
     from pipelines.package import compile_pipeline
 
     for name in names:
         defaults = _defaults(name, options.experiment)
-        print(compile_pipeline(name, defaults, Path(options.output)))
+        print(compile_pipeline(name, defaults, Path(options.output), references))
     return 0
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from components.shared.config import Experiment
+from components.shared.images import DEFAULT, Images
 from pipelines.build import make_pipeline
 
 
-def make(defaults: Experiment) -> Any:
-    """The pipeline, its parameters starting from `defaults`."""
+def make(defaults: Experiment, images: Images = DEFAULT) -> Any:
+    """The pipeline, its parameters starting from `defaults`, its steps on `images`."""
     return make_pipeline(
         "hanflow-language-modeling",
         "language_modeling",
         "Preprocess, tokenize, train, evaluate and export a Korean language model.",
         defaults,
+        images,
     )

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from components.shared.config import Experiment
+from components.shared.images import DEFAULT, Images
 
 
-def load_pipeline(name: str, defaults: Experiment) -> Any:
-    """The pipeline of that name, its parameters starting from `defaults`."""
-    return importlib.import_module(f"pipelines.{name}").make(defaults)
+def load_pipeline(name: str, defaults: Experiment, images: Images = DEFAULT) -> Any:
+    """The pipeline of that name, its parameters starting from `defaults`, its steps on `images`."""
+    return importlib.import_module(f"pipelines.{name}").make(defaults, images)
 
 
-def compile_pipeline(name: str, defaults: Experiment, folder: Path) -> Path:
+def compile_pipeline(name: str, defaults: Experiment, folder: Path, images: Images = DEFAULT) -> Path:
     """Write `<folder>/<name>.yaml` and return its path; an older one is replaced when the new one is whole."""
     from kfp import compiler
 
@@ -26,7 +27,7 @@ def compile_pipeline(name: str, defaults: Experiment, folder: Path) -> Path:
     target = folder / f"{name}.yaml"
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         fresh = Path(beside) / target.name
-        compiler.Compiler().compile(load_pipeline(name, defaults), str(fresh))
+        compiler.Compiler().compile(load_pipeline(name, defaults, images), str(fresh))
         fresh.write_text(_steady(fresh.read_text(encoding="utf-8")), encoding="utf-8")
         os.replace(fresh, target)
     return target
