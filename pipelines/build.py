@@ -13,7 +13,7 @@ from kfp import dsl
 from components.evaluate.component import evaluate, good_enough
 from components.export.component import export
 from components.preprocess.component import preprocess
-from components.shared.config import STEPS, Experiment, Setting, all_settings, settings_of
+from components.shared.config import SECTIONS, Experiment, Setting, all_settings, settings_of
 from components.shared.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
 from components.tokenize.component import tokenize
 from components.train.component import train
@@ -36,10 +36,16 @@ def make_pipeline(name: str, task: str, description: str, defaults: Experiment, 
 
     def body(*values: Any) -> None:
         arguments = dict(zip(parameters, values, strict=True))
-        settings = {step: {s.name: arguments[s.parameter] for s in settings_of(step)} for step in STEPS}
+        settings = {step: {s.name: arguments[s.parameter] for s in settings_of(step)} for step in SECTIONS}
         corpus = preprocess(task=task, **settings["preprocess"])
         shards = tokenize(task=task, corpus=_uri(corpus), **settings["tokenize"])
-        model = train(task=task, shards=_uri(shards), **settings["train"])
+        model = train(
+            task=task,
+            shards=_uri(shards),
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            **settings["train"],
+            **{f"job_{name}": value for name, value in settings["job"].items()},
+        )
         evaluation = evaluate(
             task=task, model=_uri(model), shards=_uri(shards), corpus=_uri(corpus), **settings["evaluate"]
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from components.shared.slices import tpu_slice
 
 
 class UserError(Exception):
@@ -326,6 +329,51 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class JobConfig:
+    """Where the workers of the train step run, and with what."""
+
+    runtime: str = setting(
+        "local",
+        "Where training runs: in the step's own process, as a PyTorchJob (GPUs, or CPUs alone), or as a JobSet on a TPU slice.",
+        choices=("local", "pytorchjob", "tpu"),
+    )
+    workers: int = setting(1, "PyTorchJob: pods, the master included.", at_least=1)
+    min_workers: int = setting(
+        0, "PyTorchJob: go on with as few pods as this when some are lost (elastic); 0: all are needed.", at_least=0
+    )
+    gpus: int = setting(1, "PyTorchJob: GPUs of a pod, one process each (0: one process on CPUs).", at_least=0)
+    accelerator: str = setting(
+        "",
+        "Kind of accelerator. PyTorchJob: GKE's name of the GPU, e.g. nvidia-l4 (empty: any). TPU: generation and size, e.g. v4-32.",
+    )
+    topology: str = setting("", "Shape of the TPU slice in chips, e.g. 2x2x4; empty: the usual one of the accelerator.")
+    slices: int = setting(1, "TPU slices that train together.", at_least=1)
+    image: str = setting("", "Image of the workers; empty: hanflow's own for that runtime.")
+    cpu: str = setting("4", "CPUs that a pod asks for, e.g. 4 or 500m.")
+    memory: str = setting("16Gi", "Memory that a pod asks for and is held to.")
+    shared_memory: str = setting("8Gi", "Size of /dev/shm of a pod with GPUs; counts as its memory.")
+    scratch: str = setting("100Gi", "Most disk of a pod under /tmp: shards, model and checkpoints on their way.")
+    namespace: str = setting("", "Namespace of the job; empty: that of the step, or of the kubeconfig's context.")
+    service_account: str = setting("hanflow", "Service account of the pods: what they may read and write in gs://.")
+    queue: str = setting("", "Kueue's LocalQueue that admits the job; empty: none.")
+    priority_class: str = setting("", "PriorityClass of the pods; empty: the cluster's default.")
+    spot: bool = setting(
+        False, "Run on spot nodes: cheaper, taken away at any time; training goes on from checkpoints."
+    )
+    node_selector: dict = setting({}, 'Further labels that nodes must have, e.g. {"pool": "training"}.')
+    tolerations: list = setting([], 'Further taints that pods bear, as Kubernetes writes them, e.g. [{"key": "team"}].')
+    environment: dict = setting({}, 'Environment of the workers, e.g. {"NCCL_DEBUG": "INFO"}; never secrets.')
+    secrets: dict = setting(
+        {},
+        'Environment taken from Secrets of the namespace: variable to secret/key, e.g. {"WANDB_API_KEY": "wandb/api-key"}.',
+    )
+    max_restarts: int = setting(
+        3, "Restarts after failures that may pass; lost nodes and host maintenance do not count.", at_least=0
+    )
+    deadline_hours: float = setting(168.0, "The job fails when it takes longer, waiting for nodes included.", above=0)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Every setting of one run."""
 
@@ -336,6 +384,7 @@ class Experiment:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    job: JobConfig = field(default_factory=JobConfig)
 
 
 STEPS: dict[str, type] = {
@@ -345,6 +394,10 @@ STEPS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }
+"""Step → its settings."""
+
+SECTIONS: dict[str, type] = {**STEPS, "job": JobConfig}
+"""Section of an experiment → its settings: the steps', and what says where the train step's workers run."""
 
 
 @dataclass(frozen=True)
@@ -368,8 +421,8 @@ class Setting:
 
 
 def settings_of(step: str) -> list[Setting]:
-    """The settings of one step, in the order they are declared."""
-    cls = STEPS[step]
+    """The settings of one section, in the order they are declared."""
+    cls = SECTIONS[step]
     hints = typing.get_type_hints(cls)
     defaults = cls()
     return [
@@ -379,8 +432,8 @@ def settings_of(step: str) -> list[Setting]:
 
 
 def all_settings() -> list[Setting]:
-    """The settings of all steps."""
-    return [s for step in STEPS for s in settings_of(step)]
+    """The settings of all sections."""
+    return [s for section in SECTIONS for s in settings_of(section)]
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -389,12 +442,12 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def step_config(step: str, values: Mapping[str, Any]) -> Any:
-    """The config of one step from plain values.
+    """The config of one section from plain values.
 
     Raises:
         ConfigError: unknown keys, wrong types or values out of range; all of them in one message.
     """
-    config, problems = _build(STEPS[step], values, step, require=True)
+    config, problems = _build(SECTIONS[step], values, step, require=True)
     if problems:
         raise ConfigError(problems)
     return config
@@ -444,7 +497,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require:
 
 def parse_text(step: str, name: str, text: str) -> Any:
     """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
-    if any(s.name == name and s.type is str for s in (settings_of(step) if step in STEPS else ())):
+    if any(s.name == name and s.type is str for s in (settings_of(step) if step in SECTIONS else ())):
         return text
     try:
         return yaml.safe_load(text) if text.strip() else None
@@ -476,6 +529,52 @@ def _cross_checks(experiment: Experiment) -> list[str]:
         problems.append("export.formats: is empty; name at least one format, or auto")
     if "ctranslate2" in experiment.export.formats and not experiment.export.compute_types:
         problems.append("export.compute_types: is empty, but export.formats asks for ctranslate2; name float32 or int8")
+    return problems + job_problems(experiment.job)
+
+
+_QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?")
+_SECRET_KEY = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+")
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def job_problems(job: JobConfig) -> list[str]:
+    """What is wrong with the settings of a job beyond each one's own limits; tells no secret that was misplaced."""
+    problems = []
+    if job.runtime == "tpu":
+        try:
+            tpu_slice(job.accelerator, job.topology)
+        except ValueError as error:
+            problems.append(f"job.accelerator, job.topology: {error}")
+        if job.min_workers:
+            problems.append("job.min_workers: a TPU slice trains whole or not at all; set it to 0")
+    elif job.min_workers > job.workers:
+        problems.append(f"job.min_workers={job.min_workers} is more than job.workers={job.workers}")
+    for name in ("cpu", "memory", "shared_memory", "scratch"):
+        if not _QUANTITY.fullmatch(getattr(job, name)):
+            problems.append(
+                f"job.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(job, name)!r}"
+            )
+    for name, value in job.environment.items():
+        if not _VARIABLE.fullmatch(str(name)):
+            problems.append(f"job.environment: {name!r} is no name of an environment variable")
+        elif _SECRET_NAME.search(name):
+            problems.append(
+                f"job.environment: {name} looks like a secret, and settings are logged and stored: put it into a Secret "
+                "and name that in job.secrets"
+            )
+        elif isinstance(value, (dict, list)):
+            problems.append(f"job.environment: {name}: expected text")
+    for name, place in job.secrets.items():
+        if not _VARIABLE.fullmatch(str(name)):
+            problems.append(f"job.secrets: {name!r} is no name of an environment variable")
+        elif not (isinstance(place, str) and _SECRET_KEY.fullmatch(place)):
+            problems.append(
+                f"job.secrets: {name}: expected secret/key, the name of a Secret and a key in it (never the secret itself)"
+            )
+    for toleration in job.tolerations:
+        if not isinstance(toleration, dict):
+            problems.append(f"job.tolerations: expected mappings such as {{key: team}}, found {toleration!r}")
     return problems
 
 

@@ -4,8 +4,22 @@ from kfp import dsl
 
 from components.shared import images
 
+_HANDED_ON = [
+    # What the pipeline gives the step's pod, the job's pods get as well. Not resources, though Kubeflow wants them
+    # named here to allow them on the step at all: those of the job are settings.
+    dsl.TaskConfigPassthrough(field=passed, apply_to_task=True)
+    for passed in (
+        dsl.TaskConfigField.RESOURCES,
+        dsl.TaskConfigField.ENV,
+        dsl.TaskConfigField.KUBERNETES_AFFINITY,
+        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
+        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
+        dsl.TaskConfigField.KUBERNETES_VOLUMES,
+    )
+]
 
-@dsl.component(base_image=images.CPU, install_kfp_package=False)
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False, task_config_passthroughs=_HANDED_ON)
 def train(
     task: str,
     shards: str,
@@ -48,6 +62,31 @@ def train(
     wandb_project: str,
     wandb_tags: list,
     engine: str,
+    job_runtime: str,
+    job_workers: int,
+    job_min_workers: int,
+    job_gpus: int,
+    job_accelerator: str,
+    job_topology: str,
+    job_slices: int,
+    job_image: str,
+    job_cpu: str,
+    job_memory: str,
+    job_shared_memory: str,
+    job_scratch: str,
+    job_namespace: str,
+    job_service_account: str,
+    job_queue: str,
+    job_priority_class: str,
+    job_spot: bool,
+    job_node_selector: dict,
+    job_tolerations: list,
+    job_environment: dict,
+    job_secrets: dict,
+    job_max_restarts: int,
+    job_deadline_hours: float,
+    run_id: str,
+    task_config: dsl.TaskConfig,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     report: dsl.Output[dsl.HTML],
@@ -56,7 +95,9 @@ def train(
 
     Args:
         task: What is learnt.
-        shards: URI of the shards artifact; the other arguments are the settings of the same name.
+        shards: URI of the shards artifact; the other arguments are the settings of the same name (job_…: where it runs).
+        run_id: Id of the pipeline's run; a job on the cluster is named and labelled by it.
+        task_config: What the step's pod was given in the pipeline; handed on to the job's pods.
         model: The model in Hugging Face format, and how it came about.
         metrics: Losses, speed, size.
         report: The curves.
@@ -66,6 +107,19 @@ def train(
     """
     arguments = locals()
     from components.shared.steps import in_pipeline
-    from components.train.worker import run
+    from components.train.launch import chosen_run
 
-    return in_pipeline("train", run, arguments, inputs=("shards",), output="model")
+    return in_pipeline("train", chosen_run(arguments), arguments, inputs=("shards",), output="model")
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def remove_jobs(run_id: str, namespace: str):
+    """Remove every job of a run that is still there; for the pipeline's exit handler.
+
+    Args:
+        run_id: Id of the pipeline's run.
+        namespace: Namespace of the jobs; empty: that of this step.
+    """
+    from components.train.reap import remove_jobs
+
+    remove_jobs(run_id, namespace)

@@ -225,6 +225,7 @@ def _write_model(
         (target / "report.html").write_text(render(training), encoding="utf-8")
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         counts = {"steps": state.step, "parameters": training["parameters"]}
+        details = {"figures": _figures(model, state, config, facts)}
         artifacts.write_manifest(
-            target, Manifest("model", task.name, to_mapping(config), counts, {}, artifacts.lineage(parent))
+            target, Manifest("model", task.name, to_mapping(config), counts, details, artifacts.lineage(parent))
         )

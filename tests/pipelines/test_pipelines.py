@@ -94,10 +94,13 @@ def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
     """The one place where a setting is named twice: Kubeflow runs the component's source text as it stands."""
     function = getattr(import_module(f"components.{step}.component"), step).python_func
     signature = {name: p.annotation for name, p in inspect.signature(function).parameters.items()}
-    for setting in settings_of(step):
-        assert signature.pop(setting.name, None) is setting.type, f"components/{step}/component.py lacks {setting.name}"
+    wanted = {setting.name: setting for setting in settings_of(step)}
+    if step == "train":
+        wanted |= {setting.parameter: setting for setting in settings_of("job")}
+    for name, setting in wanted.items():
+        assert signature.pop(name, None) is setting.type, f"components/{step}/component.py lacks {name}"
     artifacts = {name for name, annotation in signature.items() if annotation is not str}
-    assert set(signature) - artifacts <= {"task", "corpus", "shards", "model", "evaluation"}
+    assert set(signature) - artifacts <= {"task", "corpus", "shards", "model", "evaluation", "run_id"}
 
 
 def test_bundled_experiments_load() -> None:

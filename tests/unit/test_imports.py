@@ -18,6 +18,11 @@ MODULES = sorted(
     for p in (ROOT / folder).rglob("*.py")
 )
 
+LAUNCHING = [
+    f"components.train.{name}" for name in ("jobs", "launch", "kube", "pods", "follow", "outcome", "node", "reap")
+]
+"""What runs in a step that only waits for a job, and around torchrun: no torch."""
+
 
 def imports(module: str, *, top_level: bool = False) -> Iterator[str]:
     """Modules that a module imports: anywhere in it, or when it is imported (TYPE_CHECKING blocks count nowhere)."""
@@ -85,8 +90,9 @@ def test_rule_4_a_step_never_imports_another(module: str) -> None:
 def test_rule_5_devices_stay_in_their_backend(module: str) -> None:
     if module != "components.train.backends.xla_spmd":
         assert names(module, "torch_xla") == []
-    if module in ("components.train.jobs", "components.train.launch"):
-        assert names(module, "torch") == []
+    if module in LAUNCHING:
+        assert names(module, "torch", "transformers", "pyarrow") == []
+        assert names(module, "components.train.worker", top_level=True) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -102,6 +108,11 @@ def test_rule_6_the_command_line_is_light() -> None:
         "import sys, pipelines.cli; print([m for m in ('torch', 'kfp', 'transformers', 'pyarrow') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_launching_loads_no_torch() -> None:
+    code = "import sys, components.train.launch, components.train.reap; print([m for m in ('torch', 'kfp') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_compiling_needs_no_torch() -> None:

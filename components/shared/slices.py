@@ -1,0 +1,136 @@
+"""TPU slices on GKE: chips, hosts and shape from a generation and a size. Pure, standard library only."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What GKE calls a generation of TPUs, and how its hosts are built."""
+
+    label: str
+    """Value of the node label `cloud.google.com/gke-tpu-accelerator`."""
+    dimensions: int
+    """Of its torus: 3 (v4, v5p) or 2."""
+    cores: int
+    """What its names count for a chip: v4-32 has 32 cores on 16 chips; v6e-16 has 16 chips."""
+    machine: str
+    """Machine type of its hosts, with `{chips}` chips."""
+
+
+GENERATIONS = {
+    "v4": Generation("tpu-v4-podslice", 3, 2, "ct4p-hightpu-{chips}t"),
+    "v5p": Generation("tpu-v5p-slice", 3, 2, "ct5p-hightpu-{chips}t"),
+    "v5e": Generation("tpu-v5-lite-podslice", 2, 1, "ct5lp-hightpu-{chips}t"),
+    "v6e": Generation("tpu-v6e-slice", 2, 1, "ct6e-standard-{chips}t"),
+}
+_ALIASES = {"v5litepod": "v5e"}
+_LONGEST = 24  # chips along one side of a cube
+_CHIPS_A_HOST = 4  # of every slice that has more than one host
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A TPU slice as node labels and resource requests name it."""
+
+    generation: str
+    topology: str
+    """Chips along each side, e.g. 2x2x4."""
+    chips: int
+    hosts: int
+
+    @property
+    def chips_a_host(self) -> int:
+        return self.chips // self.hosts
+
+    @property
+    def label(self) -> str:
+        """Value of `cloud.google.com/gke-tpu-accelerator`."""
+        return GENERATIONS[self.generation].label
+
+    @property
+    def machine(self) -> str:
+        """Machine type of the node pool's hosts."""
+        return GENERATIONS[self.generation].machine.format(chips=self.chips_a_host)
+
+    @property
+    def name(self) -> str:
+        """Generation and size, e.g. v4-32."""
+        return f"{self.generation}-{self.chips * GENERATIONS[self.generation].cores}"
+
+
+def tpu_slice(accelerator: str, topology: str = "") -> Slice:
+    """The slice of that name and shape.
+
+    Args:
+        accelerator: generation and size (`v4-32`, `v5litepod-16`), or the generation alone beside a topology.
+        topology: chips along each side (`2x2x4`); empty: the most cubic one of that size.
+
+    Raises:
+        ValueError: no such slice exists, or the two do not fit; says what exists.
+    """
+    known = ", ".join(GENERATIONS)
+    found = re.fullmatch(r"(v[0-9]+[a-z]*)(?:-([0-9]+))?", accelerator.strip().lower())
+    if not found:
+        raise ValueError(f"expected a TPU such as v4-32 (generations: {known}), found {accelerator!r}")
+    generation, size = _ALIASES.get(found[1], found[1]), found[2]
+    if generation not in GENERATIONS:
+        raise ValueError(f"{accelerator!r}: no such TPU generation; known: {known}")
+    kind = GENERATIONS[generation]
+    if not topology and size is None:
+        raise ValueError(f"{accelerator!r}: say how large, e.g. {generation}-{16 * kind.cores}, or give a topology")
+    if topology:
+        sides = _sides(topology, generation)
+    else:
+        chips, rest = divmod(int(size), kind.cores)
+        fitting = [] if rest or not chips else [s for s in _shapes(kind.dimensions) if math.prod(s) == chips]
+        if not fitting:
+            raise ValueError(f"{accelerator}: no slice has that size; {_near(generation, int(size))}")
+        sides = min(fitting, key=sum)
+    chips = math.prod(sides)
+    if size is not None and int(size) != chips * kind.cores:
+        counted = "cores, two a chip" if kind.cores == 2 else "chips"
+        raise ValueError(
+            f"{accelerator} and topology {topology} do not fit: {topology} has {chips} chips, which is "
+            f"{generation}-{chips * kind.cores} (the name counts {counted})"
+        )
+    return Slice(generation, "x".join(map(str, sides)), chips, hosts=max(chips // _CHIPS_A_HOST, 1))
+
+
+def _sides(topology: str, generation: str) -> tuple[int, ...]:
+    dimensions = GENERATIONS[generation].dimensions
+    if not re.fullmatch("x".join(["[0-9]+"] * dimensions), topology):
+        example = "2x2x4" if dimensions == 3 else "4x4"
+        raise ValueError(f"topology {topology!r}: {generation} slices have {dimensions} sides, e.g. {example}")
+    sides = tuple(int(side) for side in topology.split("x"))
+    if sides not in _shapes(dimensions):
+        if tuple(sorted(sides)) in _shapes(dimensions):
+            ordered = "x".join(map(str, sorted(sides)))
+            raise ValueError(f"topology {topology}: write the shorter sides first: {ordered}")
+        rule = (
+            "2x2x1, 2x2x2, 2x2x4, 2x4x4, or three multiples of 4"
+            if dimensions == 3
+            else ", ".join("x".join(map(str, shape)) for shape in _FLAT)
+        )
+        raise ValueError(f"topology {topology}: no {generation} slice has that shape; there are {rule}")
+    return sides
+
+
+def _shapes(dimensions: int) -> list[tuple[int, ...]]:
+    if dimensions == 2:
+        return list(_FLAT)
+    fours = range(4, _LONGEST + 1, 4)
+    small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
+    return [*small, *(s for s in itertools.combinations_with_replacement(fours, 3))]
+
+
+def _near(generation: str, size: int) -> str:
+    kind = GENERATIONS[generation]
+    sizes = sorted({math.prod(shape) * kind.cores for shape in _shapes(kind.dimensions)})
+    nearest = sorted(sorted(sizes, key=lambda s: abs(s - size))[:3])
+    return f"the nearest are {', '.join(f'{generation}-{s}' for s in nearest)}"

@@ -1,0 +1,387 @@
+"""Built jobs: what a cluster takes, and that the checks refuse what it would not."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components.shared.config import ConfigError, JobConfig, TrainConfig, UserError, step_config
+from components.train.jobs import Origin, PodExtras, Work, build, job_name, pod_count, pod_templates, train_arguments
+from tests.cluster.schemas import CRDS, problems
+
+needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"the CRDs are not at {CRDS} (HANFLOW_SHARED)")
+
+WORK = Work(
+    "summarization",
+    TrainConfig(architecture={"type": "bart", "layer_norm_eps": 1e-05}, wandb=True, wandb_tags=["가", "b: c"]),
+    "gs://bucket/run/shards",
+    "gs://bucket/run/model",
+)
+OWNER = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "6e1c"}
+ORIGIN = Origin("0f2d7a3e-5b5e-4b60-9a51-6a8a54b4b0cc", owner=OWNER)
+EXTRAS = PodExtras(
+    environment=[{"name": "TZ", "value": "Asia/Seoul"}],
+    volumes=[{"name": "kfp", "persistentVolumeClaim": {"claimName": "data"}}],
+    volume_mounts=[{"name": "kfp", "mountPath": "/data"}],
+    node_selector={"pool": "training"},
+    tolerations=[{"key": "team", "operator": "Exists"}],
+    affinity={"nodeAffinity": {}},
+)
+KINDS = {
+    "one GPU": JobConfig(runtime="pytorchjob"),
+    "CPUs": JobConfig(runtime="pytorchjob", gpus=0, workers=2),
+    "32 GPUs on spot": JobConfig(
+        runtime="pytorchjob",
+        workers=4,
+        gpus=8,
+        accelerator="nvidia-h100-80gb",
+        spot=True,
+        queue="training",
+        priority_class="high",
+        secrets={"WANDB_API_KEY": "wandb/api-key"},
+        environment={"NCCL_DEBUG": "INFO", "LEVEL": 3},
+        node_selector={"zone": "a"},
+        tolerations=[{"key": "reserved", "operator": "Exists"}],
+    ),
+    "elastic": JobConfig(runtime="pytorchjob", workers=4, min_workers=2),
+    "v4-32": JobConfig(runtime="tpu", accelerator="v4-32", secrets={"WANDB_API_KEY": "wandb/api-key"}),
+    "two v5e slices on spot": JobConfig(
+        runtime="tpu", accelerator="v5e", topology="4x8", slices=2, spot=True, queue="q"
+    ),
+}
+BODIES = {name: build(job, WORK, ORIGIN, EXTRAS) for name, job in KINDS.items()}
+
+
+@needs_crds
+@pytest.mark.parametrize("name", KINDS)
+def test_a_cluster_takes_it(name: str) -> None:
+    assert problems(BODIES[name]) == []
+    assert json.loads(json.dumps(BODIES[name])) == BODIES[name], "plain data"
+
+
+def container(body: dict[str, Any]) -> dict[str, Any]:
+    return pod_templates(body)[-1]["spec"]["containers"][0]
+
+
+def pod(body: dict[str, Any]) -> dict[str, Any]:
+    return pod_templates(body)[-1]["spec"]
+
+
+def replicas(body: dict[str, Any]) -> dict[str, Any]:
+    return body["spec"]["pytorchReplicaSpecs"]
+
+
+def job_spec(body: dict[str, Any]) -> dict[str, Any]:
+    return body["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    # Both kinds.
+    "an unknown field": ("both", lambda b: b["spec"].update(runPolcy={})),
+    "an unknown field of a pod": ("both", lambda b: pod(b).update(nodeSelectors={})),
+    "text for a number": ("both", lambda b: pod(b).update(terminationGracePeriodSeconds="long")),
+    "another version": ("both", lambda b: b.update(apiVersion="kubeflow.org/v2")),
+    "a name that begins with a digit": ("both", lambda b: b["metadata"].update(name="1abc")),
+    "a name in capitals": ("both", lambda b: b["metadata"].update(name="Train")),
+    "a long name": ("both", lambda b: b["metadata"].update(name="a" * 60)),
+    "a label with a slash": ("both", lambda b: b["metadata"]["labels"].update({"hanflow/run": "a/b"})),
+    "an owner without uid": ("both", lambda b: b["metadata"]["ownerReferences"][0].pop("uid")),
+    "a bad quantity": ("both", lambda b: container(b)["resources"]["requests"].update(memory="16 GB")),
+    "no image": ("both", lambda b: container(b).update(image="")),
+    "a mount of nothing": ("both", lambda b: pod(b)["volumes"].pop(0)),
+    "one variable twice": ("both", lambda b: container(b)["env"].append({"name": "HOME", "value": "/"})),
+    "a number as a variable": ("both", lambda b: container(b)["env"].append({"name": "N", "value": 3})),
+    "a writable root": ("both", lambda b: container(b)["securityContext"].pop("readOnlyRootFilesystem")),
+    "privileges": ("both", lambda b: container(b)["securityContext"].update(allowPrivilegeEscalation=True)),
+    "capabilities": ("both", lambda b: container(b)["securityContext"].update(capabilities={})),
+    "root": ("both", lambda b: pod(b)["securityContext"].update(runAsNonRoot=False)),
+    "the image's user": ("both", lambda b: pod(b)["securityContext"].pop("runAsUser")),
+    "no seccomp": ("both", lambda b: pod(b)["securityContext"].pop("seccompProfile")),
+    "a folder of the node": ("both", lambda b: pod(b)["volumes"].append({"name": "h", "hostPath": {"path": "/"}})),
+    "the node's network": ("both", lambda b: pod(b).update(hostNetwork=True)),
+    "endless scratch": ("both", lambda b: pod(b)["volumes"][0].update(emptyDir={})),
+    # PyTorchJob.
+    "another container name": ("PyTorchJob", lambda b: container(b).update(name="train")),
+    "no container": ("PyTorchJob", lambda b: pod(b).update(containers=[])),
+    "no Master": ("PyTorchJob", lambda b: replicas(b).pop("Master")),
+    "two Masters": ("PyTorchJob", lambda b: replicas(b)["Master"].update(replicas=2)),
+    "no Worker pods": ("PyTorchJob", lambda b: replicas(b)["Worker"].update(replicas=0)),
+    "a chief": ("PyTorchJob", lambda b: replicas(b).update(Chief=replicas(b)["Worker"])),
+    "no port": ("PyTorchJob", lambda b: container(b).pop("ports")),
+    "an unknown restart policy": ("PyTorchJob", lambda b: replicas(b)["Worker"].update(restartPolicy="Sometimes")),
+    "a pod's restart policy": ("PyTorchJob", lambda b: pod(b).update(restartPolicy="Never")),
+    "an unknown clean-up": ("PyTorchJob", lambda b: b["spec"]["runPolicy"].update(cleanPodPolicy="Some")),
+    "an unknown manager": ("PyTorchJob", lambda b: b["spec"]["runPolicy"].update(managedBy="me")),
+    "elastic, two process counts": (
+        "PyTorchJob",
+        lambda b: b["spec"].update(elasticPolicy={"nProcPerNode": 2, "minReplicas": 1, "maxReplicas": 2}),
+    ),
+    "elastic upside down": (
+        "PyTorchJob",
+        lambda b: b["spec"].update(elasticPolicy={"minReplicas": 3, "maxReplicas": 2}),
+    ),
+    "GPUs asked for and not held": (
+        "PyTorchJob",
+        lambda b: container(b)["resources"]["requests"].pop("nvidia.com/gpu"),
+    ),
+    # JobSet.
+    "an unknown action": ("JobSet", lambda b: b["spec"]["failurePolicy"]["rules"][0].update(action="Wait")),
+    "an unknown reason": (
+        "JobSet",
+        lambda b: b["spec"]["failurePolicy"]["rules"][0].update(onJobFailureReasons=["Bad"]),
+    ),
+    "a rule's name with a dash": ("JobSet", lambda b: b["spec"]["failurePolicy"]["rules"][0].update(name="a-b")),
+    "rules of one name": ("JobSet", lambda b: b["spec"]["failurePolicy"]["rules"][0].update(name="host_maintenance")),
+    "a rule for another job": (
+        "JobSet",
+        lambda b: b["spec"]["failurePolicy"]["rules"][0].update(targetReplicatedJobs=["other"]),
+    ),
+    "jobs of one name": ("JobSet", lambda b: b["spec"]["replicatedJobs"].append(b["spec"]["replicatedJobs"][0])),
+    "restarts in place": ("JobSet", lambda b: pod(b).update(restartPolicy="OnFailure")),
+    "restarts for ever": ("JobSet", lambda b: pod(b).update(restartPolicy="Always")),
+    "a pod too many": ("JobSet", lambda b: job_spec(b).update(parallelism=99)),
+    "success as a failure": (
+        "JobSet",
+        lambda b: job_spec(b)["podFailurePolicy"]["rules"][0]["onExitCodes"].update(values=[0, 1]),
+    ),
+    "a failure of no container": (
+        "JobSet",
+        lambda b: job_spec(b)["podFailurePolicy"]["rules"][0]["onExitCodes"].update(containerName="x"),
+    ),
+    "a rule of two kinds": (
+        "JobSet",
+        lambda b: job_spec(b)["podFailurePolicy"]["rules"][0].update(onPodConditions=[{"type": "A", "status": "True"}]),
+    ),
+}
+
+
+@needs_crds
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_the_checks_refuse(mutation: str) -> None:
+    kinds, mutate = MUTATIONS[mutation]
+    for name in ("32 GPUs on spot", "v4-32"):
+        if kinds in ("both", BODIES[name]["kind"]):
+            body = copy.deepcopy(BODIES[name])
+            mutate(body)
+            assert problems(body), f"{name} with {mutation} should be refused"
+
+
+def test_a_pytorch_job_has_one_master_and_the_rest_workers() -> None:
+    spec = BODIES["32 GPUs on spot"]["spec"]
+    assert {role: replica["replicas"] for role, replica in spec["pytorchReplicaSpecs"].items()} == {
+        "Master": 1,
+        "Worker": 3,
+    }
+    assert spec["nprocPerNode"] == "8"
+    assert {replica["restartPolicy"] for replica in spec["pytorchReplicaSpecs"].values()} == {"ExitCode"}
+    assert set(BODIES["one GPU"]["spec"]["pytorchReplicaSpecs"]) == {"Master"}
+    assert pod_count(BODIES["32 GPUs on spot"]) == 4
+    assert "elasticPolicy" not in spec
+
+
+def test_an_elastic_job_has_workers_alone_and_its_bounds() -> None:
+    spec = BODIES["elastic"]["spec"]
+    assert set(spec["pytorchReplicaSpecs"]) == {"Worker"}
+    assert (spec["elasticPolicy"]["minReplicas"], spec["elasticPolicy"]["maxReplicas"]) == (2, 4)
+
+
+def test_what_the_settings_ask_for_is_in_the_pods() -> None:
+    spec = pod(BODIES["32 GPUs on spot"])
+    assert spec["nodeSelector"] == {
+        "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
+        "cloud.google.com/gke-spot": "true",
+        "pool": "training",
+        "zone": "a",
+    }
+    assert {t["key"] for t in spec["tolerations"]} == {
+        "nvidia.com/gpu",
+        "cloud.google.com/gke-spot",
+        "team",
+        "reserved",
+    }
+    assert spec["priorityClassName"] == "high" and spec["serviceAccountName"] == "hanflow"
+    assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}} in spec["volumes"]
+    worker = container(BODIES["32 GPUs on spot"])
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == 8
+    environment = {v["name"]: v.get("value") for v in worker["env"]}
+    assert (environment["NCCL_DEBUG"], environment["LEVEL"], environment["TZ"]) == ("INFO", "3", "Asia/Seoul")
+    assert worker["volumeMounts"][-2:] == [
+        {"name": "kfp", "mountPath": "/data"},
+        {"name": "shm", "mountPath": "/dev/shm"},
+    ]
+    metadata = BODIES["32 GPUs on spot"]["metadata"]
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert metadata["labels"]["hanflow/run"] == ORIGIN.run and metadata["labels"]["hanflow/step"] == "train"
+    assert metadata["ownerReferences"] == [OWNER]
+
+
+def test_a_v4_32_is_four_hosts_of_four_chips() -> None:
+    body = BODIES["v4-32"]
+    job = job_spec(body)
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (4, 4, "Indexed")
+    assert body["spec"]["replicatedJobs"][0]["replicas"] == 1 and pod_count(body) == 4
+    assert pod(body)["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == "tpu-v4-podslice"
+    assert pod(body)["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "2x2x4"
+    assert container(body)["resources"]["limits"]["google.com/tpu"] == 4
+    assert (
+        body["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+        == "cloud.google.com/gke-nodepool"
+    )
+    assert {"name": "PJRT_DEVICE", "value": "TPU"} in container(body)["env"]
+
+
+def restarts(body: dict[str, Any], *, exit_code: int | None = None, disrupted: bool = False) -> str:
+    """The action that Kubernetes' Job controller and JobSet take together when one pod fails so."""
+    reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+    for index, rule in enumerate(job_spec(body)["podFailurePolicy"]["rules"]):
+        codes = rule.get("onExitCodes")
+        if (codes and exit_code in codes["values"]) or (disrupted and "onPodConditions" in rule):
+            assert rule["action"] == "FailJob"
+            reason, message = "PodFailurePolicy", f"Pod n/p ... matching FailJob rule at index {index}"
+            break
+    import re
+
+    for rule in body["spec"]["failurePolicy"]["rules"]:
+        patterns = rule.get("onJobFailureMessagePatterns")
+        if reason in rule["onJobFailureReasons"] and (not patterns or any(re.search(p, message) for p in patterns)):
+            return rule["action"]
+    return "RestartJobSet"
+
+
+def test_a_slice_tells_maintenance_from_failures_and_mistakes() -> None:
+    body = BODIES["v4-32"]
+    assert restarts(body, disrupted=True, exit_code=137) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert restarts(body, exit_code=143) == "RestartJobSetAndIgnoreMaxRestarts"
+    assert restarts(body, exit_code=1) == "FailJobSet", "a mistake in the settings is not tried four times"
+    assert restarts(body, exit_code=70) == "RestartJobSet", "counts"
+    assert body["spec"]["failurePolicy"]["maxRestarts"] == 3
+    assert job_spec(body)["backoffLimit"] == 0
+
+
+def test_names_are_found_again_and_never_shared() -> None:
+    name = job_name("run", "language_modeling", "gs://b/model")
+    assert name == job_name("run", "language_modeling", "gs://b/model")
+    others = {
+        job_name("run2", "language_modeling", "gs://b/model"),
+        job_name("run", "language_modeling", "gs://b/model2"),
+        job_name("run", "classification", "gs://b/model"),
+    }
+    assert len(others | {name}) == 4
+    assert name.startswith("hanflow-language-modeling-")
+
+
+@given(
+    run=st.text(max_size=80), task=st.sampled_from(["summarization", "language_modeling"]), output=st.text(max_size=80)
+)
+@settings(deadline=None, max_examples=50)
+def test_any_run_gives_names_and_labels_that_a_cluster_takes(run: str, task: str, output: str) -> None:
+    from tests.cluster.schemas import _metadata_rules, _name_rules
+
+    body = build(KINDS["two v5e slices on spot"], dataclasses.replace(WORK, task=task, output=output), Origin(run))
+    assert list(_metadata_rules(body)) == []
+    assert list(_name_rules(body["metadata"]["name"] + "-slice-99-63-abcde")) == []
+    assert list(_name_rules(body["metadata"]["name"] + "-worker-999")) == []
+
+
+def test_the_digest_follows_everything_that_the_job_is_made_from() -> None:
+    def digest(**changes: Any) -> str:
+        job = dataclasses.replace(KINDS["one GPU"], **changes)
+        return build(job, WORK, ORIGIN)["metadata"]["annotations"]["hanflow/digest"]
+
+    assert digest() == digest()
+    assert len({digest(), digest(gpus=2), digest(memory="8Gi"), digest(image="x:1")}) == 4
+    other = dataclasses.replace(WORK, config=dataclasses.replace(WORK.config, seed=1))
+    assert build(KINDS["one GPU"], other, ORIGIN)["metadata"]["annotations"]["hanflow/digest"] != digest()
+
+
+def parsed(arguments: list[str]) -> dict[str, Any]:
+    """What the train step's own command line makes of the arguments."""
+    from components.shared import steps
+
+    seen: dict[str, Any] = {}
+
+    def run(config: TrainConfig, **rest: Any) -> Any:
+        seen.update(rest, config=config)
+        return steps.Report()
+
+    assert steps.main("train", run, inputs=("shards",), argv=arguments) == 0
+    return seen
+
+
+@pytest.mark.parametrize("name", ["32 GPUs on spot", "v4-32"])
+def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = container(BODIES[name])["command"]
+    module = command[2]
+    assert command[:2] == ["python", "-m"] and importlib.util.find_spec(module)
+    assert module == {"PyTorchJob": "components.train.node", "JobSet": "components.train"}[BODIES[name]["kind"]]
+    assert parsed(command[3:]) == {
+        "config": WORK.config,
+        "task": WORK.task,
+        "shards": WORK.shards,
+        "output": WORK.output,
+    }
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
+VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False), st.booleans())
+
+
+@given(
+    config=st.builds(
+        TrainConfig,
+        pretrained=TEXTS,
+        architecture=st.dictionaries(TEXTS, st.one_of(VALUES, st.lists(VALUES, max_size=2)), max_size=3),
+        learning_rate=st.floats(1e-12, 1.0),
+        wandb_tags=st.lists(TEXTS, max_size=3),
+        weight_decay=st.floats(0, 1e3),
+        wandb_project=TEXTS,
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_any_settings_survive_the_command_line(config: TrainConfig) -> None:
+    # The step reads 3.0 as 3 where Kubeflow gave it: so does it here.
+    config = step_config("train", dataclasses.asdict(config))
+    assert parsed(train_arguments(dataclasses.replace(WORK, config=config)))["config"] == config
+
+
+def test_secrets_are_named_never_told() -> None:
+    reference = {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key"}}}
+    assert reference in container(BODIES["32 GPUs on spot"])["env"]
+    secret = "local-2f9e0c7a51d34e"
+    for wrong in ({"secrets": {"WANDB_API_KEY": secret}}, {"environment": {"WANDB_API_KEY": secret}}):
+        with pytest.raises(ConfigError) as caught:
+            build(dataclasses.replace(KINDS["one GPU"], **wrong), WORK, ORIGIN)
+        assert "WANDB_API_KEY" in str(caught.value) and secret not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"runtime": "tpu"}, "expected a TPU such as v4-32"),
+        ({"runtime": "tpu", "accelerator": "v4-32", "topology": "2x2x2"}, "do not fit"),
+        ({"runtime": "tpu", "accelerator": "v4-32", "min_workers": 2}, "trains whole or not at all"),
+        ({"workers": 2, "min_workers": 3}, "job.min_workers=3 is more than job.workers=2"),
+        ({"memory": "16 GB"}, "expected a Kubernetes quantity"),
+        ({"environment": {"A B": "x"}}, "no name of an environment variable"),
+        ({"environment": {"A": {"b": 1}}}, "expected text"),
+        ({"tolerations": ["spot"]}, "expected mappings"),
+        ({"secrets": {"A": "only-a-name"}}, "expected secret/key"),
+    ],
+)
+def test_settings_that_cannot_work_are_told_before_anything_is_submitted(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(dataclasses.replace(KINDS["one GPU"], **changes), WORK, ORIGIN)
+    assert said in str(caught.value)
+
+
+def test_a_local_run_is_no_job() -> None:
+    with pytest.raises(UserError, match="as no job"):
+        build(JobConfig(), WORK, ORIGIN)
