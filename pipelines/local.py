@@ -7,13 +7,14 @@ The run's folder holds `run.json`, `run.log` (everything that Kubeflow and the s
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,6 +30,7 @@ from pipelines.build import arguments_of
 from pipelines.display import Display
 from pipelines.package import load_pipeline
 
+EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
 """What a step gets to finish what it is at and to clean up after an interrupt (training saves a checkpoint)."""
@@ -49,24 +51,75 @@ class StepRecord:
 def run_locally(name: str, experiment: Experiment, output: Path) -> int:
     """Run a pipeline and tell of it; returns the exit status (0, 1 after a failed step, 130 after Ctrl-C).
 
+    A folder with a run of the same settings that did not succeed is taken up again: steps whose artifact is there and
+    whole are kept, training goes on from its last checkpoint.
+
     Raises:
-        UserError: the output folder holds something already, or the settings cannot work.
+        UserError: the output folder holds something else already, or the settings cannot work.
     """
     problems = get_task(experiment.task).check_model(experiment.train)
     if problems:
         raise UserError("\n".join(problems))
     output = output.absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"{output}: already holds another run; give another --output or remove it")
-    output.mkdir(parents=True, exist_ok=True)
     experiment = replace(
         experiment,
         train=replace(experiment.train, checkpoints=experiment.train.checkpoints or str(output / "checkpoints")),
         export=replace(experiment.export, title=experiment.export.title or experiment.name),
     )
-    settings = yaml.safe_dump(to_mapping(experiment), allow_unicode=True, sort_keys=False)
-    (output / "experiment.yaml").write_text(settings, encoding="utf-8")
-    return _Run(name, experiment, output).execute()
+    settings = to_mapping(experiment)
+    _check_folder(output, name, settings)
+    output.mkdir(parents=True, exist_ok=True)
+    with _alone(output):
+        text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
+        (output / "experiment.yaml").write_text(text, encoding="utf-8")
+        return _Run(name, experiment, output).execute()
+
+
+def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
+    """Let a run into a new or an empty folder, or into that of its own beginnings.
+
+    Raises:
+        UserError: the folder holds something else; says what.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    record, before = output / "run.json", output / "experiment.yaml"
+    if not before.is_file():
+        raise UserError(f"{output}: exists already and holds no run; give another --output or remove it")
+    done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
+    if done.get("status") == "succeeded":
+        raise UserError(f"{output}: already holds another run, which succeeded; give another --output or remove it")
+    if done.get("pipeline", name) != name:
+        raise UserError(
+            f"{output}: already holds another run, of the pipeline {done['pipeline']}; give another --output"
+        )
+    found = yaml.safe_load(before.read_text(encoding="utf-8"))
+    differing = _differing(found, json.loads(json.dumps(settings)))
+    if differing:
+        raise UserError(
+            f"{output}: already holds another run, which differs in {', '.join(differing)}; give the same settings to "
+            f"go on with it (--experiment {before}), or another --output"
+        )
+
+
+def _differing(one: Any, other: Any, at: str = "") -> list[str]:
+    """Dotted names of the settings that differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)) or at.count(".") > 1:
+        return [] if one == other else [at.strip(".")]
+    return [found for key in {**one, **other} for found in _differing(one.get(key), other.get(key), f"{at}.{key}")]
+
+
+@contextlib.contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep a second run out of the folder, and this one while a step of a killed run still works there."""
+    with (output / ".lock").open("w") as lock, (output / EVENTS).open("a") as steps:
+        for stream, what in ((lock, "another `hanflow run`"), (steps, "a step of a killed run")):
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{output}: {what} is working there; wait for its end or stop it") from None
+        fcntl.flock(steps, fcntl.LOCK_UN)
+        yield
 
 
 class _Run:
@@ -74,8 +127,11 @@ class _Run:
         self.name, self.experiment, self.output = name, experiment, output
         self.records = {step: StepRecord(step) for step in STEPS}
         self.failure: dict[str, Any] | None = None
-        self.log, self.events = output / "run.log", output / "events.jsonl"
-        self.events.touch()
+        self.log, self.events = output / "run.log", output / EVENTS
+        told = self.events.read_bytes()
+        if told and not told.endswith(b"\n"):
+            with self.events.open("a") as stream:
+                stream.write("\n")  # ends the line that a killed process was writing
 
     def execute(self) -> int:
         from kfp import local
@@ -84,7 +140,7 @@ class _Run:
         started = time.monotonic()
         interrupted = False
         with (
-            self.log.open("w", encoding="utf-8") as log,
+            self.log.open("a", encoding="utf-8") as log,
             _environment({EVENTS_VARIABLE: str(self.events), "PYTHONUNBUFFERED": "1"}),
             Display(f"hanflow run {self.name}", str(self.output)) as display,
             _output_to(log),
@@ -93,6 +149,7 @@ class _Run:
             worker = _Worker(lambda: pipeline(**arguments_of(self.experiment)))
             try:
                 with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
+                    events.seek(0, os.SEEK_END)  # behind what an interrupted run told
                     worker.start()
                     while worker.is_alive():
                         self._follow(events, display)
@@ -127,6 +184,8 @@ class _Run:
                 record.artifact, record.status = str(self._link(step, event["artifact"])), "done"
                 if step == "evaluate" and "gate" in record.figures:
                     self.records["export"].status = "skipped"
+                if event.get("kept"):
+                    display.note(f"  {step}: kept, it was finished before")
                 display.finished(step, record.seconds, record.figures)
             elif kind == "failed":
                 self.records[step].status = "failed"
@@ -137,6 +196,7 @@ class _Run:
         """A short way to an artifact: `<output>/<kind>`."""
         kind = next(kind for kind, maker in KINDS.items() if maker == step)
         link = self.output / kind
+        link.unlink(missing_ok=True)  # of an interrupted run
         link.symlink_to(os.path.relpath(artifact, self.output))
         return link
 
@@ -167,7 +227,7 @@ class _Run:
             display.note(f"report: {report}" if report.is_file() else f"artifacts: {self.output}")
             return 0
         if status == "interrupted":
-            display.error(f"interrupted; finished steps are in {self.output}, everything said is in {self.log}")
+            display.error(f"interrupted; {self._go_on()}; everything said is in {self.log}")
             return 130
         if self.failure:
             message = f"{self.failure['step']} failed: {self.failure['message']}"
@@ -179,7 +239,13 @@ class _Run:
         expected = self.failure is not None and self.failure["expected"]
         display.log_tail(_tail(self.log, TAIL_LINES // 3 if expected else TAIL_LINES))
         display.error(f"{message}\nthe whole log: {self.log}")
+        if any(r.status == "done" for r in self.records.values()):
+            display.error(self._go_on())
         return 1
+
+    def _go_on(self) -> str:
+        given = f"--experiment {self.output / 'experiment.yaml'} --output {self.output}"
+        return f"to go on where it stopped: hanflow run {self.name} {given}"
 
 
 class _Worker(threading.Thread):

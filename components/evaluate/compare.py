@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -13,7 +12,7 @@ import numpy as np
 from components.shared.config import UserError
 from components.shared.progress import Progress
 from components.shared.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
-from components.shared.text_files import Source, read, unequal
+from components.shared.text_files import Source, csv_writer, read, unequal
 from components.shared.tokenizations import Tokenization
 
 
@@ -124,7 +123,7 @@ def write_rows(path: Path, scores: Mapping[str, np.ndarray]) -> None:
     """
     try:
         with path.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
+            writer = csv_writer(stream)
             writer.writerow(["row", *scores])
             for row, values in enumerate(zip(*scores.values(), strict=True)):
                 writer.writerow([row, *(f"{value:.6f}" for value in values)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +13,7 @@ import numpy as np
 
 from components.shared.config import UserError
 from components.shared.tasks.base import Predictions, Task
-from components.shared.text_files import safe_cell
+from components.shared.text_files import csv_writer, safe_cell
 
 CHUNK = 2_000
 """Rows in memory at once: enough that rows of like length find each other, so that memory stays the same for any split."""
@@ -127,7 +126,7 @@ class PredictionsFile(AbstractContextManager["PredictionsFile"]):
 
     def __enter__(self) -> PredictionsFile:
         self._stream: TextIO = self._path.open("w", encoding="utf-8", errors="replace", newline="")
-        self._writer = csv.writer(self._stream, lineterminator="\n")
+        self._writer = csv_writer(self._stream)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.shared.artifacts import json_ready
-from components.shared.text_files import safe_cell
+from components.shared.text_files import csv_writer, safe_cell
 
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 """Line ends to many readers of lines, but not to JSON, which would leave them as they are."""
@@ -32,27 +32,17 @@ def encoded(kind: str, rows: Sequence[Mapping[str, Any]], header: bool) -> bytes
     if kind == "lines":
         return "".join(one_line(row["prediction"]) + "\n" for row in rows).encode("utf-8", "replace")
     flat = one_line if kind == "tsv" else str
-    lines = _Lines()
-    writer = csv.writer(lines, delimiter="," if kind == "csv" else "\t")
+    lines = io.StringIO()
+    writer = csv_writer(lines, "," if kind == "csv" else "\t")
     if header and rows:
         writer.writerow(rows[0])
     writer.writerows([safe_cell(flat(v)) if isinstance(v, str) else v for v in row.values()] for row in rows)
-    return "".join(lines).encode("utf-8", "replace")
+    return lines.getvalue().encode("utf-8", "replace")
 
 
 def one_line(text: str) -> str:
     """A text with spaces for its line ends and tabs."""
     return " ".join(text.splitlines()).replace("\t", " ")
-
-
-class _Lines(list[str]):
-    """The lines that a csv writer writes, ended by newline alone.
-
-    Told to end them so itself, it leaves a carriage return inside a text unquoted (before Python 3.13): two broken rows.
-    """
-
-    def write(self, line: str) -> None:
-        self.append(line.removesuffix("\r\n") + "\n")
 
 
 def _json_line(row: Mapping[str, Any]) -> bytes:

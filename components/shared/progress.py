@@ -6,6 +6,7 @@ HANFLOW_EVENTS names, and the command at the top of the tree shows them.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -38,6 +39,14 @@ def emit(event: str, **fields: Any) -> bool:
     with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two steps never mix
         stream.write(line + "\n")
     return True
+
+
+def hold_run() -> None:
+    """Keep `hanflow run` out of this run's folder for as long as this process lives, even if its parent is killed."""
+    path = os.environ.get(EVENTS_VARIABLE)
+    if path:
+        descriptor = os.open(path, os.O_RDONLY)  # closed, and so unlocked, when the process ends
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 class Progress:

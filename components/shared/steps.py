@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from components.shared.config import UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
-from components.shared.progress import emit, log
+from components.shared.progress import emit, hold_run, log
+from components.shared.reuse import finished_before
 from components.shared.storage import local_path
 
 
@@ -54,6 +55,7 @@ def execute(step: str, run: Run, values: Mapping[str, Any], *, task: str, output
     """Run a step's function on plain setting values, with its start, end or failure told to whoever listens."""
     setup_logging()
     obey_sigterm()
+    hold_run()
     emit("started", step=step)
     started = time.monotonic()
     try:
@@ -152,21 +154,25 @@ def in_pipeline(step: str, run: Run, arguments: Mapping[str, Any], *, inputs: Se
         The URI of the artifact, for the next step.
     """
     values = {s.name: arguments[s.name] for s in settings_of(step)}
-    artifact = arguments[output]
-    report = execute(
-        step, run, values, task=arguments["task"], output=artifact.uri, **{name: arguments[name] for name in inputs}
-    )
+    task, artifact = arguments["task"], arguments[output]
+    uris = {name: arguments[name] for name in inputs}
+    earlier = finished_before(step, values, task=task, **uris)
+    if earlier:
+        emit(**{**earlier, "kept": True})
+        report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
+    else:
+        report, uri = execute(step, run, values, task=task, output=artifact.uri, **uris), artifact.uri
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)
     if report.confusion is not None and "classification_metrics" in arguments:
         classes, matrix = report.confusion
         arguments["classification_metrics"].log_confusion_matrix(classes, matrix.tolist())
-    written = local_path(artifact.uri)
+    written = local_path(uri)
     if report.html:
         shutil.copyfile(written / report.html, arguments["report"].path)
     if Path(artifact.path).resolve() != written.resolve():
         # On a cluster Kubeflow copies what lies at .path: leave it the manifest alone, the data is at .uri already.
         Path(artifact.path).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(written / f"{output}.json", Path(artifact.path) / f"{output}.json")
-    return artifact.uri
+    return uri

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
+from typing import Any, TextIO
 
 from components.shared.config import UserError
 from components.shared.progress import log
@@ -78,6 +79,26 @@ class Row:
 def safe_cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula; `read` takes the apostrophe away again."""
     return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def csv_writer(stream: TextIO, delimiter: str = ",") -> Any:
+    """A `csv.writer` whose rows end by newline alone.
+
+    Told to end them so itself, it leaves a carriage return inside a text unquoted (before Python 3.13): two broken rows.
+
+    Args:
+        stream: opened with `newline=""`.
+        delimiter: between two cells.
+    """
+    return csv.writer(_NewlineEnds(stream), delimiter=delimiter)
+
+
+class _NewlineEnds:
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, line: str) -> int:
+        return self._stream.write(line.removesuffix("\r\n") + "\n")
 
 
 def format_of(path: str) -> str:

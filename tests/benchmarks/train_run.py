@@ -95,7 +95,7 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     task = get_task("summarization")
     tokenizer = AutoTokenizer.from_pretrained(Path(job["shards"]) / "tokenizer")
-    model = task.new_model(TrainConfig(architecture=job["architecture"]), tokenizer)
+    model = task.new_model(TrainConfig(architecture=job["architecture"]), tokenizer, {})
 
     class Rows(Dataset):
         def __init__(self, split: str):

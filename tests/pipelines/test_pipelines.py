@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -222,3 +223,35 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal
     assert not list((tmp_path / "out").rglob("*.partial-*")) and not (tmp_path / "out" / "model").exists()
     left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
     assert left == "", "no step outlives its run"
+
+
+def test_a_killed_run_is_taken_up_again(tmp_path: Path) -> None:
+    """Finished steps are kept, training goes on from its checkpoint; other settings are refused."""
+    run = ["run", "summarization", *TINY, "--set=train.epochs=40", "--set=train.save_every=5", "--output=out"]
+    process = subprocess.Popen([sys.executable, "-m", "pipelines", *run], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    checkpoints = tmp_path / "out" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not list(checkpoints.glob("step-*/commit.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    steps = psutil.Process(process.pid).children(recursive=True)
+    for step in steps:
+        step.suspend()
+    process.kill()  # alone: what it started stays
+    process.wait()
+    refused = hanflow(*run, cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "a step of a killed run is working there" in refused.stderr
+    for step in steps:
+        step.kill()
+    psutil.wait_procs(steps, timeout=60)
+    other = hanflow(*run, "--set=train.learning_rate=1e-4", cwd=tmp_path)
+    assert other.returncode == 1
+    assert "differs in train.learning_rate" in other.stderr
+    done = hanflow(*run, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "preprocess: kept" in done.stdout and "tokenize: kept" in done.stdout
+    assert "train: kept" not in done.stdout
+    assert "resuming from" in (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
+    record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
+    assert [step["status"] for step in record["steps"]] == ["done"] * 5
+    assert not list((tmp_path / "out").rglob("*.partial-*"))

@@ -45,10 +45,10 @@ class Chain:
         return {"model": str(self.model), "shards": str(self.shards), "corpus": str(self.corpus)}
 
 
-def make_chain(folder: Path, test_rows: int = 6) -> Chain:
-    """Petitions → corpus → shards → a model trained for a few steps (seconds)."""
+def make_chain(folder: Path, test_rows: int = 6, test: list[tuple[str, str]] | None = None) -> Chain:
+    """Petitions → corpus → shards → a model trained for a few steps (seconds); `test` replaces the test rows."""
     rows = petitions(34 + test_rows)
-    splits = {"train": rows[:30], "validation": rows[30:34], "test": rows[34:]}
+    splits = {"train": rows[:30], "validation": rows[30:34], "test": rows[34:] if test is None else test}
     chain = Chain(write_corpus(folder / "corpus", splits), folder / "shards", folder / "model")
     encoding = TokenizeConfig(
         vocabulary_size=500, special_tokens=["#Person1#"], max_source_tokens=64, max_target_tokens=16

@@ -20,6 +20,8 @@ from components.shared.artifacts import lineage, read_manifest
 from components.shared.config import EvaluateConfig, UserError, to_mapping
 from components.shared.steps import Report, main
 from components.shared.tasks.summarization import lead
+from pipelines.cli import main as hanflow
+from tests import nasty
 from tests.steps.corpora import write_corpus
 from tests.steps.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
@@ -223,3 +225,27 @@ def test_long_histories_are_averaged_and_examples_spread() -> None:
     assert points[0] == (4.5, 9.0)
     assert spread(100, 3) == [0, 50, 99]
     assert spread(2, 20) == [0, 1]
+
+
+def test_nasty_rows_are_scored_one_by_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """200 of them, as prompts and as references; `hanflow score` on what was written says the same."""
+    texts = [text.encode("utf-8", "backslashreplace").decode() for text in nasty.rows()]
+    chain = make_chain(tmp_path, test=list(zip(texts, reversed(texts), strict=True)))
+    report = evaluated(chain, tmp_path / "evaluation")
+    assert report.figures["rows"] == len(texts) == 200
+    rows = predictions(tmp_path / "evaluation")
+    assert [row["row"] for row in rows] == [str(number) for number in range(200)]
+    assert [row["prompt"] for row in rows] == [safe_cell(text) for text in texts]
+    references = tmp_path / "references.jsonl"
+    references.write_text("".join(json.dumps({"reference": text}) + "\n" for text in reversed(texts)))
+    found = tmp_path / "evaluation" / "predictions.csv"
+    arguments = ["score", "--predictions", str(found), "--references", str(references), "--json"]
+    capsys.readouterr()
+    assert hanflow([*arguments, "--tokenization", "morpheme"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["rows"] == 200
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text(encoding="utf-8"))
+    trained = {name: value for name, value in metrics["systems"]["trained model"].items() if name in scored["scores"]}
+    assert len(trained) == 4
+    assert {name: scored["scores"][name] for name in trained} == pytest.approx(trained, abs=1e-9)
+    assert 0 < trained["rouge1_morpheme"] < 0.1

@@ -6,8 +6,10 @@ import csv
 import gzip
 import io
 import json
+import os
 import random
 import signal
+import subprocess
 import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -17,16 +19,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.predict import stream
+from components.predict import command, stream
 from components.predict.bundle import answer, open_bundle
 from components.predict.output import one_line
 from components.shared.text_files import FORMATS, Source, read_rows, safe_cell
 from pipelines.cli import main
-from pipelines.commands import predict
 from tests import nasty
 from tests.steps.corpora import petitions
 from tests.steps.forked import Zygote
 from tests.steps.model_fixtures import EVALUATE, Chain
+
+ROOT = Path(__file__).parents[2]
 
 
 def write_json(path: Path, texts: Sequence[str], key: str = "source") -> Path:
@@ -356,4 +359,28 @@ def test_memory_does_not_follow_the_rows(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_written_out_choices_are_the_real_ones() -> None:
-    assert predict.FORMATS == FORMATS
+    assert command.FORMATS == FORMATS
+
+
+def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> None:
+    source = write_json(tmp_path / "in.jsonl", [body for body, _ in petitions(5)])
+    script = (
+        "from kfp import local\n"
+        "from components.predict.component import predict\n"
+        f"local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / 'root')!r})\n"
+        f"task = predict(bundle={str(bundle)!r}, input={str(source)!r}, format='tsv')\n"
+        "assert task.outputs['metrics'].metadata['rows'] == 5, task.outputs['metrics'].metadata\n"
+        "print('predictions at', task.outputs['Output'])\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = Path(done.stdout.rpartition("predictions at ")[2].strip()) / "predictions.tsv"
+    module = [sys.executable, "-m", "components.predict", str(bundle), "--input", str(source), "--output", "out.tsv"]
+    done = subprocess.run(module, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "5 rows" in done.stderr
+    assert written.read_bytes() == (tmp_path / "out.tsv").read_bytes()
+    done = subprocess.run([*module[:3], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nowhere")

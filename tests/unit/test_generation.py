@@ -15,6 +15,7 @@ from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTok
 
 from components.shared.config import EvaluateConfig, UserError
 from components.shared.generation import GenerationOptions, batches, generate, generation_config
+from components.shared.generation.options import even_batches
 
 TEXTS = ["국민 청원에 답해 주십시오", "어린이집 교사의 처우를 개선해 주세요 ㅋㅋ", "#Person1#: 반대합니다"]
 
@@ -209,3 +210,17 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
     for batch in made:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) * beams <= budget
+
+
+@given(st.lists(st.integers(1, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5), st.integers(1, 4))
+def test_few_batches_come_in_rounds_of_all_workers(lengths: list[int], budget: int, beams: int, workers: int) -> None:
+    plain, even = list(batches(lengths, budget, beams)), even_batches(lengths, budget, beams, workers)
+    assert sorted(row for batch in even for row in batch) == list(range(len(lengths)))
+    for batch in even:
+        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) * beams <= budget
+    assert len(plain) <= len(even) <= -(-len(plain) // workers) * workers
+
+
+def test_like_rows_are_shared_out_evenly() -> None:
+    assert [len(batch) for batch in even_batches([100] * 24, 8 * 100 * 4, 4, 2)] == [6, 6, 6, 6]
+    assert [len(batch) for batch in even_batches([100] * 9, 8 * 100 * 4, 4, 2)] == [5, 4]

@@ -13,7 +13,7 @@ import numpy as np
 
 from components.shared.config import UserError
 from components.shared.generation.conversion import ENCODER_DECODER, EXTRA, convert
-from components.shared.generation.options import GenerationOptions, batches, check_positions
+from components.shared.generation.options import GenerationOptions, batches, check_positions, even_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,7 +96,8 @@ class CTranslate2Engine:
             if progress is not None:
                 progress.update(len(rows))
 
-        for rows in batches([len(source) for source in sources], options.batch_tokens, options.beams):
+        lengths = [len(source) for source in sources]
+        for rows in even_batches(lengths, options.batch_tokens, options.beams, self._workers):
             texts = [self._source(sources[row]) for row in rows]
             waiting.append((rows, self._translator.translate_batch(texts, asynchronous=True, **arguments)))
             if len(waiting) > self._workers:  # one batch always lies ready

@@ -11,6 +11,10 @@ from components.shared.config import EvaluateConfig, UserError
 from components.shared.progress import log
 
 
+ROUNDS = 8
+"""Batches a worker from which it does not matter that some workers end before the others."""
+
+
 @dataclass(frozen=True)
 class GenerationOptions:
     """The search; the fields mean what the settings of the same names in EvaluateConfig mean.
@@ -84,6 +88,26 @@ def batches(lengths: Sequence[int], batch_tokens: int, beams: int) -> Iterator[l
         batch.append(row)
     if batch:
         yield batch
+
+
+def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers: int) -> list[list[int]]:
+    """`batches` for workers that compute one each at a time: where they are few, as many to each and of like size.
+
+    Args:
+        lengths, batch_tokens, beams: as for `batches`.
+        workers: batches computed at once.
+    """
+    made = list(batches(lengths, batch_tokens, beams))
+    if len(made) > ROUNDS * workers:
+        return made  # the last round, where some have nothing to do, is short beside the others
+    most = -(-len(made) // workers) * workers
+    budget = max(1, sum(lengths) * beams // most)
+    while budget < batch_tokens:
+        smaller = list(batches(lengths, budget, beams))
+        if len(smaller) <= most:
+            return smaller
+        budget += max(1, budget // 16)
+    return made
 
 
 def check_positions(positions: int | None, sources: Sequence[np.ndarray]) -> None:

@@ -1,0 +1,52 @@
+"""Batch prediction as a Kubeflow component: for pipelines of one's own, and for a bundle that is run every night."""
+
+from kfp import dsl
+
+from components.shared import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def predict(
+    bundle: str,
+    input: str,
+    predictions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    column: str = "",
+    format: str = "csv",
+    with_input: bool = False,
+) -> str:
+    """Predict every text of a file, a folder or a glob with an exported bundle: one row out for every row in, in order.
+
+    Args:
+        bundle: URI of the bundle.
+        input: URI of the texts: csv, tsv, jsonl or one text a line; each also .gz.
+        predictions: The folder with `predictions.FORMAT`.
+        metrics: Rows, empty texts, texts that were cut, rows a second.
+        column: Column of the texts; empty: by its usual names.
+        format: csv, tsv, jsonl or lines.
+        with_input: Write the input texts, too.
+
+    Returns:
+        URI of the predictions.
+    """
+    from pathlib import Path
+
+    from components.predict.bundle import open_bundle
+    from components.predict.stream import Request, run
+    from components.shared.steps import setup_logging
+
+    setup_logging()
+    folder = Path(predictions.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    request = Request(
+        input=input,
+        output=str(folder / f"predictions.{format.replace('lines', 'txt')}"),
+        column=column or None,
+        output_format=format,
+        with_input=with_input,
+    )
+    told = run(open_bundle(bundle), request)
+    for name, value in (("rows", told.rows), ("empty", told.empty), ("cut", told.cut)):
+        metrics.log_metric(name, value)
+    metrics.log_metric("rows_per_second", round(told.rows / told.seconds, 2) if told.seconds else 0.0)
+    return predictions.uri

@@ -1,0 +1,55 @@
+"""What an interrupted `hanflow run` had finished: a step whose artifact is there and fits is not run again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.shared.artifacts import KINDS, program_version, read_manifest
+from components.shared.config import UserError, step_config, to_mapping
+from components.shared.progress import EVENTS_VARIABLE, log
+from components.shared.storage import local_path
+
+
+def finished_before(step: str, values: Mapping[str, Any], *, task: str, **inputs: str) -> dict[str, Any] | None:
+    """The event with which an earlier process of this run told that it finished the step; None: it did not.
+
+    Its artifact must be whole, made by this version with the same settings, from the same parents.
+
+    Args:
+        step: name of the step.
+        values: its settings.
+        task: what is learnt.
+        inputs: kind of each input artifact → its URI.
+    """
+    event = _last_finish(step)
+    if event is None:
+        return None
+    kind = next(kind for kind, maker in KINDS.items() if maker == step)
+    try:
+        manifest = read_manifest(Path(event["artifact"]), kind, task=task)
+        parents = {name: read_manifest(local_path(uri), name, verify=False).digest for name, uri in inputs.items()}
+    except UserError as error:
+        log.warning("%s runs again: %s", step, error)
+        return None
+    settings = json.loads(json.dumps(to_mapping(step_config(step, values))))
+    fits = (manifest.config, manifest.parents, manifest.program) == (settings, parents, program_version())
+    return event if fits else None
+
+
+def _last_finish(step: str) -> dict[str, Any] | None:
+    path = os.environ.get(EVENTS_VARIABLE)
+    if not path or not os.path.isfile(path):
+        return None
+    found = None
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError):  # the line that a killed process was writing
+                event = json.loads(line)
+                if event["event"] == "finished" and event["step"] == step:
+                    found = event
+    return found
