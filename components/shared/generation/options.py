@@ -10,7 +10,6 @@ import numpy as np
 from components.shared.config import EvaluateConfig, UserError
 from components.shared.progress import log
 
-
 ROUNDS = 8
 """Batches a worker from which it does not matter that some workers end before the others."""
 
@@ -98,7 +97,7 @@ def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers:
         workers: batches computed at once.
     """
     made = list(batches(lengths, batch_tokens, beams))
-    if len(made) > ROUNDS * workers:
+    if not made or len(made) > ROUNDS * workers:
         return made  # the last round, where some have nothing to do, is short beside the others
     most = -(-len(made) // workers) * workers
     budget = max(1, sum(lengths) * beams // most)
