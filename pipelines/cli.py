@@ -10,7 +10,7 @@ from pathlib import Path
 
 from components.shared import images
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
-from pipelines.commands import demo, import_, predict, score
+from pipelines.commands import demo, import_, predict, remote, score
 
 PIPELINES = ("summarization", "classification", "language_modeling")
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     images.add_options(compile_)
     compile_.set_defaults(command=_compile)
 
+    remote.add(
+        commands, PIPELINES, lambda asked: _experiment(asked.experiment, asked.pipeline, asked.set, asked.pipeline)
+    )
     import_.add(commands)
     settings = commands.add_parser("settings", help="list every setting with its default", description="List settings.")
     settings.set_defaults(command=_settings)
