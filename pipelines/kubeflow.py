@@ -94,7 +94,6 @@ class Server:
         group: str,
         root: str = "",
         service_account: str = "",
-        cache: bool = True,
     ) -> str:
         """Start a run; returns its id.
 
@@ -105,7 +104,6 @@ class Server:
             group: Kubeflow's "experiment" that lists the run; made if there is none of that name.
             root: URI below which artifacts are written; empty: the server's own.
             service_account: of the steps' pods; empty: the server's own.
-            cache: whether steps may take over what an earlier run of the same inputs wrote, where the package lets them.
 
         Raises:
             UserError: the server refuses, or gives no answer.
@@ -118,7 +116,6 @@ class Server:
                 experiment_name=group,
                 namespace=self._namespace,
                 pipeline_root=root or None,
-                enable_caching=None if cache else False,
                 service_account=service_account or None,
             )
             return self._sound(made.run_id)

@@ -374,6 +374,30 @@ class JobConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """What Kubeflow gives the steps' own pods; requests and limits are the same. Without meaning for `hanflow run`."""
+
+    preprocess_cpu: str = setting("2", "CPUs of the preprocess step, e.g. 2 or 500m.")
+    preprocess_memory: str = setting("8Gi", "Memory of the preprocess step.")
+    tokenize_cpu: str = setting("4", "CPUs of the tokenize step: it uses them all.")
+    tokenize_memory: str = setting("16Gi", "Memory of the tokenize step.")
+    train_cpu: str = setting(
+        "4", "CPUs of the train step's own pod; 500m is enough where a job trains (job.runtime is not local)."
+    )
+    train_memory: str = setting(
+        "16Gi", "Memory of the train step's own pod; 2Gi is enough where a job trains (job.runtime is not local)."
+    )
+    evaluate_cpu: str = setting("4", "CPUs of the evaluate step: it generates on them.")
+    evaluate_memory: str = setting("16Gi", "Memory of the evaluate step.")
+    export_cpu: str = setting("2", "CPUs of the export step.")
+    export_memory: str = setting("16Gi", "Memory of the export step: the model in several formats at once.")
+    node_selector: dict = setting(
+        {}, "Labels that the steps' nodes must have; the train step's nodes are left to job.node_selector."
+    )
+    tolerations: list = setting([], 'Taints that the steps bear, as Kubernetes writes them, e.g. [{"key": "team"}].')
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Every setting of one run."""
 
@@ -385,6 +409,7 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     job: JobConfig = field(default_factory=JobConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 STEPS: dict[str, type] = {
@@ -396,8 +421,8 @@ STEPS: dict[str, type] = {
 }
 """Step → its settings."""
 
-SECTIONS: dict[str, type] = {**STEPS, "job": JobConfig}
-"""Section of an experiment → its settings: the steps', and what says where the train step's workers run."""
+SECTIONS: dict[str, type] = {**STEPS, "job": JobConfig, "cluster": ClusterConfig}
+"""Section of an experiment → its settings: the steps', and what says where the train step's workers and the steps run."""
 
 
 @dataclass(frozen=True)
@@ -529,7 +554,26 @@ def _cross_checks(experiment: Experiment) -> list[str]:
         problems.append("export.formats: is empty; name at least one format, or auto")
     if "ctranslate2" in experiment.export.formats and not experiment.export.compute_types:
         problems.append("export.compute_types: is empty, but export.formats asks for ctranslate2; name float32 or int8")
-    return problems + job_problems(experiment.job)
+    return problems + job_problems(experiment.job) + _cluster_problems(experiment.cluster)
+
+
+def _cluster_problems(cluster: ClusterConfig) -> list[str]:
+    problems = [
+        f"cluster.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {value!r}"
+        for name, value in to_mapping(cluster).items()
+        if name.endswith(("_cpu", "_memory")) and not _QUANTITY.fullmatch(value)
+    ]
+    problems += [
+        f"cluster.node_selector: {key}: expected text, found {value!r}"
+        for key, value in cluster.node_selector.items()
+        if not isinstance(value, str)
+    ]
+    problems += [
+        f"cluster.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
+        for toleration in cluster.tolerations
+        if not isinstance(toleration, dict)
+    ]
+    return problems
 
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?")

@@ -113,13 +113,16 @@ def train(
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
-def remove_jobs(run_id: str, namespace: str):
+def remove_jobs(run_id: str, runtime: str, namespace: str):
     """Remove every job of a run that is still there; for the pipeline's exit handler.
 
     Args:
         run_id: Id of the pipeline's run.
+        runtime: Where training ran; where that was no job, no cluster is asked.
         namespace: Namespace of the jobs; empty: that of this step.
     """
+    if runtime == "local":
+        return
     from components.train.reap import remove_jobs
 
     remove_jobs(run_id, namespace)

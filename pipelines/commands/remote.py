@@ -158,10 +158,12 @@ def _submit(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ex
             file=sys.stderr,
         )
     from pipelines.build import arguments_of
-    from pipelines.package import compile_pipeline
+    from pipelines.package import compile_pipeline, without_cache
 
     with tempfile.TemporaryDirectory() as folder:
         package = compile_pipeline(options.pipeline, experiment, Path(folder), references)
+        if options.no_cache:
+            without_cache(package)
         run = server.submit(
             package,
             arguments_of(experiment),
@@ -169,7 +171,6 @@ def _submit(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ex
             group=options.group,
             root=options.root,
             service_account=options.service_account,
-            cache=not options.no_cache,
         )
     print(f"run {run}")
     if not options.watch:

@@ -79,12 +79,14 @@ class KfpServer:
     Attributes:
         token: what has to be in the Authorization header; empty: nobody is asked.
         script: what the next run lives through; the last look stays.
+        cancelled: what a run lives through that is told to end.
         multi_user: whether experiments belong to namespaces.
         login_page: answer everything with a page for people, as an identity proxy does.
     """
 
     token: str = ""
     script: tuple[Look, ...] = SUCCESS
+    cancelled: tuple[Look, ...] = (Look("CANCELING"), Look("CANCELED", (task("train", "CANCELED", 9),)))
     multi_user: bool = False
     login_page: bool = False
     url: str = ""
@@ -107,7 +109,7 @@ class KfpServer:
         if run not in self.runs:
             return 404, {"code": 5, "message": f"Failed to get run {run}: ResourceNotFoundError"}
         if verb == "terminate":
-            self.scripts[run] = [Look("CANCELING"), Look("CANCELED", (task("train", "CANCELED", 9),))]
+            self.scripts[run] = list(self.cancelled)
             return 200, {}
         if verb == "retry":
             self.scripts[run] = list(SUCCESS)

@@ -79,15 +79,77 @@ def test_compiled_packages_fit_a_cluster(name: str) -> None:
     text = (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8")
     assert str(ROOT) not in text and "/home/" not in text, "no path of one machine"
     assert "pip install" not in text, "nothing is installed when a step starts"
-    tasks = yaml.safe_load(text.split("\n---")[0])["root"]["dag"]["tasks"]
+    spec, _ = yaml.safe_load_all(text)
+    outer = spec["root"]["dag"]["tasks"]
+    assert {task: set(body.get("dependentTasks", [])) for task, body in outer.items()} == {
+        "exit-handler-1": set(),
+        "remove-jobs": {"exit-handler-1"},
+    }
+    assert outer["remove-jobs"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}, "after failures, too"
+    tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     assert {task: set(body.get("dependentTasks", [])) for task, body in tasks.items()} == {
         "preprocess": set(),
         "tokenize": {"preprocess"},
         "train": {"tokenize"},
         "evaluate": {"preprocess", "tokenize", "train"},
         "good-enough": {"evaluate"},
-        "condition-1": {"evaluate", "good-enough", "tokenize", "train"},  # export
+        "condition-2": {"evaluate", "good-enough", "tokenize", "train"},  # export
     }
+
+
+def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every task of a compiled pipeline that runs a container, by the name of its executor."""
+    components = spec["components"]
+    dags = [spec["root"]["dag"], *(c["dag"] for c in components.values() if "dag" in c)]
+    found = [task for dag in dags for task in dag["tasks"].values()]
+    executors = {c["executorLabel"]: name for name, c in components.items() if "executorLabel" in c}
+    return {
+        label: next(task for task in found if task["componentRef"]["name"] == name) for label, name in executors.items()
+    }
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
+    """Resources, no root, nodes, retries and the cache of every task, and each parameter reaches the group it is used in."""
+    text = (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8")
+    spec, platform = yaml.safe_load_all(text)
+    executors = spec["deploymentSpec"]["executors"]
+    placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    tasks = _tasks(spec)
+    assert set(executors) == set(placed) == set(tasks) and len(tasks) == 7
+    for label, executor in executors.items():
+        resources = executor["container"]["resources"]
+        for kind in ("Cpu", "Memory"):
+            assert resources[f"resource{kind}Limit"] == resources[f"resource{kind}Request"] != "", label
+        assert placed[label]["securityContext"] == {"runAsNonRoot": True}
+        assert len(placed[label]["tolerations"]) == 1
+        assert ("nodeSelector" in placed[label]) == (label != "exec-train"), "a job would inherit it"
+        assert tasks[label]["retryPolicy"]["maxRetryCount"] == 2, label
+        cached = tasks[label]["cachingOptions"].get("enableCache", False)
+        assert cached == (label not in ("exec-preprocess", "exec-remove-jobs")), label
+    for label in ("exec-tokenize", "exec-train", "exec-evaluate"):
+        assert [s["secretName"] for s in placed[label]["secretAsEnv"]] == ["hanflow-wandb", "hanflow-huggingface"]
+        assert all(s["optional"] for s in placed[label]["secretAsEnv"]), "a run without them goes on"
+    for component in spec["components"].values():
+        for task in component.get("dag", {}).get("tasks", {}).values():
+            for source in task.get("inputs", {}).get("parameters", {}).values():
+                if "componentInputParameter" in source:
+                    assert source["componentInputParameter"] in component["inputDefinitions"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cluster.train_memory=lots", "cluster.train_memory: expected a Kubernetes quantity"),
+        ("cluster.node_selector={pool: 3}", "cluster.node_selector: pool: expected text"),
+        ("cluster.tolerations=[team]", "cluster.tolerations: expected mappings"),
+    ],
+)
+def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
+    from components.shared.config import ConfigError, load_experiment
+
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_experiment(EXPERIMENTS / "sample-summarization.yaml", [text])
 
 
 @pytest.mark.parametrize("step", STEPS)
