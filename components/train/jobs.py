@@ -185,6 +185,11 @@ def train_arguments(work: Work) -> list[str]:
     return arguments
 
 
+def _escaped(arguments: Sequence[str]) -> list[str]:
+    """Kubernetes replaces $(VARIABLE) in commands, and $$ by $: what the settings say stays as it is."""
+    return [argument.replace("$", "$$") for argument in arguments]
+
+
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
@@ -195,12 +200,12 @@ def _as_text(value: Any) -> str:
 
 def pytorch_command(work: Work) -> list[str]:
     """What a PyTorchJob's container runs: torchrun as the operator's PET_* say, and an exit status that tells why."""
-    return ["python", "-m", "components.train.node", *train_arguments(work)]
+    return ["python", "-m", "components.train.node", *_escaped(train_arguments(work))]
 
 
 def tpu_command(work: Work) -> list[str]:
     """What a JobSet's container runs: one process a host."""
-    return ["python", "-m", "components.train", *train_arguments(work)]
+    return ["python", "-m", "components.train", *_escaped(train_arguments(work))]
 
 
 def _pytorch_job(job: JobConfig, work: Work, extras: PodExtras, images: Images) -> dict[str, Any]:

@@ -74,7 +74,7 @@ class Cluster:
             if self.inside:
                 config.load_incluster_config(client_configuration=settings)
             else:
-                config.load_kube_config(client_configuration=settings)
+                config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=settings)
         except config.ConfigException as error:
             raise ClusterError(f"no Kubernetes cluster: {error}; set KUBECONFIG, or run inside a cluster") from None
         settings.retries = False  # tried again here, where SIGTERM and patience are known
@@ -83,7 +83,7 @@ class Cluster:
     def _own_namespace(self) -> str:
         if self.inside:
             return _NAMESPACE_FILE.read_text(encoding="utf-8").strip()
-        return config.list_kube_config_contexts()[1]["context"].get("namespace", "default")
+        return config.list_kube_config_contexts(os.environ.get("KUBECONFIG"))[1]["context"].get("namespace", "default")
 
     def request(
         self,
@@ -92,7 +92,7 @@ class Cluster:
         *,
         query: Mapping[str, Any] | None = None,
         body: Any = None,
-        patience: float = PATIENCE_SECONDS,
+        patience: float | None = None,
     ) -> Any:
         """One request, tried again while the server is away, overloaded or does not know us any more.
 
@@ -101,7 +101,7 @@ class Cluster:
             path: with `{namespace}` for the namespace.
             query: of the URL.
             body: plain data, sent as JSON.
-            patience: seconds to keep trying; also bounds a single request.
+            patience: seconds to keep trying (None: PATIENCE_SECONDS); also bounds a single request.
 
         Returns:
             The answer, parsed from JSON.
@@ -110,6 +110,7 @@ class Cluster:
             NotFound, Conflict: as the server says.
             ClusterError: it refuses for another reason, or stayed away for too long.
         """
+        patience = PATIENCE_SECONDS if patience is None else patience
         with self._patiently(method, path, query, body, patience, stream=False) as answer:
             return json.loads(answer.data)
 
@@ -164,7 +165,7 @@ class Cluster:
     ) -> urllib3.HTTPResponse:
         api = self._api
         headers = {"Accept": "*/*" if path.endswith("/log") else "application/json", "Content-Type": "application/json"}
-        return api.call_api(
+        answer = api.call_api(
             path.replace("{namespace}", self.namespace),
             method,
             query_params=list((query or {}).items()),
@@ -176,6 +177,9 @@ class Cluster:
             # A quiet log or watch is no broken one; a watch is ended by the server in time.
             _request_timeout=(min(timeout, 5.0), WATCH_SECONDS + TIMEOUT_SECONDS if stream else timeout),
         )
+        if not stream:
+            _ = answer.data  # read here, where a connection that breaks is tried again; the answer keeps it
+        return answer
 
     def _refresh(self, generation: int) -> None:
         """Read the credentials anew, unless another thread has since they were refused."""
@@ -249,18 +253,23 @@ class Watch(threading.Thread):
     def run(self) -> None:
         try:
             while not self._stopped.is_set():
-                listed = self._cluster.request("GET", self._path, query=self._selector)
-                self._put("LIST", *listed["items"])
-                version = listed["metadata"]["resourceVersion"]
                 with contextlib.suppress(Gone):
-                    while not self._stopped.is_set():
-                        try:
-                            version = self._watch(version)
-                        except Away:
-                            self._stopped.wait(_PAUSES[2])
-                            break
+                    self._list_and_watch()
         except ClusterError as error:  # `request` was patient already
             self._put("BROKEN", error=error)
+        except Exception as error:  # nobody would hear of it: the launcher would wait for ever
+            self._put("BROKEN", error=ClusterError(f"watching {self._source} failed: {type(error).__name__}: {error}"))
+
+    def _list_and_watch(self) -> None:
+        listed = self._cluster.request("GET", self._path, query=self._selector)
+        self._put("LIST", *listed["items"])
+        version = listed["metadata"]["resourceVersion"]
+        while not self._stopped.is_set():
+            try:
+                version = self._watch(version)
+            except Away:
+                self._stopped.wait(_PAUSES[2])
+                return
 
     def _watch(self, version: str) -> str:
         query = {
@@ -274,7 +283,10 @@ class Watch(threading.Thread):
             for line in lines:
                 if self._stopped.is_set():
                     break
-                event = json.loads(line)
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    raise Away("the connection broke in the middle of an event") from None
                 if event["type"] == "ERROR":
                     if event["object"].get("code") == 410:
                         raise Gone

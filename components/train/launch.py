@@ -19,9 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from components.shared.config import (
+    ConfigError,
     JobConfig,
     TrainConfig,
     UserError,
+    job_problems,
     load_experiment,
     parse_text,
     settings_of,
@@ -42,7 +44,7 @@ from components.train.jobs import (
     build,
     pod_count,
 )
-from components.train.kube import PATIENCE_SECONDS, Change, Cluster, ClusterError, Conflict, NotFound, Watch
+from components.train.kube import Change, Cluster, ClusterError, Conflict, NotFound, Watch
 
 TICK_SECONDS = 1.0
 REPEAT_SECONDS = 300.0
@@ -54,6 +56,7 @@ INCIDENT_SECONDS = 400.0
 GONE_SECONDS = 180.0
 """How long a job that is being deleted may take to go (its pods get their grace period)."""
 DRAIN_SECONDS = 15.0
+REMOVE_SECONDS = 60.0
 TERMINATE_SECONDS = 0.9
 """What a step has between SIGTERM and its end, about."""
 TAIL_LINES = 20
@@ -80,8 +83,15 @@ def chosen_run(arguments: Mapping[str, Any]) -> Run:
     Raises:
         ConfigError: the job's settings are wrong.
     """
-    job = step_config("job", {s.name: arguments[s.parameter] for s in settings_of("job")})
+    job = _checked(step_config("job", {s.name: arguments[s.parameter] for s in settings_of("job")}))
     return functools.partial(run, job=job, run_id=arguments["run_id"], extras=PodExtras.of(arguments["task_config"]))
+
+
+def _checked(job: JobConfig) -> JobConfig:
+    problems = job_problems(job)
+    if problems:
+        raise ConfigError(problems)
+    return job
 
 
 def run(
@@ -127,16 +137,16 @@ def launch(cluster: Cluster, body: Mapping[str, Any], *, hours: float = 168.0, r
         JobFailed: it failed, vanished, took too long or can never start; says why.
         ClusterError: the cluster refuses the job, or went away for good.
     """
-    job, patience = None, 60.0
+    job, hurry = None, False
     try:
         job = _submit(cluster, body)
         _Life(cluster, job, hours, restarts).follow()
         log.info("job %s succeeded", job["metadata"]["name"])
     except (Terminated, KeyboardInterrupt):
-        patience = TERMINATE_SECONDS
+        hurry = True
         raise
     finally:
-        _remove(cluster, body, job, patience)
+        _remove(cluster, body, job, TERMINATE_SECONDS if hurry else REMOVE_SECONDS)
 
 
 def _submit(cluster: Cluster, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +199,7 @@ def _same_run(found: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
     return (found["metadata"].get("labels") or {}).get(RUN_LABEL) == body["metadata"]["labels"][RUN_LABEL]
 
 
-def _find(cluster: Cluster, body: Mapping[str, Any], patience: float = PATIENCE_SECONDS) -> dict[str, Any] | None:
+def _find(cluster: Cluster, body: Mapping[str, Any], patience: float | None = None) -> dict[str, Any] | None:
     path = f"{PATHS[body['kind']]}/{body['metadata']['name']}"
     try:
         return cluster.request("GET", path, patience=patience)
@@ -197,7 +207,7 @@ def _find(cluster: Cluster, body: Mapping[str, Any], patience: float = PATIENCE_
         return None
 
 
-def _delete(cluster: Cluster, found: Mapping[str, Any], patience: float = 60.0) -> None:
+def _delete(cluster: Cluster, found: Mapping[str, Any], patience: float | None = None) -> None:
     """Delete that very job (not one of the same name that was made since)."""
     options = {"propagationPolicy": "Background", "preconditions": {"uid": found["metadata"]["uid"]}}
     with contextlib.suppress(NotFound, Conflict):
@@ -462,7 +472,7 @@ def command(argv: Sequence[str] | None = None) -> int:
             overrides = [f"job.{name}={text}" for name, text in given.items()]
             job = load_experiment(options["experiment"], overrides, require=False).job
         else:
-            job = step_config("job", {name: parse_text("job", name, text) for name, text in given.items()})
+            job = _checked(step_config("job", {name: parse_text("job", name, text) for name, text in given.items()}))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

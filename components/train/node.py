@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from components.train.jobs import PERMANENT, STOPPED
 
 ENDINGS_VARIABLE = "HANFLOW_ENDINGS"
-"""Environment variable: folder in which every worker leaves its exit status, in a file named by its rank."""
+"""Environment variable: folder in which every worker leaves how it ended, in a file named by its rank."""
 UNEXPECTED = 70
 """Exit status of a worker that met an error it did not expect (EX_SOFTWARE): trying again may help."""
 PASSING = 128 + UNEXPECTED
@@ -26,12 +27,29 @@ _INTERRUPTED = 130
 _KILLED = 128 + signal.SIGKILL
 
 
-def note_ending(status: int) -> int:
-    """Leave a worker's exit status for the process that watches over its pod; returns it."""
+@dataclass(frozen=True)
+class Ending:
+    """How a worker ended."""
+
+    status: int
+    words: str = ""
+    """Its error."""
+
+
+def note_ending(status: int, words: str = "") -> int:
+    """Leave how a worker ended for the process that watches over its pod; returns the status."""
     folder = os.environ.get(ENDINGS_VARIABLE)
     if folder:
-        Path(folder, os.environ.get("RANK", "0")).write_text(str(status), encoding="utf-8")
+        Path(folder, os.environ.get("RANK", "0")).write_text(f"{status}\n{words}", encoding="utf-8")
     return status
+
+
+def _read_endings(folder: str) -> dict[int, Ending]:
+    endings = {}
+    for path in Path(folder).iterdir():
+        status, _, words = path.read_text(encoding="utf-8").partition("\n")
+        endings[int(path.name)] = Ending(int(status), words)
+    return endings
 
 
 def pod_status(torchrun: int, endings: Mapping[int, int], workers: int, asked_to_stop: bool) -> int:
@@ -62,23 +80,38 @@ def pod_status(torchrun: int, endings: Mapping[int, int], workers: int, asked_to
 
 def main(argv: Sequence[str]) -> int:
     """Run the pod's workers with the arguments of `python -m components.train`; returns the pod's exit status."""
-    asked_to_stop = False
+    signal.signal(signal.SIGTERM, _stop)  # until torchrun takes over: process 1 has no default action
     with tempfile.TemporaryDirectory(prefix="hanflow-endings-") as folder:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "-m", "components.train", *argv],
-            env={**os.environ, ENDINGS_VARIABLE: folder},
-        )
+        os.environ[ENDINGS_VARIABLE] = folder
+        torchrun, asked_to_stop = _torchrun(["-m", "components.train", *argv])
+        endings = _read_endings(folder)
+    workers = int(os.environ.get("PET_NPROC_PER_NODE", "1"))
+    statuses = {rank: ending.status for rank, ending in endings.items()}
+    status = pod_status(torchrun, statuses, workers, asked_to_stop)
+    # The last line is what the cluster keeps as the reason.
+    deciding = [e.words for e in endings.values() if e.words and e.status in (status, status - 128)]
+    if status:
+        print(f"error: {deciding[0]}" if deciding else f"the workers ended with {statuses}", file=sys.stderr)
+    return status
 
-        def pass_on(signum: int, _: object) -> None:
-            nonlocal asked_to_stop
-            asked_to_stop = True
-            process.send_signal(signum)
 
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, pass_on)
-        status = process.wait()
-        endings = {int(path.name): int(path.read_text(encoding="utf-8")) for path in Path(folder).iterdir()}
-    return pod_status(status, endings, int(os.environ.get("PET_NPROC_PER_NODE", "1")), asked_to_stop)
+def _stop(*_: object) -> NoReturn:
+    sys.exit(STOPPED)
+
+
+def _torchrun(arguments: list[str]) -> tuple[int, bool]:
+    """Its exit status, and whether it was asked to stop; its own account of a failure is left out."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    try:
+        torchrun(arguments)
+    except SignalException:
+        return 1, True
+    except ChildFailedError:
+        return 1, False
+    return 0, False
 
 
 if __name__ == "__main__":

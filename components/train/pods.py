@@ -111,8 +111,11 @@ def _ended_containers(status: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _last_words(container: Mapping[str, Any]) -> str:
-    lines = [line for line in (container.get("message") or "").splitlines() if line.strip()]
-    return f": {lines[-1].strip()[:300]}" if lines else ""
+    """The error at the end of what the container said, or its last line."""
+    lines = [line.strip() for line in (container.get("message") or "").splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    words = lines[errors[-1] :] if errors else lines[-1:]
+    return f": {' '.join(words)[:600]}" if words else ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,7 @@ def _is_rank_zero(labels: Mapping[str, str]) -> bool:
 def has_started(pod: Mapping[str, Any]) -> bool:
     """Whether the pod has a log to read."""
     containers = (pod.get("status") or {}).get("containerStatuses") or ()
-    return any((c.get("state") or {}).get("running") or (c.get("state") or {}).get("terminated") for c in containers)
+    return any({"running", "terminated"} & set(c.get("state") or {}) for c in containers)
 
 
 def _joined(reason: Any, message: Any) -> str:

@@ -6,22 +6,29 @@ import copy
 import dataclasses
 import importlib
 import json
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.shared.config import ConfigError, JobConfig, TrainConfig, UserError, step_config
+from components.shared.config import ConfigError, JobConfig, TrainConfig, UserError, load_experiment, step_config
+from components.train import manifests
 from components.train.jobs import Origin, PodExtras, Work, build, job_name, pod_count, pod_templates, train_arguments
-from tests.cluster.schemas import CRDS, problems
+from pipelines.package import compile_pipeline
+from tests.cluster.schemas import CRDS, ROOT, problems
 
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"the CRDs are not at {CRDS} (HANFLOW_SHARED)")
 
 WORK = Work(
     "summarization",
-    TrainConfig(architecture={"type": "bart", "layer_norm_eps": 1e-05}, wandb=True, wandb_tags=["가", "b: c"]),
+    TrainConfig(
+        architecture={"type": "bart", "layer_norm_eps": 1e-05}, wandb=True, wandb_tags=["가", "b: c", "$(HOME)"]
+    ),
     "gs://bucket/run/shards",
     "gs://bucket/run/model",
 )
@@ -247,8 +254,6 @@ def restarts(body: dict[str, Any], *, exit_code: int | None = None, disrupted: b
             assert rule["action"] == "FailJob"
             reason, message = "PodFailurePolicy", f"Pod n/p ... matching FailJob rule at index {index}"
             break
-    import re
-
     for rule in body["spec"]["failurePolicy"]["rules"]:
         patterns = rule.get("onJobFailureMessagePatterns")
         if reason in rule["onJobFailureReasons"] and (not patterns or any(re.search(p, message) for p in patterns)):
@@ -322,7 +327,7 @@ def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pyte
     module = command[2]
     assert command[:2] == ["python", "-m"] and importlib.util.find_spec(module)
     assert module == {"PyTorchJob": "components.train.node", "JobSet": "components.train"}[BODIES[name]["kind"]]
-    assert parsed(command[3:]) == {
+    assert parsed([argument.replace("$$", "$") for argument in command[3:]]) == {
         "config": WORK.config,
         "task": WORK.task,
         "shards": WORK.shards,
@@ -385,3 +390,47 @@ def test_settings_that_cannot_work_are_told_before_anything_is_submitted(changes
 def test_a_local_run_is_no_job() -> None:
     with pytest.raises(UserError, match="as no job"):
         build(JobConfig(), WORK, ORIGIN)
+
+
+FOLDER = ROOT / "manifests" / "jobs"
+
+
+def test_the_jobs_to_apply_by_hand_are_current(tmp_path: Path) -> None:
+    experiment = load_experiment(ROOT / "pipelines" / "experiments" / "summarization.yaml", require=False)
+    fresh = {path.name: path.read_text(encoding="utf-8") for path in manifests.write(tmp_path, experiment)}
+    committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")}
+    assert fresh == committed, "run `python -m components.train.manifests --output manifests/jobs`"
+
+
+@needs_crds
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
+def test_the_jobs_to_apply_by_hand_are_taken(path: Path) -> None:
+    body = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert problems(body) == []
+    command = container(body)["command"]
+    assert "gs://$(HANFLOW_BUCKET)/kobart-summarization/model" in command
+    filled = [argument.replace("$(HANFLOW_BUCKET)", "bucket").replace("$$", "$") for argument in command[3:]]
+    assert parsed(filled)["config"].pretrained == "gogamza/kobart-base-v2"
+
+
+def test_no_secret_of_this_machine_gets_into_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "local-93af0b57c2d84e16"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.setenv(name, secret)
+    experiment = load_experiment(
+        ROOT / "pipelines" / "experiments" / "summarization.yaml",
+        ["train.wandb=true", "job.runtime=pytorchjob", 'job.secrets={"WANDB_API_KEY": "wandb/api-key"}'],
+        require=False,
+    )
+    paths = [*manifests.write(tmp_path, experiment), compile_pipeline("summarization", experiment, tmp_path)]
+    for path in paths:
+        assert secret not in path.read_text(encoding="utf-8"), path.name
+    assert secret not in json.dumps(build(experiment.job, WORK, ORIGIN))
+
+
+def test_no_variable_that_looks_like_a_secret_has_a_value() -> None:
+    for body in [*BODIES.values(), *(yaml.safe_load(p.read_text(encoding="utf-8")) for p in FOLDER.glob("*.yaml"))]:
+        for template in pod_templates(body):
+            for variable in template["spec"]["containers"][0]["env"]:
+                if re.search("KEY|TOKEN|SECRET|PASSWORD", variable["name"]):
+                    assert set(variable) == {"name", "valueFrom"}, variable["name"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = ("preprocess", "tokenize", "train", "combine", "evaluate", "export", "predict")
+STEPS = ("preprocess", "tokenize", "train", "evaluate", "export", "predict")
 MODULES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     for folder in ("components", "pipelines")
@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 
 LAUNCHING = [
-    f"components.train.{name}" for name in ("jobs", "launch", "kube", "pods", "follow", "outcome", "node", "reap")
+    f"components.train.{name}" for name in ("jobs", "launch", "kube", "pods", "follow", "outcome", "reap", "manifests")
 ]
 """What runs in a step that only waits for a job, and around torchrun: no torch."""
 

@@ -28,8 +28,6 @@ class EnsembleConfig(PretrainedConfig):
 
     members: list[dict] = field(default_factory=list)
     """Each member's config as a mapping, `model_type` included."""
-    names: list[str] = field(default_factory=list)
-    """What each member is called."""
     weights: list[float] = field(default_factory=list)
     """Share of each member in the average, summing to 1."""
     vocab_size: int = 8000
@@ -96,7 +94,7 @@ def combine(
     """An ensemble of trained classifiers; it takes over their weights, nothing is trained.
 
     Args:
-        members: name of each → the model and its tokenizer. All read the same token ids and name the same
+        members: where each came from → the model and its tokenizer. All read the same token ids and name the same
             classes in the same order.
         weights: how much each counts, in their order, none negative; None: all the same.
 
@@ -130,7 +128,6 @@ def combine(
     positions = [getattr(member.config, "max_position_embeddings", None) for member in models]
     config = EnsembleConfig(
         members=[member.config.to_dict() for member in models],
-        names=names,
         weights=[weight / sum(weights) for weight in weights],
         vocab_size=len(tokenizer),
         pad_token_id=model.config.pad_token_id,
@@ -144,8 +141,8 @@ def combine(
     return ensemble.eval()
 
 
-def load_members(folders: Mapping[str, str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """What `combine` takes, from name → folder in Hugging Face format.
+def load_members(folders: Sequence[str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """What `combine` takes, from folders in Hugging Face format.
 
     Raises:
         UserError: one cannot be loaded; says why.
@@ -154,9 +151,7 @@ def load_members(folders: Mapping[str, str | Path]) -> dict[str, tuple[PreTraine
 
     from components.shared.models import classifiers
 
-    return {
-        name: (classifiers.load(str(folder)), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()
-    }
+    return {str(folder): (classifiers.load(str(folder)), AutoTokenizer.from_pretrained(folder)) for folder in folders}
 
 
 def _listed(model: PreTrainedModel) -> str:

@@ -1,0 +1,28 @@
+"""A launcher as its step runs it, in a process of its own: a job on standard input, ends as the step's command line does."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from components.shared.config import UserError
+from components.shared.steps import obey_sigterm, setup_logging
+from components.train.kube import Cluster
+from components.train.launch import launch
+
+
+def main() -> int:
+    body = json.load(sys.stdin)
+    setup_logging()
+    obey_sigterm()
+    try:
+        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), body)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

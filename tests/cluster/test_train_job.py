@@ -1,0 +1,226 @@
+"""The train step as a job, from its arguments to its report: what the pods run is run here, torchrun and all."""
+
+from __future__ import annotations
+
+import io
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.shared.config import JobConfig, TrainConfig, UserError, settings_of, to_mapping
+from components.train import launch, node, outcome
+from components.train.jobs import Origin, PodExtras, Work, build
+from components.train.launch import JobFailed
+from tests.cluster.world import World
+from tests.steps import tasks
+
+TASK = "classification"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tasks.make_shards(tmp_path_factory.mktemp("shards"), TASK, tasks.reviews(120)).shards
+
+
+class TaskConfig:
+    """As kfp hands it over, with a volume in which the test's folder lies."""
+
+    def __init__(self, folder: Path):
+        self.env = [{"name": "TZ", "value": "Asia/Seoul"}]
+        self.volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
+        self.volume_mounts = [{"name": "data", "mountPath": str(folder)}]
+        self.node_selector = self.tolerations = self.affinity = self.resources = None
+
+
+def arguments(world: World, folder: Path, config: TrainConfig, **job: Any) -> dict[str, Any]:
+    """The arguments of the train component."""
+    values = to_mapping(JobConfig(runtime="pytorchjob", gpus=0, **job))
+    return {
+        **to_mapping(config),
+        **{s.parameter: values[s.name] for s in settings_of("job")},
+        "run_id": world.run,
+        "task_config": TaskConfig(folder),
+    }
+
+
+@pytest.fixture
+def free_port(fake: World) -> None:
+    assert fake.fake
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        fake.fake.kubelet.port = probe.getsockname()[1]
+
+
+def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
+    fake: World,
+    free_port: None,
+    shards: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert fake.fake
+    fake.fake.kubelet.grace = 60.0
+    streamed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", streamed)
+    root = shards.parents[2]
+    output = tmp_path_factory.mktemp("job") / "model"
+    config = tasks.settings(TASK, epochs=1000, max_steps=150, save_every=0, validate_every=150)
+    run = launch.chosen_run(arguments(fake, root, config, workers=2))
+    metrics = Path(f"{output}.checkpoints") / "metrics.jsonl"
+    body = build(
+        JobConfig(runtime="pytorchjob", gpus=0, workers=2),
+        Work(TASK, config, str(shards), str(output)),
+        Origin(fake.run),
+    )
+
+    def evict() -> None:
+        fake.wait("some steps", lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, 120)
+        worker = next(pod for pod in fake.pods(body) if "worker" in pod["metadata"]["name"])
+        with fake.fake.store.changed:  # type: ignore[union-attr]
+            fake.fake.kubelet.evict(worker)  # type: ignore[union-attr]
+
+    thread = threading.Thread(target=evict, daemon=True)
+    thread.start()
+    report = run(config, task=TASK, output=str(output), shards=str(shards))
+    thread.join(1)
+    assert report.figures["steps"] == 150 and report.html == "report.html"
+    said = streamed.getvalue()
+    assert "resuming from" in said and "[rank 0]" in said
+    fake.assert_nothing_left(body)
+    before = fake.fake.count("POST", "pytorchjobs")
+    again = run(config, task=TASK, output=str(output), shards=str(shards))
+    assert again.figures == report.figures
+    assert fake.fake.count("POST", "pytorchjobs") == before, "a step tried again after its success trains nothing"
+
+
+def test_a_mistake_in_the_settings_fails_the_step_with_the_workers_words(
+    fake: World, free_port: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})
+    run = launch.chosen_run(arguments(fake, shards.parents[2], config))
+    with pytest.raises(JobFailed) as caught:
+        run(config, task=TASK, output=str(tmp_path_factory.mktemp("job") / "model"), shards=str(shards))
+    assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
+    assert "ChildFailedError" not in str(caught.value), "what torchrun has to say of it helps nobody"
+    assert fake.jobs() == []
+
+
+def test_a_local_run_asks_no_cluster(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    config = tasks.settings(TASK, max_steps=1)
+    report = launch.run(config, task=TASK, output=str(tmp_path / "model"), shards=str(shards), job=JobConfig())
+    assert report.figures["steps"] == 1
+    work = Work(TASK, config, str(shards), str(tmp_path / "model"))
+    assert outcome.report(work).figures == report.figures
+    done = outcome.already_done(work)
+    assert done is not None and done.figures == report.figures
+    other = Work(TASK, tasks.settings(TASK, max_steps=2), str(shards), str(tmp_path / "model"))
+    assert outcome.already_done(other) is None, "of other settings"
+
+
+def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp_path: Path) -> None:
+    def check(**changes: str) -> None:
+        values = {"shards": "gs://b/shards", "output": "gs://b/model", "checkpoints": "", **changes}
+        config = TrainConfig(checkpoints=values.pop("checkpoints"), pretrained="gogamza/kobart-base-v2")
+        mounts = PodExtras(volume_mounts=[{"name": "data", "mountPath": "/data/"}])
+        outcome.check_reach(Work(TASK, config, **values), mounts)
+
+    check()
+    check(shards="/data/shards", output="file:///data/model", checkpoints="/data/checkpoints")
+    for name, uri in (("shards", "/database/x"), ("output", "runs/model"), ("checkpoints", str(tmp_path))):
+        with pytest.raises(UserError, match=f"{name}={uri}: the job's pods cannot see that path"):
+            check(**{name: uri})
+
+
+def test_the_command_line_launches(fake: World, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["--task", TASK, "--output", "gs://b/model", "--shards", "/here/shards", "--run", fake.run]
+    assert launch.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"]) == 1
+    assert "shards=/here/shards: the job's pods cannot see that path" in capfd.readouterr().err
+    assert launch.command([*command, "--job-runtime", "tpu", "--job-accelerator", "v4-31"]) == 1
+    assert "no slice has that size" in capfd.readouterr().err
+    assert launch.command([*command, "--job-workers", "none"]) == 1
+    assert "job.workers: expected a whole number" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        launch.command(["--help"])
+    assert "--job-accelerator" in capfd.readouterr().out
+
+
+def test_the_workflow_owns_the_job(fake: World) -> None:
+    owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "u", "controller": True}
+    pod = {
+        "metadata": {
+            "name": "step",
+            "namespace": fake.cluster.namespace,
+            "labels": {"pipeline/runid": "r-1", "workflows.argoproj.io/workflow": "w"},
+            "ownerReferences": [owner],
+        }
+    }
+    assert launch._workflow_of(pod, fake.cluster) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    assert launch._run_of(pod) == "r-1"
+    pod["metadata"]["namespace"] = "elsewhere"
+    assert launch._workflow_of(pod, fake.cluster) is None, (
+        "an owner in another namespace would be collected with the job"
+    )
+    assert launch._own_pod(fake.cluster) is None, "outside of a cluster there is none"
+
+
+def test_the_own_pod_is_found_inside_a_cluster(
+    fake: World, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+) -> None:
+    assert fake.fake
+    fake.fake.store.create(
+        "pods", {"metadata": {"name": "step-1"}, "spec": {"nodeSelector": {"hanflow.test/nowhere": ""}}}
+    )
+    monkeypatch.setattr(fake.cluster, "inside", True)
+    monkeypatch.setenv("KFP_POD_NAME", "step-1")
+    own = launch._own_pod(fake.cluster)
+    assert own is not None and own["metadata"]["name"] == "step-1"
+    fake.fake.forbidden = {("GET", "pods")}
+    assert launch._own_pod(fake.cluster) is None
+    assert "the job gets no owner" in told.text
+
+
+@pytest.mark.parametrize(
+    ("torchrun", "endings", "asked", "status"),
+    [
+        (0, {0: 0, 1: 0}, False, 0),
+        (1, {0: 1, 1: 143}, False, 1),  # a mistake of one ends the others politely
+        (1, {0: 143, 1: 2}, True, 2),
+        (1, {0: 143, 1: 143}, True, 143),
+        (1, {}, True, 143),  # killed at the end of the grace period
+        (1, {0: 143, 1: 143}, False, 143),  # another pod was asked to stop
+        (1, {0: 70, 1: 143}, False, 198),  # a lost peer
+        (1, {0: 143}, False, 137),  # one was killed without a word
+        (1, {}, False, 137),
+        (1, {0: 0, 1: 0}, False, 198),  # torchrun itself
+    ],
+)
+def test_a_pods_exit_status_tells_why(torchrun: int, endings: dict[int, int], asked: bool, status: int) -> None:
+    assert node.pod_status(torchrun, endings, 2, asked) == status
+    retried = status >= 128  # the operator's rule
+    assert retried == (status not in (0, 1, 2))
+
+
+def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from components.train import __main__ as entry
+
+    monkeypatch.setenv(node.ENDINGS_VARIABLE, str(tmp_path))
+    monkeypatch.setenv("RANK", "3")
+
+    def fail(error: BaseException) -> int:
+        def main(*_: Any, **__: Any) -> int:
+            raise error
+
+        monkeypatch.setattr(entry, "main", main)
+        return node.note_ending(*entry.work())
+
+    assert fail(RuntimeError("connection closed by peer")) == 70
+    assert (tmp_path / "3").read_text() == "70\nRuntimeError: connection closed by peer"
+    assert fail(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")) == 1
+    assert fail(SystemExit(2)) == 2
+    assert launch.Terminated.exit_status == signal.SIGTERM + 128

@@ -1,0 +1,162 @@
+"""A cluster to play scenarios on: the one in this process, or, with KUBECONFIG, a real one. The scenarios are the same.
+
+A real one needs the training operator, the JobSet controller, and a namespace (HANFLOW_TEST_NAMESPACE, else the context's)
+in which pods, jobs and Secrets may be made and removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from components.shared.config import JobConfig, TrainConfig
+from components.train.jobs import JOB_LABEL, Origin, Work, build, pod_templates
+from components.train.kube import Cluster, NotFound
+from components.train.launch import PATHS
+from tests.cluster.fake import FakeCluster, fake_cluster
+
+ROOT = Path(__file__).parents[2]
+IMAGE = os.environ.get("HANFLOW_TEST_IMAGE", "busybox:1.36")
+PODS = "/api/v1/namespaces/{namespace}/pods"
+
+
+class World:
+    """A cluster, and what a test does to it through its API.
+
+    Args:
+        cluster: as the launcher sees it.
+        fake: the cluster in this process; None: a real one.
+        pace: seconds that stand for "soon": real clusters take longer to start a pod.
+    """
+
+    def __init__(self, cluster: Cluster, fake: FakeCluster | None, pace: float):
+        self.cluster, self.fake, self.pace = cluster, fake, pace
+        self.run = f"test-{uuid.uuid4()}"
+
+    def body(
+        self, script: str, *, runtime: str = "pytorchjob", seed: int = 42, run: str = "", **job: Any
+    ) -> dict[str, Any]:
+        """A job as hanflow builds it, small, with a shell script for its command.
+
+        Args:
+            script: for `sh -c`; `$NODE` is the number of the pod.
+            runtime: pytorchjob, or tpu (its slice's shape and devices left out: few clusters have one to spare).
+            seed: of the training that is not done; another one makes it another job of the same name.
+            run: another run's id.
+            job: settings of the job.
+        """
+        values: dict[str, Any] = {
+            "gpus": 0,
+            "cpu": "50m",
+            "memory": "64Mi",
+            "scratch": "64Mi",
+            "image": IMAGE,
+            "service_account": "default",
+            "accelerator": "v4-16" if runtime == "tpu" else "",
+        }
+        work = Work("summarization", TrainConfig(seed=seed), "gs://b/shards", "gs://b/model")
+        body = build(JobConfig(runtime=runtime, **{**values, **job}), work, Origin(run or self.run))
+        body["metadata"]["annotations"].pop("alpha.jobset.sigs.k8s.io/exclusive-topology", None)
+        for template in pod_templates(body):
+            spec = template["spec"]
+            (container,) = spec["containers"]
+            container["command"] = ["sh", "-c", "NODE=${JOB_COMPLETION_INDEX:-$RANK}\n" + script]
+            for resources in container["resources"].values():
+                resources.pop("google.com/tpu", None)
+            spec["nodeSelector"] = {key: value for key, value in spec["nodeSelector"].items() if "tpu" not in key}
+            spec["tolerations"] = []
+        return body
+
+    def soon(self, paces: float = 1.0) -> int:
+        """A time (seconds since the epoch) for scripts to wait for."""
+        return int(time.time() + paces * self.pace) + 1
+
+    def jobs(self) -> list[str]:
+        """Names of this test's jobs that are there."""
+        selector = {"labelSelector": f"hanflow/run={self.run}"}
+        found = [self.cluster.request("GET", path, query=selector)["items"] for path in PATHS.values()]
+        return [job["metadata"]["name"] for items in found for job in items]
+
+    def job(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self.cluster.request("GET", f"{PATHS[body['kind']]}/{body['metadata']['name']}")
+
+    def pods(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        query = {"labelSelector": f"{JOB_LABEL}={body['metadata']['name']}"}
+        return self.cluster.request("GET", PODS, query=query)["items"]
+
+    def create(self, body: Mapping[str, Any]) -> None:
+        self.cluster.request("POST", PATHS[body["kind"]], body=body)
+
+    def delete(self, body: Mapping[str, Any]) -> None:
+        path = f"{PATHS[body['kind']]}/{body['metadata']['name']}"
+        self.cluster.request("DELETE", path, body={"propagationPolicy": "Background"})
+
+    def evict(self, body: Mapping[str, Any]) -> None:
+        for pod in self.pods(body):
+            name = pod["metadata"]["name"]
+            eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+            self.cluster.request("POST", f"{PODS}/{name}/eviction", body=eviction)
+
+    def create_secret(self, name: str, key: str, value: str) -> None:
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}}
+        self.cluster.request("POST", "/api/v1/namespaces/{namespace}/secrets", body=secret)
+
+    def wait(self, what: str, reached: Callable[[], Any], seconds: float = 0) -> None:
+        """Wait until `reached()` is true; fails after a while."""
+        until = time.monotonic() + (seconds or 20 * self.pace)
+        while not reached():
+            assert time.monotonic() < until, f"never happened: {what}"
+            time.sleep(self.pace / 50)
+
+    def wait_running(self, body: Mapping[str, Any]) -> None:
+        self.wait("a running pod", lambda: any(p["status"]["phase"] == "Running" for p in self.pods(body)))
+
+    def assert_nothing_left(self, body: Mapping[str, Any]) -> None:
+        """No job; and its pods go."""
+        assert self.jobs() == []
+        self.wait("no pods", lambda: self.pods(body) == [], 120 if self.fake is None else 10)
+
+    def start_launcher(self, body: Mapping[str, Any]) -> subprocess.Popen[str]:
+        """A launcher in a process of its own, to send signals to; its output is one text."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.cluster.driver"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert process.stdin
+        process.stdin.write(json.dumps(body))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+
+@contextlib.contextmanager
+def in_process(folder: Path) -> Iterator[World]:
+    """The cluster in this process; KUBECONFIG must be set to `folder/kubeconfig`."""
+    with fake_cluster(folder) as fake:
+        yield World(Cluster(), fake, pace=0.5)
+
+
+@contextlib.contextmanager
+def real() -> Iterator[World]:
+    """The cluster of KUBECONFIG; what a test leaves is removed."""
+    world = World(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), None, pace=15.0)
+    try:
+        yield world
+    finally:
+        selector = {"labelSelector": f"hanflow/run={world.run}"}
+        for path in PATHS.values():
+            for job in world.cluster.request("GET", path, query=selector)["items"]:
+                with contextlib.suppress(NotFound):
+                    world.cluster.request("DELETE", f"{path}/{job['metadata']['name']}")

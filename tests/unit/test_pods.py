@@ -1,0 +1,122 @@
+"""What a job's objects say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from components.train import pods
+
+
+def job(*conditions: str, **status: Any) -> dict[str, Any]:
+    held = [{"type": kind, "status": "True", "reason": f"Is{kind}", "message": "m"} for kind in conditions]
+    return {"status": {"conditions": held, **status}}
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        ({}, "pending"),
+        ({"status": None}, "pending"),
+        (job("Created"), "pending"),
+        (job("Created", "Running"), "running"),
+        (job("Created", "Restarting"), "restarting"),
+        (job("Created", "Suspended"), "suspended"),
+        (job("Created", "Succeeded"), "succeeded"),
+        (job("Created", "Restarting", "Failed"), "failed"),
+        (job(terminalState="Completed"), "succeeded"),
+        (job(terminalState="Failed"), "failed"),
+        (job("Completed"), "succeeded"),
+        (job(replicatedJobsStatus=[{"name": "slice", "ready": 1}]), "running"),
+        (job(replicatedJobsStatus=[{"name": "slice", "ready": 0}]), "pending"),
+        (
+            {"status": {"conditions": [{"type": "Running", "status": "False"}, {"type": "Created", "status": "True"}]}},
+            "pending",
+        ),
+    ],
+)
+def test_the_phase_of_a_job(found: dict[str, Any], name: str) -> None:
+    assert pods.phase(found).name == name
+    assert pods.phase(found).over == (name in ("succeeded", "failed"))
+
+
+def pod(phase: str, *, code: int | None = None, said: str = "", **status: Any) -> dict[str, Any]:
+    if code is not None:
+        terminated = {"exitCode": code, "reason": "OOMKilled" if code == 137 else "Error", "message": said}
+        status["containerStatuses"] = [{"name": "pytorch", "state": {"terminated": terminated}}]
+    return {"metadata": {"name": "p"}, "status": {"phase": phase, **status}}
+
+
+DISRUPTED = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "made room"}]
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "text"),
+    [
+        (pod("Succeeded", code=0), "succeeded", "succeeded"),
+        (pod("Failed", code=1, said="a\nerror: no such\nfolder\n"), "permanent", "exit status 1: error: no such folder"),
+        (pod("Failed", code=2, said="usage"), "permanent", "exit status 2: usage"),
+        (pod("Failed", code=143), "preempted", "exit status 143"),
+        (pod("Failed", code=198, said="lost"), "passing", "exit status 198: lost"),
+        (pod("Failed", code=137), "passing", "exit status 137 (OOMKilled)"),
+        (pod("Failed", code=137, conditions=DISRUPTED), "preempted", "PreemptionByScheduler: made room"),
+        (pod("Failed", code=1, conditions=DISRUPTED), "preempted", "PreemptionByScheduler"),
+        (pod("Failed", reason="Evicted", message="low on memory"), "preempted", "Evicted: low on memory"),
+        (pod("Failed", reason="Terminated", message="Pod was terminated in response to imminent node shutdown."), "preempted", "node shutdown"),
+        (pod("Failed", reason="UnexpectedAdmissionError", message="GPU"), "passing", "UnexpectedAdmissionError: GPU"),
+        (pod("Failed"), "passing", "failed without a word"),
+    ],
+)  # fmt: skip
+def test_how_a_pod_ended(found: dict[str, Any], kind: str, text: str) -> None:
+    ending = pods.ending(found)
+    assert ending is not None and ending.kind == kind and text in ending.text
+
+
+def test_a_pod_that_is_gone_without_an_end_was_taken_away() -> None:
+    assert pods.ending(pod("Running")) is None
+    ending = pods.ending(pod("Running"), deleted=True)
+    assert ending is not None and ending.kind == "preempted"
+    pending = pods.ending(pod("Pending"), deleted=True)
+    assert pending is not None and pending.kind == "preempted"
+
+
+def test_why_a_pod_waits() -> None:
+    def waits(**state: Any) -> pods.Waiting | None:
+        return pods.waiting(pod("Pending", containerStatuses=[{"name": "c", "state": {"waiting": state}}]))
+
+    assert waits(reason="ContainerCreating") is None and waits(reason="PodInitializing") is None
+    found = waits(reason="ImagePullBackOff", message="no such image")
+    assert found is not None and found.text == "ImagePullBackOff: no such image"
+    unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
+    found = pods.waiting(pod("Pending", conditions=[unschedulable]))
+    assert found is not None and found.text == "Unschedulable: 0/3 nodes"
+    init = [{"name": "init", "state": {"waiting": {"reason": "ErrImagePull", "message": "alpine"}}}]
+    found = pods.waiting(pod("Pending", initContainerStatuses=init))
+    assert found is not None and found.reason == "ErrImagePull"
+    assert pods.waiting(pod("Running")) is None and pods.waiting(pod("Failed", code=1)) is None
+
+
+def labelled(created: int, labels: dict[str, str]) -> dict[str, Any]:
+    return {"metadata": {"name": f"pod-{created}", "creationTimestamp": str(created), "labels": labels}}
+
+
+def replica(created: int, index: int, **more: str) -> dict[str, Any]:
+    labels = {"training.kubeflow.org/job-name": "j", "training.kubeflow.org/replica-index": str(index)}
+    return labelled(created, {**labels, **more})
+
+
+def host(created: int, job: int, index: int) -> dict[str, Any]:
+    places = {"jobset.sigs.k8s.io/job-index": str(job), "batch.kubernetes.io/job-completion-index": str(index)}
+    return labelled(created, places)
+
+
+def test_whose_log_is_rank_zeros() -> None:
+    master, worker = replica(1, 0, **{"training.kubeflow.org/job-role": "master"}), replica(2, 0)
+    assert pods.rank_zero([worker, master]) is master and pods.rank_zero([worker]) is None
+    elastic = [replica(index, index, **{"hanflow/elastic": "true"}) for index in (1, 0)]
+    assert pods.rank_zero(elastic) is elastic[1]
+    hosts = [host(1, job, index) for job in (1, 0) for index in (1, 0)]
+    assert pods.rank_zero(hosts) is hosts[3]
+    newer = host(2, 0, 0)
+    assert pods.rank_zero([newer, *hosts]) is newer, "after a restart"
