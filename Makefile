@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format compile bench clean
+.PHONY: run test lint format compile images bench clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
@@ -30,6 +30,14 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Container images with podman or docker; `make images IMAGES='gpu tpu' BUILDER=docker IMAGE_REPOSITORY=… IMAGE_TAG=…`.
+# BASE: another Debian 12 image; BUILD_FLAGS: of `podman build`. PIP_EXTRA_INDEX_URL and the like reach the build.
+IMAGES ?= cpu demo
+images: $(INSTALLED)
+	$(BIN)/python images/build.py $(IMAGES) $(if $(BUILDER),--builder $(BUILDER)) $(if $(BASE),--base $(BASE)) \
+		$(if $(IMAGE_REPOSITORY),--image-repository $(IMAGE_REPOSITORY)) $(if $(IMAGE_TAG),--image-tag $(IMAGE_TAG)) \
+		$(if $(BUILD_FLAGS),--flags='$(BUILD_FLAGS)')
 
 # The README's table; one row with ONLY=name. About 20 minutes on 2 cores.
 bench: $(INSTALLED)
