@@ -12,7 +12,7 @@ from components.shared import images
 from components.shared.config import Experiment, UserError, all_settings, load_experiment
 from pipelines.commands import demo, import_, predict, remote, score
 
-PIPELINES = ("summarization", "classification", "language_modeling")
+PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -87,8 +87,11 @@ def _experiment(name: str | None, default: str, overrides: Sequence[str], pipeli
         known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
         raise UserError(f"{path}: no such experiment file; give a YAML file or a bundled name: {known}")
     experiment = load_experiment(path, overrides)
-    if experiment.task != pipeline:
-        raise UserError(f"{path}: is an experiment of the task {experiment.task}; run `hanflow run {experiment.task}`")
+    if experiment.pipeline != pipeline:
+        wanted = " (combine.members makes it one)" if experiment.combine.members else ""
+        raise UserError(
+            f"{path}: is an experiment of the pipeline {experiment.pipeline}{wanted}; run `hanflow run {experiment.pipeline}`"
+        )
     return experiment
 
 

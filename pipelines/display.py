@@ -32,7 +32,9 @@ class Display:
         self._console = Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
         self._errors = Console(file=sys.stderr, highlight=False, soft_wrap=True, width=width)
         self._live: Live | None = None
-        self._step, self._since, self._line_at = "", 0.0, 0.0
+        self._since: dict[str, float] = {}
+        self._line_at: dict[str, float] = {}
+        self._now: dict[str, Text] = {}
         self._console.print(f"[bold]{title}[/] → {folder}")
 
     def __enter__(self) -> Display:
@@ -50,48 +52,62 @@ class Display:
 
     def started(self, step: str) -> None:
         """A step began."""
-        self._step = step
-        self._since = self._line_at = time.monotonic()
+        self._since[step] = self._line_at[step] = time.monotonic()
         if self._live:
-            self._live.update(Text(f"  {step} …", style="cyan"))
+            self._show(step, Text(f"  {step} …", style="cyan"))
         else:
             self._console.print(f"  {step} …")
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        """A step came along: `label`, `done`, `total`, `unit`, `figures`."""
+        """A step came along: `step`, `label`, `done`, `total`, `unit`, `figures`; several may run side by side."""
+        step = event["step"]
         done, total, unit = event["done"], event["total"], event["unit"]
         count = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
         figures = "".join(f" · {name} {value}" for name, value in event["figures"].items())
-        seconds = f"{time.monotonic() - self._since:.0f} s"
+        seconds = f"{time.monotonic() - self._since[step]:.0f} s"
         if self._live:
             bar = ""
             if total:
                 filled = min(24, 24 * done // total)
                 bar = "━" * filled + "╌" * (24 - filled) + " "
             text = Text.assemble(
-                (f"  {self._step} ", "cyan"),
+                (f"  {step} ", "cyan"),
                 f"{event['label']} ",
                 (bar, "green"),
                 f"{count}{figures}",
                 (f" · {seconds}", "dim"),
             )
-            self._live.update(text)
+            self._show(step, text)
             return
-        if time.monotonic() - self._line_at >= LINE_INTERVAL:
-            self._console.print(f"    {event['label']} {count}{figures} · {seconds}", markup=False)
-            self._line_at = time.monotonic()
+        if time.monotonic() - self._line_at[step] >= LINE_INTERVAL:
+            several = f"{step}: " if len(self._since) > 1 else ""
+            self._console.print(f"    {several}{event['label']} {count}{figures} · {seconds}", markup=False)
+            self._line_at[step] = time.monotonic()
 
     def finished(self, step: str, seconds: float, figures: Mapping[str, Any]) -> None:
         """A step ended well."""
         self._print(
             Text.assemble(("✔ ", "green"), (f"{step:<11}", "bold"), f"{_seconds(seconds):>8}  {_figures(figures)}")
         )
-        if self._live:
-            self._live.update(Text(""))
+        self._ended(step)
 
     def failed(self, step: str) -> None:
         """A step ended badly."""
+        self._ended(step)
         self._print(Text.assemble(("✘ ", "red"), (step, "bold")))
+
+    def _ended(self, step: str) -> None:
+        self._since.pop(step, None)
+        self._show(step, None)
+
+    def _show(self, step: str, text: Text | None) -> None:
+        """Bring the live lines up to date, one a running step."""
+        if text is None:
+            self._now.pop(step, None)
+        else:
+            self._now[step] = text
+        if self._live:
+            self._live.update(Text("\n").join(self._now.values()))
 
     def summary(self, records: Sequence[Mapping[str, Any]], seconds: float) -> None:
         """The table of the whole run."""

@@ -22,11 +22,11 @@ from typing import Any, TextIO
 import psutil
 import yaml
 
-from components.shared.artifacts import KINDS
-from components.shared.config import STEPS, Experiment, UserError, to_mapping
+from components.shared.artifacts import kind_of
+from components.shared.config import Experiment, UserError, member_settings, step_config, to_mapping
 from components.shared.progress import EVENTS_VARIABLE
 from components.shared.tasks import get_task
-from pipelines.build import arguments_of
+from pipelines.build import arguments_of, boxes
 from pipelines.display import Display
 from pipelines.package import load_pipeline
 
@@ -35,6 +35,9 @@ POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
 """What a step gets to finish what it is at and to clean up after an interrupt (training saves a checkpoint)."""
 TAIL_LINES = 30
+
+LOCAL_LOOPS = 2
+"""Turns of a loop that kfp's local runner runs at once."""
 
 
 @dataclass
@@ -57,13 +60,18 @@ def run_locally(name: str, experiment: Experiment, output: Path) -> int:
     Raises:
         UserError: the output folder holds something else already, or the settings cannot work.
     """
-    problems = get_task(experiment.task).check_model(experiment.train)
+    problems = _model_problems(experiment)
     if problems:
         raise UserError("\n".join(problems))
     output = output.absolute()
+    members = [
+        {**member, "checkpoints": member.get("checkpoints") or str(output / "checkpoints" / member["name"])}
+        for member in experiment.combine.members
+    ]
     experiment = replace(
         experiment,
         train=replace(experiment.train, checkpoints=experiment.train.checkpoints or str(output / "checkpoints")),
+        combine=replace(experiment.combine, members=members),
         export=replace(experiment.export, title=experiment.export.title or experiment.name),
     )
     settings = to_mapping(experiment)
@@ -122,10 +130,22 @@ def _alone(output: Path) -> Iterator[None]:
         yield
 
 
+def _model_problems(experiment: Experiment) -> list[str]:
+    """What can be told to be wrong with the models before anything is run."""
+    task = get_task(experiment.task)
+    if not experiment.combine.members:
+        return task.check_model(experiment.train)
+    problems = []
+    for member in member_settings(experiment):
+        name, _ = member.pop("name"), member.pop("job", None)
+        problems += [f"{name}: {problem}" for problem in task.check_model(step_config("train", member))]
+    return problems
+
+
 class _Run:
     def __init__(self, name: str, experiment: Experiment, output: Path):
         self.name, self.experiment, self.output = name, experiment, output
-        self.records = {step: StepRecord(step) for step in STEPS}
+        self.records = {box: StepRecord(box) for box in boxes(experiment)}
         self.failure: dict[str, Any] | None = None
         self.log, self.events = output / "run.log", output / EVENTS
         told = self.events.read_bytes()
@@ -141,7 +161,7 @@ class _Run:
         interrupted = False
         with (
             self.log.open("a", encoding="utf-8") as log,
-            _environment({EVENTS_VARIABLE: str(self.events), "PYTHONUNBUFFERED": "1"}),
+            _environment(self._variables()),
             Display(f"hanflow run {self.name}", str(self.output)) as display,
             _output_to(log),
         ):
@@ -168,11 +188,18 @@ class _Run:
         display.summary(records, time.monotonic() - started)
         return self._tell(status, display)
 
+    def _variables(self) -> dict[str, str]:
+        variables = {EVENTS_VARIABLE: str(self.events), "PYTHONUNBUFFERED": "1"}
+        members = len(self.experiment.combine.members)
+        if members > 1:
+            variables["HANFLOW_SIDE_BY_SIDE"] = str(min(members, LOCAL_LOOPS))
+        return variables
+
     def _follow(self, events: TextIO, display: Display) -> None:
         """Take in what the steps have told since the last look."""
         for line in _whole_lines(events):
             event = json.loads(line)
-            kind, step = event["event"], event.get("step", "")
+            kind, step = event["event"], event["step"]
             if kind == "started":
                 self.records[step].status = "running"
                 display.started(step)
@@ -193,9 +220,10 @@ class _Run:
                 display.failed(step)
 
     def _link(self, step: str, artifact: str) -> Path:
-        """A short way to an artifact: `<output>/<kind>`."""
-        kind = next(kind for kind, maker in KINDS.items() if maker == step)
-        link = self.output / kind
+        """A short way to an artifact: `<output>/<kind>`, `<output>/model-<name>` of a member of an ensemble."""
+        maker, _, member = step.partition("-")
+        kind = kind_of(maker)
+        link = self.output / (f"{kind}-{member}" if member else kind)
         link.unlink(missing_ok=True)  # of an interrupted run
         link.symlink_to(os.path.relpath(artifact, self.output))
         return link
@@ -233,7 +261,11 @@ class _Run:
             message = f"{self.failure['step']} failed: {self.failure['message']}"
         else:
             running = [r.name for r in self.records.values() if r.status == "running"]
-            what = f"{running[0]} died without a word (killed, or out of memory?)" if running else "the run failed"
+            what = (
+                f"{' or '.join(running)} died without a word (killed, or out of memory?)"
+                if running
+                else "the run failed"
+            )
             message = what
         # A message meant for the user says it all; for anything else the way there is wanted.
         expected = self.failure is not None and self.failure["expected"]

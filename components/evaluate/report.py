@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from components.shared import html, lengths
-from components.shared.artifacts import Manifest, lineage
+from components.shared.artifacts import Manifest, lineage, trainings
 from components.shared.bootstrap import Interval
 from components.shared.config import EvaluateConfig, to_mapping
 from components.shared.html import Section
@@ -58,11 +58,14 @@ def render(
         *task.sections(systems[0].measures, shards.details["facts"]),
         *_by_length(task, systems, texts["input"]),
         *_described(kept),
-        *_curves(training),
+        *(section for name, facts in trainings(training).items() for section in _curves(name, facts)),
         *_lengths(texts, corpus, shards),
         *_examples(config.examples, task, kept),
         Section("Evaluation settings", _settings(to_mapping(config))),
-        Section("Training settings", _settings(training["settings"])),
+        *(
+            Section(_of("Training settings", name), _settings(facts["settings"]))
+            for name, facts in trainings(training).items()
+        ),
         Section(
             "Lineage",
             html.table(["artifact", "digest (sha256)"], list(lineage(corpus, shards, model).items())),
@@ -132,7 +135,11 @@ def _described(kept: Kept) -> list[Section]:
     return [Section("Predictions", html.table(["what", "mean", "rows"], rows), "Of the trained model, row by row.")]
 
 
-def _curves(training: Mapping[str, Any]) -> list[Section]:
+def _of(heading: str, member: str) -> str:
+    return f"{heading} of the member {member}" if member else heading
+
+
+def _curves(member: str, training: Mapping[str, Any]) -> list[Section]:
     history, best = training["history"], training.get("best")
     loss = {
         "train": thinned([(point["step"], point["loss"]) for point in history["train"]]),
@@ -144,8 +151,8 @@ def _curves(training: Mapping[str, Any]) -> list[Section]:
         values = ", ".join(f"validation {name} {value:.4f}" for name, value in best.items() if name != "step")
         intro = f"The kept model is that of step {best['step']:,}: {values}."
     return [
-        Section("Loss", html.lines(loss, "optimizer step", "loss per target token"), intro),
-        Section("Learning rate", html.lines({"learning rate": rates}, "optimizer step", "learning rate")),
+        Section(_of("Loss", member), html.lines(loss, "optimizer step", "loss per target token"), intro),
+        Section(_of("Learning rate", member), html.lines({"learning rate": rates}, "optimizer step", "learning rate")),
     ]
 
 

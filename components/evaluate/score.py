@@ -71,6 +71,8 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_shards, of_corpus, shards, corpus)
     training = _training(model_at)
+    if config.untrained and "members" in training:
+        raise UserError(f"evaluate.untrained: {model} is an ensemble, which was never untrained; set it to false")
     check_gate(config, learnt)
     if config.earlier and not local_path(config.earlier).is_dir():
         raise UserError(f"evaluate.earlier={config.earlier}: no such folder; give that of a bundle or of a model")
@@ -164,7 +166,7 @@ def _systems(
     training: Mapping[str, Any],
     target: Path,
 ) -> tuple[list[System], Kept]:
-    """The trained model first, then the baselines, an earlier model and the untrained one, each loaded in its turn."""
+    """The trained model first, then what it is made of, the baselines, an earlier model and the untrained one, each loaded in its turn."""
     encoding, facts = step_config("tokenize", shards.config), shards.details["facts"]
     tokenizer = load_tokenizer(model_at)
 
@@ -179,9 +181,12 @@ def _systems(
             return _judged(name, by(predictor), task, split, progress, listener)
 
     with PredictionsFile(target / "predictions.csv", task, spread(split.rows, config.examples)) as file:
-        trained = task.predictor(task.load_model(str(model_at)), tokenizer, config, scoring=True)
+        model = task.load_model(str(model_at))
+        trained = task.predictor(model, tokenizer, config, scoring=True)
         systems = [modelled(TRAINED, trained, file.add)]
-    del trained  # two models at once would double the memory
+        for name, member in task.members(model).items():
+            systems.append(modelled(f"{name} model", task.predictor(member, tokenizer, config, scoring=True)))
+    del trained, model  # two models at once would double the memory
     first = next(chunks(split.path, task, 1))
     for name in task.baselines(first, config, facts):
 
@@ -194,8 +199,8 @@ def _systems(
         systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
     if config.untrained:
         gc.collect()
-        model = task.new_model(step_config("train", training["settings"]), tokenizer, facts).eval()
-        systems.append(modelled(UNTRAINED, task.predictor(model, tokenizer, config, scoring=True)))
+        untrained = task.new_model(step_config("train", training["settings"]), tokenizer, facts).eval()
+        systems.append(modelled(UNTRAINED, task.predictor(untrained, tokenizer, config, scoring=True)))
     return systems, file.kept
 
 
@@ -229,7 +234,8 @@ def _training(model_at: Path) -> dict[str, Any]:
     path = model_at / "training.json"
     try:
         training = json.loads(path.read_text(encoding="utf-8"))
-        training["settings"], training["history"]["train"], training["history"]["validation"]
+        for facts in artifacts.trainings(training).values():
+            facts["settings"], facts["history"]["train"], facts["history"]["validation"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
     return training

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from components.shared.artifacts import Manifest
+from components.shared.artifacts import Manifest, trainings
 from components.shared.config import ExportConfig
 from components.shared.tasks.base import Task
 
@@ -86,13 +86,7 @@ def model_card(
         + ", ".join(f"{n:,} ({name})" for name, n in shards.counts["truncated"].items())
         + ".",
         "## Training",
-        f"{training['steps']:,} optimizer steps in {training['precision']} on {training['world_size']} × "
-        f"{training['device']} (torch {training['torch']}); the kept model is that of step "
-        f"{(training['best'] or {'step': training['steps']})['step']:,}.",
-        _table(
-            ["setting", "value"],
-            [[k, f"`{training['settings'][k]}`"] for k in SHOWN_SETTINGS if training["settings"][k]],
-        ),
+        *(part for name, facts in trainings(training).items() for part in _training(name, facts)),
         "## Licence",
         config.license
         or "No licence was stated for these weights. Ask their makers, and mind the licence of the data.",
@@ -106,6 +100,17 @@ def model_card(
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _training(name: str, facts: Mapping[str, Any]) -> list[str]:
+    """How the model, or one member of an ensemble, was trained."""
+    settings = facts["settings"]
+    return [
+        (f"The member {name}: " if name else "") + f"{facts['steps']:,} optimizer steps in {facts['precision']} on "
+        f"{facts['world_size']} × {facts['device']} (torch {facts['torch']}); the kept model is that of step "
+        f"{(facts['best'] or {'step': facts['steps']})['step']:,}.",
+        _table(["setting", "value"], [[k, f"`{settings[k]}`"] for k in SHOWN_SETTINGS if settings[k]]),
+    ]
 
 
 def _use(card: Mapping[str, Any], formats: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -30,6 +30,9 @@ KINDS = {
     "bundle": "export",
 }
 """Artifact kind → the step that makes it."""
+
+COMBINED = "combine"
+"""The step that makes a model of several."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -161,6 +164,21 @@ def check_parent(child: Manifest, parent: Manifest, child_at: str, parent_at: st
 def lineage(*parents: Manifest) -> dict[str, str]:
     """The `parents` entry of a manifest."""
     return {parent.artifact: parent.digest for parent in parents}
+
+
+def kind_of(step: str) -> str:
+    """The kind of artifact that a step makes."""
+    return "model" if step == COMBINED else next(kind for kind, maker in KINDS.items() if maker == step)
+
+
+def numbered(manifests: Sequence[Manifest]) -> dict[str, str]:
+    """The `parents` entry for several artifacts of one kind, in their order: `model 1`, `model 2`, …"""
+    return {f"{manifest.artifact} {number}": manifest.digest for number, manifest in enumerate(manifests, 1)}
+
+
+def trainings(training: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """How each part of a model was trained, from its training.json: name of the member of an ensemble, or "" → facts."""
+    return dict(training["members"]) if "members" in training else {"": training}
 
 
 def json_ready(value: Any) -> Any:

@@ -258,6 +258,19 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class CombineConfig:
+    """Trained models to one that averages what they say; the ensemble pipeline alone has this step."""
+
+    members: list = setting(
+        [],
+        'Models that are trained side by side, e.g. [{"name": "rnn", "architecture": {"type": "rnn"}, "epochs": 2}, …]: a name each, and what differs from the settings of train.',
+    )
+    weights: list = setting(
+        [], "How much each member counts in the average, in their order, none negative; empty: all the same."
+    )
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """A model's scores on held-out rows."""
 
@@ -406,16 +419,23 @@ class Experiment:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    combine: CombineConfig = field(default_factory=CombineConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     job: JobConfig = field(default_factory=JobConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the pipeline that runs it."""
+        return "ensemble" if self.combine.members else self.task
 
 
 STEPS: dict[str, type] = {
     "preprocess": PreprocessConfig,
     "tokenize": TokenizeConfig,
     "train": TrainConfig,
+    "combine": CombineConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }
@@ -459,6 +479,21 @@ def settings_of(step: str) -> list[Setting]:
 def all_settings() -> list[Setting]:
     """The settings of all sections."""
     return [s for section in SECTIONS for s in settings_of(section)]
+
+
+def member_settings(experiment: Experiment) -> list[dict[str, Any]]:
+    """Name and settings of every member of an ensemble: what the train section sets, below what is its own.
+
+    Settings left at their default are left out.
+    """
+    shared = _changed(experiment.train)
+    return [{**shared, **member} for member in experiment.combine.members]
+
+
+def _changed(config: Any) -> dict[str, Any]:
+    """The settings of a section that differ from their defaults."""
+    defaults = to_mapping(type(config)())
+    return {name: value for name, value in to_mapping(config).items() if value != defaults[name]}
 
 
 def to_mapping(config: Any) -> dict[str, Any]:
@@ -545,6 +580,7 @@ def _cross_checks(experiment: Experiment) -> list[str]:
         problems.append(
             f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
         )
+    problems += _member_problems(experiment)
     if experiment.evaluate.engine == "transformers" and experiment.evaluate.compute_type != "float32":
         problems.append(
             f"evaluate.compute_type={experiment.evaluate.compute_type} needs CTranslate2: set evaluate.engine=ctranslate2, "
@@ -619,6 +655,43 @@ def job_problems(job: JobConfig) -> list[str]:
     for toleration in job.tolerations:
         if not isinstance(toleration, dict):
             problems.append(f"job.tolerations: expected mappings such as {{key: team}}, found {toleration!r}")
+    return problems
+
+
+_MEMBER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+
+
+def _member_problems(experiment: Experiment) -> list[str]:
+    """What is wrong with the members of an ensemble."""
+    members, weights = experiment.combine.members, experiment.combine.weights
+    if not members:
+        return ["combine.weights: there are no combine.members to weigh"] if weights else []
+    names: list[str] = []
+    problems: list[str] = []
+    for number, member in enumerate(members, 1):
+        name = member.get("name") if isinstance(member, Mapping) else None
+        if not isinstance(name, str) or not _MEMBER_NAME.fullmatch(name):
+            problems.append(
+                f"combine.members: number {number} is {member!r}; give a mapping with its `name` (small letters, digits, "
+                "hyphens) and its train settings"
+            )
+            continue
+        if name in names:
+            problems.append(f"combine.members: two are named {name}")
+        names.append(name)
+        own = {key: value for key, value in member.items() if key not in ("name", "job")}
+        _, found = _build(TrainConfig, own, "train", require=False)
+        job, wrong = _build(JobConfig, {**_changed(experiment.job), **(member.get("job") or {})}, "job", require=False)
+        found += wrong or job_problems(job)
+        problems += [f"combine.members: {name}: {problem}" for problem in found]
+    if weights and len(weights) != len(members):
+        problems.append(f"combine.weights: {len(weights)} weights for {len(members)} members; give one each, or none")
+    if any(isinstance(w, bool) or not isinstance(w, (int, float)) or w < 0 for w in weights) or (
+        weights and not any(weights)
+    ):
+        problems.append(f"combine.weights: {weights}: give numbers, none negative, not all of them 0")
+    if experiment.evaluate.untrained:
+        problems.append("evaluate.untrained: an ensemble was never untrained; set it to false")
     return problems
 
 

@@ -29,13 +29,21 @@ LINE_INTERVAL = 15.0
 
 log = logging.getLogger("hanflow")
 
+_step = ""
+
+
+def speak_for(step: str) -> None:
+    """Let all further events of this process carry the name of a step."""
+    global _step
+    _step = step
+
 
 def emit(event: str, **fields: Any) -> bool:
     """Append one event for the command at the top; False when nobody listens."""
     path = os.environ.get(EVENTS_VARIABLE)
     if not path:
         return False
-    line = json.dumps({"event": event, "time": time.time(), **json_ready(fields)}, ensure_ascii=False)
+    line = json.dumps({"event": event, "step": _step, "time": time.time(), **json_ready(fields)}, ensure_ascii=False)
     with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two steps never mix
         stream.write(line + "\n")
     return True

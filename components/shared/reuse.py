@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.shared.artifacts import KINDS, program_version, read_manifest
+from components.shared.artifacts import kind_of, numbered, program_version, read_manifest
 from components.shared.config import UserError, step_config, to_mapping
 from components.shared.progress import EVENTS_VARIABLE, log
 from components.shared.storage import local_path
 
 
-def finished_before(step: str, values: Mapping[str, Any], *, task: str, **inputs: str) -> dict[str, Any] | None:
+def finished_before(
+    step: str, values: Mapping[str, Any], *, task: str, called: str = "", **inputs: str | Sequence[str]
+) -> dict[str, Any] | None:
     """The event with which an earlier process of this run told that it finished the step; None: it did not.
 
     Its artifact must be whole, made by this version with the same settings, from the same parents.
@@ -24,15 +26,20 @@ def finished_before(step: str, values: Mapping[str, Any], *, task: str, **inputs
         step: name of the step.
         values: its settings.
         task: what is learnt.
-        inputs: kind of each input artifact → its URI.
+        called: its name in the run, where the step runs several times; empty: that of the step.
+        inputs: kind of each input artifact → its URI, or the URIs of several models.
     """
-    event = _last_finish(step)
+    event = _last_finish(called or step)
     if event is None:
         return None
-    kind = next(kind for kind, maker in KINDS.items() if maker == step)
     try:
-        manifest = read_manifest(Path(event["artifact"]), kind, task=task)
-        parents = {name: read_manifest(local_path(uri), name, verify=False).digest for name, uri in inputs.items()}
+        manifest = read_manifest(Path(event["artifact"]), kind_of(step), task=task)
+        parents: dict[str, str] = {}
+        for name, uris in inputs.items():
+            if isinstance(uris, str):
+                parents[name] = read_manifest(local_path(uris), name, verify=False).digest
+            else:
+                parents |= numbered([read_manifest(local_path(uri), "model", verify=False) for uri in uris])
     except UserError as error:
         log.warning("%s runs again: %s", step, error)
         return None

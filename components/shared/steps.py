@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from components.shared.config import UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
-from components.shared.progress import emit, hold_run, log
+from components.shared.progress import emit, hold_run, log, speak_for
 from components.shared.reuse import finished_before
 from components.shared.storage import local_path
 
@@ -51,22 +51,30 @@ def setup_logging() -> None:
     log.propagate = False
 
 
-def execute(step: str, run: Run, values: Mapping[str, Any], *, task: str, output: str, **inputs: str) -> Report:
-    """Run a step's function on plain setting values, with its start, end or failure told to whoever listens."""
+def execute(
+    step: str, run: Run, values: Mapping[str, Any], *, task: str, output: str, called: str = "", **inputs: Any
+) -> Report:
+    """Run a step's function on plain setting values, with its start, end or failure told to whoever listens.
+
+    Args:
+        called: its name in the run, where the step runs several times; empty: that of the step.
+        inputs: URI of every input artifact, or a list of them.
+    """
     setup_logging()
     obey_sigterm()
     hold_run()
-    emit("started", step=step)
+    speak_for(called or step)
+    emit("started")
     started = time.monotonic()
     try:
         report = run(step_config(step, values), task=task, output=output, **inputs)
     except BaseException as error:
-        emit("failed", step=step, message=_message(error), expected=isinstance(error, UserError))
+        emit("failed", message=_message(error), expected=isinstance(error, UserError))
         raise
     seconds = time.monotonic() - started
-    emit("finished", step=step, seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
+    emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
     told = ", ".join(f"{name} {value}" for name, value in report.figures.items())
-    log.info("%s done in %.1f s: %s → %s", step, seconds, told, output)
+    log.info("%s done in %.1f s: %s → %s", called or step, seconds, told, output)
     return report
 
 
@@ -92,8 +100,14 @@ def _message(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None) -> int:
+def main(
+    step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None, lists: Sequence[str] = ()
+) -> int:
     """The command line of a step: `python -m components.<step> --output DIR --<input> DIR --<setting> VALUE`.
+
+    Args:
+        inputs: names of the input artifacts.
+        lists: names of inputs that are several artifacts of one kind: `--models DIR DIR`.
 
     Returns:
         The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
@@ -102,6 +116,9 @@ def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None 
     parser.add_argument("--output", required=True, help="folder of the artifact to write; must not exist yet")
     for name in inputs:
         parser.add_argument(f"--{name}", required=True, dest=f"input_{name}", help=f"folder of the {name} artifact")
+    for name in lists:
+        help = f"folders of the {name}, in order"
+        parser.add_argument(f"--{name}", required=True, nargs="+", dest=f"input_{name}", metavar="DIR", help=help)
     parser.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
     parser.add_argument("--experiment", help="YAML file that the settings start from")
     for s in settings_of(step):
@@ -128,7 +145,7 @@ def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None 
                 for key, text in options.items()
                 if key.startswith("set_") and text is not None
             }
-        artifacts = {name: options[f"input_{name}"] for name in inputs}
+        artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
         execute(step, run, values, task=task, output=options["output"], **artifacts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -139,7 +156,16 @@ def main(step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None 
     return 0
 
 
-def in_pipeline(step: str, run: Run, arguments: Mapping[str, Any], *, inputs: Sequence[str], output: str) -> str:
+def in_pipeline(
+    step: str,
+    run: Run,
+    arguments: Mapping[str, Any],
+    *,
+    inputs: Sequence[str],
+    output: str,
+    values: Mapping[str, Any] | None = None,
+    called: str = "",
+) -> str:
     """The body of a step's Kubeflow component.
 
     Args:
@@ -149,19 +175,22 @@ def in_pipeline(step: str, run: Run, arguments: Mapping[str, Any], *, inputs: Se
             artifacts: `output`, `metrics` and, where there is one, `report`.
         inputs: names of the arguments that are URIs of input artifacts.
         output: name of the argument that is the output artifact.
+        values: the settings, where they are no arguments.
+        called: see `execute`.
 
     Returns:
         The URI of the artifact, for the next step.
     """
-    values = {s.name: arguments[s.name] for s in settings_of(step)}
+    if values is None:
+        values = {s.name: arguments[s.name] for s in settings_of(step)}
     task, artifact = arguments["task"], arguments[output]
     uris = {name: arguments[name] for name in inputs}
-    earlier = finished_before(step, values, task=task, **uris)
+    earlier = finished_before(step, values, task=task, called=called, **uris)
     if earlier:
         emit(**{**earlier, "kept": True})
         report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
     else:
-        report, uri = execute(step, run, values, task=task, output=artifact.uri, **uris), artifact.uri
+        report, uri = execute(step, run, values, task=task, output=artifact.uri, called=called, **uris), artifact.uri
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)

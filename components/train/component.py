@@ -112,6 +112,65 @@ def train(
     return in_pipeline("train", chosen_run(arguments), arguments, inputs=("shards",), output="model")
 
 
+@dsl.component(base_image=images.CPU, install_kfp_package=False, task_config_passthroughs=_HANDED_ON)
+def train_member(
+    task: str,
+    shards: str,
+    member: dict,
+    job_runtime: str,
+    job_workers: int,
+    job_min_workers: int,
+    job_gpus: int,
+    job_accelerator: str,
+    job_topology: str,
+    job_slices: int,
+    job_image: str,
+    job_cpu: str,
+    job_memory: str,
+    job_shared_memory: str,
+    job_scratch: str,
+    job_namespace: str,
+    job_service_account: str,
+    job_queue: str,
+    job_priority_class: str,
+    job_spot: bool,
+    job_node_selector: dict,
+    job_tolerations: list,
+    job_environment: dict,
+    job_secrets: dict,
+    job_max_restarts: int,
+    job_deadline_hours: float,
+    run_id: str,
+    task_config: dsl.TaskConfig,
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    report: dsl.Output[dsl.HTML],
+) -> str:
+    """Train one member of an ensemble, as the train step does.
+
+    Args:
+        task: What is learnt.
+        shards: URI of the shards artifact.
+        member: Its name, its settings of the train step, what is left out has its default; and under `job` those that its
+            job has of its own, before the other arguments (job_…: where it runs).
+        run_id: Id of the pipeline's run; a job on the cluster is named and labelled by it.
+        task_config: What the step's pod was given in the pipeline; handed on to the job's pods.
+        model: The model in Hugging Face format, and how it came about.
+        metrics: Losses, speed, size.
+        report: The curves.
+
+    Returns:
+        URI of the model.
+    """
+    arguments = locals()
+    from components.shared.steps import in_pipeline
+    from components.train.member import chosen_run
+
+    run, values = chosen_run(arguments)
+    called = f"train-{member['name']}"
+    return in_pipeline("train", run, arguments, inputs=("shards",), output="model", values=values, called=called)
+
+
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def remove_jobs(run_id: str, runtime: str, namespace: str):
     """Remove every job of a run that is still there; for the pipeline's exit handler.

@@ -18,7 +18,9 @@ import psutil
 import pytest
 import yaml
 
-from components.shared.config import STEPS, Experiment, all_settings, settings_of
+from components.shared.config import STEPS, Experiment, Setting, settings_of
+from pipelines.build import ENSEMBLE_STEPS, PLACES
+from pipelines.build import STEPS as BOXES
 from pipelines.cli import EXPERIMENTS, PIPELINES, main
 from pipelines.package import load_pipeline
 
@@ -39,6 +41,11 @@ def hanflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
+
+
+def settings_of_pipeline(name: str) -> list[Setting]:
+    steps = ENSEMBLE_STEPS if name == "ensemble" else BOXES
+    return [setting for section in (*steps, *PLACES) for setting in settings_of(section)]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -66,8 +73,9 @@ def test_parameters_are_the_settings_typed_and_documented(name: str) -> None:
         list: "LIST",
         dict: "STRUCT",
     }
-    assert set(parameters) == {s.parameter for s in all_settings()}
-    for setting in all_settings():
+    expected = settings_of_pipeline(name)
+    assert set(parameters) == {s.parameter for s in expected}
+    for setting in expected:
         parameter = parameters[setting.parameter]
         assert parameter["parameterType"] == kinds[setting.type]
         assert " ".join(parameter["description"].split()) == " ".join(setting.help.split())
@@ -87,13 +95,20 @@ def test_compiled_packages_fit_a_cluster(name: str) -> None:
     }
     assert outer["remove-jobs"]["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}, "after failures, too"
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    export = next(task for task in tasks if task.startswith("condition-"))
+    trained = "combine" if name == "ensemble" else "train"
+    training = (
+        {"train-members": {"tokenize"}, "combine": {"tokenize", "train-members"}}
+        if name == "ensemble"
+        else {"train": {"tokenize"}}
+    )
     assert {task: set(body.get("dependentTasks", [])) for task, body in tasks.items()} == {
         "preprocess": set(),
         "tokenize": {"preprocess"},
-        "train": {"tokenize"},
-        "evaluate": {"preprocess", "tokenize", "train"},
+        **training,
+        "evaluate": {"preprocess", "tokenize", trained},
         "good-enough": {"evaluate"},
-        "condition-2": {"evaluate", "good-enough", "tokenize", "train"},  # export
+        export: {"evaluate", "good-enough", "tokenize", trained},
     }
 
 
@@ -116,18 +131,19 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
     executors = spec["deploymentSpec"]["executors"]
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     tasks = _tasks(spec)
-    assert set(executors) == set(placed) == set(tasks) and len(tasks) == 7
+    assert set(executors) == set(placed) == set(tasks) and len(tasks) == (8 if name == "ensemble" else 7)
+    training = "exec-train-member" if name == "ensemble" else "exec-train"
     for label, executor in executors.items():
         resources = executor["container"]["resources"]
         for kind in ("Cpu", "Memory"):
             assert resources[f"resource{kind}Limit"] == resources[f"resource{kind}Request"] != "", label
         assert placed[label]["securityContext"] == {"runAsNonRoot": True}
         assert len(placed[label]["tolerations"]) == 1
-        assert ("nodeSelector" in placed[label]) == (label != "exec-train"), "a job would inherit it"
+        assert ("nodeSelector" in placed[label]) == (label != training), "a job would inherit it"
         assert tasks[label]["retryPolicy"]["maxRetryCount"] == 2, label
         cached = tasks[label]["cachingOptions"].get("enableCache", False)
         assert cached == (label not in ("exec-preprocess", "exec-remove-jobs")), label
-    for label in ("exec-tokenize", "exec-train", "exec-evaluate"):
+    for label in ("exec-tokenize", training, "exec-evaluate"):
         assert [s["secretName"] for s in placed[label]["secretAsEnv"]] == ["hanflow-wandb", "hanflow-huggingface"]
         assert all(s["optional"] for s in placed[label]["secretAsEnv"]), "a run without them goes on"
     for component in spec["components"].values():
@@ -163,7 +179,8 @@ def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
     for name, setting in wanted.items():
         assert signature.pop(name, None) is setting.type, f"components/{step}/component.py lacks {name}"
     artifacts = {name for name, annotation in signature.items() if annotation is not str}
-    assert set(signature) - artifacts <= {"task", "corpus", "shards", "model", "evaluation", "run_id"}
+    known = {"task", "corpus", "shards", "model", "models", "evaluation", "run_id"}
+    assert set(signature) - artifacts <= known
 
 
 def test_bundled_experiments_load() -> None:
@@ -171,7 +188,7 @@ def test_bundled_experiments_load() -> None:
         from components.shared.config import load_experiment
 
         experiment = load_experiment(path, require=False)
-        load_pipeline(experiment.task, experiment)
+        load_pipeline(experiment.pipeline, experiment)
 
 
 def test_unknown_things_are_told(tmp_path: Path) -> None:
@@ -199,7 +216,7 @@ def test_the_dag_runs_and_tells(finished: tuple[Path, subprocess.CompletedProces
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "succeeded"
-    assert [step["name"] for step in record["steps"]] == list(STEPS)
+    assert [step["name"] for step in record["steps"]] == list(BOXES)
     for step in record["steps"]:
         assert step["seconds"] > 0 and step["figures"]
         assert Path(step["artifact"]).is_dir()

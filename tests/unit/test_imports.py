@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-STEPS = ("preprocess", "tokenize", "train", "evaluate", "export", "predict")
+STEPS = ("preprocess", "tokenize", "train", "combine", "evaluate", "export", "predict")
 MODULES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
     for folder in ("components", "pipelines")

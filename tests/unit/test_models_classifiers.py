@@ -324,7 +324,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
     for kind in ("rnn", "cnn"):
         new(kind).save_pretrained(tmp_path / kind)
         tokenizer_of().save_pretrained(tmp_path / kind)
-    members = ensemble.load_members([tmp_path / "rnn", tmp_path / "cnn"])
+    members = ensemble.load_members({"rnn": tmp_path / "rnn", "cnn": tmp_path / "cnn"})
     combined = ensemble.combine(members)
     inputs = inputs_of(rows_of(5), 5, combined)
     expected = sum(new(kind)(**inputs).logits.softmax(-1) for kind in ("rnn", "cnn")) / 2

@@ -28,6 +28,8 @@ class EnsembleConfig(PretrainedConfig):
 
     members: list[dict] = field(default_factory=list)
     """Each member's config as a mapping, `model_type` included."""
+    names: list[str] = field(default_factory=list)
+    """What each member is called."""
     weights: list[float] = field(default_factory=list)
     """Share of each member in the average, summing to 1."""
     vocab_size: int = 8000
@@ -94,7 +96,7 @@ def combine(
     """An ensemble of trained classifiers; it takes over their weights, nothing is trained.
 
     Args:
-        members: where each came from → the model and its tokenizer. All read the same token ids and name the same
+        members: name of each → the model and its tokenizer. All read the same token ids and name the same
             classes in the same order.
         weights: how much each counts, in their order, none negative; None: all the same.
 
@@ -128,6 +130,7 @@ def combine(
     positions = [getattr(member.config, "max_position_embeddings", None) for member in models]
     config = EnsembleConfig(
         members=[member.config.to_dict() for member in models],
+        names=names,
         weights=[weight / sum(weights) for weight in weights],
         vocab_size=len(tokenizer),
         pad_token_id=model.config.pad_token_id,
@@ -141,8 +144,8 @@ def combine(
     return ensemble.eval()
 
 
-def load_members(folders: Sequence[str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """What `combine` takes, from folders in Hugging Face format.
+def load_members(folders: Mapping[str, str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
+    """What `combine` takes, from name → folder in Hugging Face format.
 
     Raises:
         UserError: one cannot be loaded; says why.
@@ -151,7 +154,9 @@ def load_members(folders: Sequence[str | Path]) -> dict[str, tuple[PreTrainedMod
 
     from components.shared.models import classifiers
 
-    return {str(folder): (classifiers.load(str(folder)), AutoTokenizer.from_pretrained(folder)) for folder in folders}
+    return {
+        name: (classifiers.load(str(folder)), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()
+    }
 
 
 def _listed(model: PreTrainedModel) -> str:

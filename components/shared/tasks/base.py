@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,6 +170,22 @@ class Task(Protocol):
         """A model that this task saved."""
         ...
 
+    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        """One model that averages what several say; nothing is trained.
+
+        Args:
+            folders: name of each member → folder with a model that this task saved and its tokenizer.
+            weights: how much each counts, in their order; empty: all the same.
+
+        Raises:
+            UserError: they do not fit together, or the task cannot combine models.
+        """
+        ...
+
+    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        """The models that `combine` made one of, by name; empty for any other model."""
+        ...
+
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         """Tokens of every row that the model looks at together.
 
@@ -301,6 +317,11 @@ class Task(Protocol):
         (lines of Python that use it), and `ctranslate2_example` (lines that use it as a CTranslate2 model; absent where
         the task has no use for that format)."""
         ...
+
+
+def uncombined(task: str) -> UserError:
+    """What a task answers to `Task.combine` that cannot."""
+    return UserError(f"models of the task {task} cannot be combined; classifiers can: set task=classification")
 
 
 def check_length(what: str, text: str, config: PreprocessConfig) -> None:

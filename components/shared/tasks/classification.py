@@ -136,6 +136,18 @@ class Classification:
 
         return classifiers.load(folder)
 
+    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        from components.shared.models import ensemble
+
+        return ensemble.combine(ensemble.load_members(folders), weights or None)
+
+    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        from components.shared.models import ensemble
+
+        if not isinstance(model, ensemble.EnsembleForSequenceClassification):
+            return {}
+        return dict(zip(model.config.names, model.members, strict=True))
+
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"max_source_tokens": lengths[:, 0]}
 

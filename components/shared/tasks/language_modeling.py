@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
 from components.shared.progress import log
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids, uncombined
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:
@@ -110,6 +110,12 @@ class LanguageModeling:
         from components.shared.models import language
 
         return language.load(folder)
+
+    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        raise uncombined(self.name)
+
+    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        return {}
 
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"chunk_tokens": lengths[:, 0] - 1}

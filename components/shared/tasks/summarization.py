@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids, uncombined
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:
@@ -132,6 +132,12 @@ class Summarization:
         from components.shared.models import bart
 
         return bart.load(folder)
+
+    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        raise uncombined(self.name)
+
+    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        return {}
 
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}

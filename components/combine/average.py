@@ -1,0 +1,78 @@
+"""Trained models → one model artifact that averages what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.shared import artifacts
+from components.shared.artifacts import Manifest
+from components.shared.config import CombineConfig, UserError, to_mapping
+from components.shared.steps import Report
+from components.shared.storage import local_path, staged
+from components.shared.tasks import get_task
+
+
+def run(config: CombineConfig, *, task: str, output: str, shards: str, models: Sequence[str]) -> Report:
+    """Combine models that were trained on the same shards; what evaluate and export take as if it had been trained."""
+    from transformers import AutoTokenizer
+
+    learnt = get_task(task)
+    names = _names(config, models)
+    if config.weights and len(config.weights) != len(models):
+        raise UserError(f"combine.weights: {len(config.weights)} weights for {len(models)} models; give one each")
+    of_shards = artifacts.read_manifest(local_path(shards), "shards", task=task)
+    folders, manifests = {}, {}
+    for name, uri in zip(names, models, strict=True):
+        folders[name] = str(local_path(uri))
+        manifests[name] = artifacts.read_manifest(local_path(uri), "model", task=task)
+        artifacts.check_parent(manifests[name], of_shards, uri, shards)
+    combined = learnt.combine(folders, config.weights)
+    told = {name: _training(folder) for name, folder in folders.items()}
+    training = {
+        "settings": to_mapping(config),
+        "history": {"train": [], "validation": []},
+        "best": None,
+        "steps": sum(facts["steps"] for facts in told.values()),
+        "parameters": combined.num_parameters(),
+        "members": told,
+    }
+    with staged(output) as target:
+        combined.save_pretrained(target)
+        AutoTokenizer.from_pretrained(folders[names[0]]).save_pretrained(target)
+        (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        parents = artifacts.lineage(of_shards) | artifacts.numbered(list(manifests.values()))
+        counts = {"members": len(models), "steps": training["steps"], "parameters": training["parameters"]}
+        artifacts.write_manifest(target, Manifest("model", task, to_mapping(config), counts, {}, parents))
+    return Report({"members": ", ".join(names), "parameters": training["parameters"]})
+
+
+def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
+    """What the members are called: by the settings, or else by their number."""
+    if not config.members:
+        return [f"member-{number}" for number in range(1, len(models) + 1)]
+    try:
+        names = [str(member["name"]) for member in config.members]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"combine.members: every member needs a name ({error}); e.g. [{{name: rnn}}, …]") from None
+    if len(set(names)) < len(names):
+        raise UserError(f"combine.members: {', '.join(names)}: every name once")
+    if len(names) != len(models):
+        raise UserError(
+            f"combine.members names {len(names)} ({', '.join(names)}), but there are {len(models)} models; name each, "
+            "in the order of the models"
+        )
+    return names
+
+
+def _training(folder: str) -> Mapping[str, Any]:
+    path = local_path(folder) / "training.json"
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))
+        training["steps"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
+    if "members" in training:
+        raise UserError(f"{folder}: is an ensemble itself; combine its members with the others instead")
+    return training

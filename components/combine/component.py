@@ -1,0 +1,35 @@
+"""The combine step as a Kubeflow component."""
+
+from kfp import dsl
+
+from components.shared import images
+
+
+@dsl.component(base_image=images.CPU, install_kfp_package=False)
+def combine(
+    task: str,
+    shards: str,
+    models: list,
+    members: list,
+    weights: list,
+    model: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> str:
+    """Make one model of several trained ones: it averages what they say, nothing is trained.
+
+    Args:
+        task: What is learnt.
+        shards: URI of the shards artifact that all were trained on.
+        models: URI of every member's model artifact, in the order of members; the other arguments are the settings of
+            the same name.
+        model: The combined model in Hugging Face format, and how its members came about.
+        metrics: Members and parameters.
+
+    Returns:
+        URI of the model.
+    """
+    arguments = locals()
+    from components.combine.average import run
+    from components.shared.steps import in_pipeline
+
+    return in_pipeline("combine", run, arguments, inputs=("shards", "models"), output="model")
