@@ -43,5 +43,10 @@ images: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
+# checkov's dependencies do not go with ours, so it has an environment of its own; the manifests' tests find it there.
+.checkov:
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -136,7 +136,8 @@ def main(
     try:
         task = options["task"] or "summarization"
         if options["experiment"]:
-            experiment = load_experiment(options["experiment"], overrides)
+            # What other steps require need not be there; the step's own settings are checked by `execute`.
+            experiment = load_experiment(options["experiment"], overrides, require=False)
             task = options["task"] or experiment.task
             values = to_mapping(getattr(experiment, step))
         else:

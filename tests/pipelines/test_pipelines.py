@@ -37,6 +37,9 @@ TINY = [
 ]
 
 
+SECRET = "a-secret-of-the-environment"
+
+
 def hanflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=cwd, check=False
@@ -208,7 +211,18 @@ def test_unknown_things_are_told(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("run")
-    return folder / "out", hanflow("run", "summarization", "--output", "out", *TINY, cwd=folder)
+    with pytest.MonkeyPatch.context() as patched:
+        for variable in ("WANDB_API_KEY", "HF_TOKEN"):
+            patched.setenv(variable, SECRET)
+        return folder / "out", hanflow("run", "summarization", "--output", "out", *TINY, cwd=folder)
+
+
+def test_secrets_are_in_no_log_and_no_artifact(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    output, done = finished
+    assert SECRET not in done.stdout + done.stderr
+    written = [path for path in output.rglob("*") if path.is_file()]
+    assert output / "run.log" in written
+    assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
 
 
 def test_the_dag_runs_and_tells(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -85,6 +85,14 @@ def test_no_cache_reaches_every_step(server: KfpServer) -> None:
     assert '"enableCache": true' not in uncached
 
 
+def test_secrets_of_the_environment_are_in_no_package(server: KfpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("WANDB_API_KEY", "HF_TOKEN"):
+        monkeypatch.setenv(variable, TOKEN)
+    assert submit(server, "--set=train.wandb=true") == 0
+    [body] = server.runs.values()
+    assert "WANDB_API_KEY" in json.dumps(body) and TOKEN not in json.dumps(body)
+
+
 def test_the_same_group_is_used_again(server: KfpServer) -> None:
     assert submit(server, "--group=신문") == submit(server, "--group=신문") == 0
     assert list(server.experiments) == ["신문"] and len(server.runs) == 2
