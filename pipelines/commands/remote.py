@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from components.shared.config import Experiment, UserError
 
 if TYPE_CHECKING:
+    from pipelines.display import Display
     from pipelines.kubeflow import Run, Server
 
 ENDPOINT_VARIABLE = "KF_PIPELINES_ENDPOINT"
@@ -128,6 +129,14 @@ def _connect(parser: argparse.ArgumentParser) -> None:
 
 def _follow_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="when the run fails while it is followed, let it go on from the failed steps that often, as `hanflow retry` "
+        "does: after a lost node, too, which Kubeflow's own retries do not cover (default: %(default)s)",
+    )
+    parser.add_argument(
         "--every", type=float, default=10.0, metavar="SECONDS", help="between two looks (default: %(default)g)"
     )
 
@@ -140,6 +149,8 @@ def _server(options: argparse.Namespace) -> Server:
         )
     if getattr(options, "every", 1.0) <= 0:
         raise UserError(f"--every: {options.every:g} s is no pause; give more than 0")
+    if getattr(options, "retries", 0) < 0:
+        raise UserError(f"--retries: {options.retries} is negative; give 0 or more")
     from pipelines.kubeflow import Server
 
     return Server(options.endpoint, options.namespace, options.token_file, options.ca_file)
@@ -203,32 +214,45 @@ def _run_id(text: str) -> str:
 
 
 def _follow(server: Server, run: str, options: argparse.Namespace) -> int:
-    """Tell of a run until it has finished; returns the exit status."""
+    """Tell of a run until it has finished, letting it go on where that is asked for; returns the exit status."""
     from pipelines.display import Display
 
-    states: dict[str, str] = {}
     try:
         with Display(f"run {run}", server.link(run)) as display:
-            for seen in server.follow(run, options.every, display.note):
-                for step in seen.steps:
-                    if states.get(step.name) == step.state:
-                        continue
-                    states[step.name] = step.state
-                    if step.state == "RUNNING":
-                        display.started(step.name)
-                    elif step.state == "SUCCEEDED":
-                        display.finished(step.name, step.seconds, {})
-                    elif step.state == "SKIPPED":
-                        display.note(f"– {step.name} skipped, or taken over from an earlier run")
-                    elif step.state in ("FAILED", "CANCELED"):
-                        display.failed(step.name)
+            seen = _see_through(server, run, options.every, display)
+            for left in range(options.retries, 0, -1):
+                if seen.state != "FAILED":
+                    break
+                display.note(f"the run failed; going on ({left} retries left)")
+                server.retry(run)
+                time.sleep(options.every)  # the server takes a moment to see that the run is not finished any more
+                seen = _see_through(server, run, options.every, display)
     except KeyboardInterrupt:
         print(f"not watching any more; the run goes on. To end it: hanflow cancel {run}", file=sys.stderr)
         return 130
     return _tell(seen, display)
 
 
-def _tell(run: Run, display: Any) -> int:
+def _see_through(server: Server, run: str, every: float, display: Display) -> Run:
+    """Tell of each step's states; returns the run when it has finished."""
+    states: dict[str, str] = {}
+    for seen in server.follow(run, every, display.note):
+        for step in seen.steps:
+            if states.get(step.name) == step.state:
+                continue
+            states[step.name] = step.state
+            if step.state == "RUNNING":
+                display.started(step.name)
+            elif step.state == "SUCCEEDED":
+                display.finished(step.name, step.seconds, {})
+            elif step.state == "SKIPPED":
+                display.note(f"– {step.name} skipped, or taken over from an earlier run")
+            elif step.state in ("FAILED", "CANCELED"):
+                display.failed(step.name)
+    return seen
+
+
+def _tell(run: Run, display: Display) -> int:
     if run.state == "SUCCEEDED":
         display.note("the run succeeded")
         return 0

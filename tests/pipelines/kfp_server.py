@@ -80,6 +80,7 @@ class KfpServer:
         token: what has to be in the Authorization header; empty: nobody is asked.
         script: what the next run lives through; the last look stays.
         cancelled: what a run lives through that is told to end.
+        retried: what a run lives through that is told to go on.
         multi_user: whether experiments belong to namespaces.
         login_page: answer everything with a page for people, as an identity proxy does.
     """
@@ -87,6 +88,7 @@ class KfpServer:
     token: str = ""
     script: tuple[Look, ...] = SUCCESS
     cancelled: tuple[Look, ...] = (Look("CANCELING"), Look("CANCELED", (task("train", "CANCELED", 9),)))
+    retried: tuple[Look, ...] = SUCCESS
     multi_user: bool = False
     login_page: bool = False
     url: str = ""
@@ -112,7 +114,7 @@ class KfpServer:
             self.scripts[run] = list(self.cancelled)
             return 200, {}
         if verb == "retry":
-            self.scripts[run] = list(SUCCESS)
+            self.scripts[run] = list(self.retried)
             return 200, {}
         looks = self.scripts[run]
         look = looks.pop(0) if len(looks) > 1 else looks[0]

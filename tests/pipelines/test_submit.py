@@ -142,6 +142,18 @@ def test_a_failed_run_goes_on(server: KfpServer, capsys: pytest.CaptureFixture[s
     assert f"POST /apis/v2beta1/runs/{done}:retry" not in server.requests
 
 
+def test_a_watch_lets_a_failed_run_go_on_as_often_as_asked(server: KfpServer) -> None:
+    """A lost node fails a run: Kubeflow's own retries do not cover it."""
+    server.script = FAILURE
+    assert submit(server, "--watch", "--retries=2") == 0
+    [run] = server.runs
+    assert server.requests.count(f"POST /apis/v2beta1/runs/{run}:retry") == 1
+    server.retried = FAILURE
+    run = server.add_run(*FAILURE)
+    assert main(["watch", run, "--endpoint", server.url, "--every=0.02", "--retries=2"]) == 1
+    assert server.requests.count(f"POST /apis/v2beta1/runs/{run}:retry") == 2
+
+
 def test_the_token_opens_the_door_and_is_never_shown(
     server: KfpServer, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
