@@ -26,6 +26,8 @@ PATIENCE_SECONDS = 300.0
 class Step:
     """One task of a run."""
 
+    id: str
+    """Names may repeat: members of an ensemble have one."""
     name: str
     state: str
     """PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED, CANCELING, CANCELED or PAUSED."""
@@ -259,6 +261,7 @@ def _run(found: Any) -> Run:
     details = found.run_details.task_details if found.run_details else None
     steps = [
         Step(
+            task.task_id or task.display_name,
             task.display_name,
             task.state or "PENDING",
             (task.end_time - task.start_time).total_seconds() if task.end_time and task.start_time else 0.0,

@@ -238,9 +238,9 @@ def _see_through(server: Server, run: str, every: float, display: Display) -> Ru
     states: dict[str, str] = {}
     for seen in server.follow(run, every, display.note):
         for step in seen.steps:
-            if states.get(step.name) == step.state:
+            if states.get(step.id) == step.state:
                 continue
-            states[step.name] = step.state
+            states[step.id] = step.state
             if step.state == "RUNNING":
                 display.started(step.name)
             elif step.state == "SUCCEEDED":
