@@ -42,10 +42,15 @@ def without_cache(package: Path) -> None:
 def _steady(package: str) -> str:
     """The package with the mappings of its heading comment in one order: protobuf gives them in another every time."""
 
-    def ordered(found: re.Match[str]) -> str:
-        return f"[Default: {dict(sorted(ast.literal_eval(found[1]).items()))}]"
+    def ordered(value: object) -> object:
+        if isinstance(value, list):
+            return [ordered(item) for item in value]
+        return {key: ordered(item) for key, item in sorted(value.items())} if isinstance(value, dict) else value
+
+    def default(found: re.Match[str]) -> str:
+        return f"[Default: {ordered(ast.literal_eval(found[1]))}]"
 
     return "\n".join(
-        re.sub(r"\[Default: (\{.*\})\]", ordered, line) if line.startswith("#") else line
+        re.sub(r"\[Default: ([\[{].*[\]}])\]", default, line) if line.startswith("#") else line
         for line in package.split("\n")
     )
