@@ -242,14 +242,22 @@ def workflow_pods(workflow: Document) -> dict[str, Document]:
     """Pod templates of a workflow's steps, as Argo makes them."""
     spec = workflow["spec"]
     pod = {"securityContext": spec.get("securityContext"), "volumes": spec.get("volumes", [])}
-    return {
-        step["name"]: {
-            "metadata": step.get("metadata", {}),
-            "spec": {**pod, "restartPolicy": "Never", "containers": [{"name": "main", **step["container"]}]},
-        }
-        for step in spec["templates"]
-        if "container" in step
-    }
+    pods = {}
+    for step in spec["templates"]:
+        if "container" in step:
+            main = {"name": "main", **step["container"]}
+            for patch in yaml.safe_load(step.get("podSpecPatch", "containers: []"))["containers"]:
+                sizes = patch["resources"]  # its values are filled in when the workflow starts
+                merged = {
+                    side: {**main.get("resources", {}).get(side, {}), **dict.fromkeys(sizes[side], "1")}
+                    for side in sizes
+                }
+                main = {**main, "resources": merged} if patch["name"] == "main" else main
+            pods[step["name"]] = {
+                "metadata": step.get("metadata", {}),
+                "spec": {**pod, "restartPolicy": "Never", "containers": [main]},
+            }
+    return pods
 
 
 def _workflow_template(each: Document, objects: Sequence[Document]) -> Iterator[str]:

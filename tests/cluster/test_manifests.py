@@ -438,6 +438,37 @@ def test_the_images_are_this_versions() -> None:
     assert (held["image-repository"], held["image-tag"]) == (DEFAULT.repository, DEFAULT.tag)
 
 
+# --- the guide
+
+
+def test_the_guide_names_what_exists() -> None:
+    from components.shared.config import all_settings
+    from pipelines.cli import _parser
+
+    text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
+    known = {s.dotted: s.parameter for s in all_settings()}
+    named = set(re.findall(r"--set ([a-z_]+\.[a-z_]+)=", text))
+    named |= {
+        name
+        for name in re.findall(r"`([a-z]+\.[a-z_]+)`", text)
+        if name.split(".")[0] in {s.step for s in all_settings()}
+    }
+    assert len(named) > 25 and named <= set(known), named - set(known)
+    given = set(re.findall(r" ([a-z_]+)=", text.partition("kfp --endpoint")[2].partition("```")[0]))
+    assert given and given <= set(known.values())
+    for path in re.findall(r"(?:-[fk]|apply|sed[^\n]*) (manifests[\w/.-]*)", text):
+        assert (ROOT / path.rstrip("/.…")).exists(), path
+    for command in re.findall(
+        r"^hanflow submit .*?[^\\]$", text.replace("   hanflow", "hanflow"), re.MULTILINE | re.DOTALL
+    ):
+        words = command.replace("\\\n", " ").replace("…", "--endpoint http://x").split()
+        assert _parser().parse_args(words[1:]).pipeline == "summarization"
+    labels = set(re.findall(r"-l ([a-z/]+)=", text))
+    from components.train.jobs import RUN_LABEL
+
+    assert labels == {RUN_LABEL}
+
+
 # --- linters and secrets
 
 
