@@ -193,9 +193,13 @@ def _escaped(arguments: Sequence[str]) -> list[str]:
 def _as_text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    # Not JSON: YAML 1.1 reads its 1e-05 as text.
-    written = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
-    return written.removesuffix("\n...\n").strip()
+    # Not JSON: YAML 1.1 reads its 1e-05 as text. Without escapes where they are not needed: Korean stays readable.
+    for unicode in (True, False):
+        written = yaml.safe_dump(value, default_flow_style=True, allow_unicode=unicode, width=10**9)
+        written = written.removesuffix("\n...\n").strip()
+        if yaml.safe_load(written) == value:
+            break
+    return written
 
 
 def pytorch_command(work: Work) -> list[str]:
