@@ -1,7 +1,8 @@
 """Jobs to apply by hand: `python -m components.train.manifests --output manifests/jobs` writes them from the builders.
 
-They train what the steps before left in the bucket that the ConfigMap `hanflow` names: `kubectl apply -f` starts one,
-`kubectl delete -f` removes it, applied again it goes on from its checkpoints.
+They train what the steps before left under the root that the ConfigMap `hanflow` names: `kubectl apply -f` starts one,
+`kubectl delete -f` removes it, applied again it goes on from its checkpoints. Another experiment, other images or settings
+of the job: `--experiment`, `--image-repository`, `--set job.workers=4`.
 """
 
 from __future__ import annotations
@@ -15,43 +16,57 @@ from typing import Any
 import yaml
 
 from components.shared.config import Experiment, JobConfig, UserError, load_experiment
+from components.shared.images import DEFAULT, Images, add_options, from_options
 from components.train.jobs import Origin, PodExtras, Work, build, pod_templates
 
+NAMESPACE = "kubeflow"
 CONFIG_MAP = "hanflow"
-"""ConfigMap of the namespace with the key `bucket`, a name without gs://."""
-BUCKET_VARIABLE = "HANFLOW_BUCKET"
+"""ConfigMap of the namespace whose key `root` is the folder of all runs, e.g. gs://bucket/runs."""
+ROOT_VARIABLE = "HANFLOW_ROOT"
 JOBS = {
-    "pytorchjob.yaml": JobConfig(runtime="pytorchjob", workers=2, accelerator="nvidia-l4"),
-    "jobset.yaml": JobConfig(runtime="tpu", accelerator="v4-32"),
+    "pytorchjob.yaml": {"runtime": "pytorchjob", "workers": 2, "accelerator": "nvidia-l4"},
+    "jobset.yaml": {"runtime": "tpu", "accelerator": "v4-32"},
 }
-"""File → the job in it."""
+"""File → settings of the job in it."""
 _HEAD = (
     "# Written by `python -m components.train.manifests --output manifests/jobs`; a test holds it to the builders.\n"
 )
 
 
-def manifest(job: JobConfig, experiment: Experiment) -> dict[str, Any]:
-    """A job that trains that experiment, its data in the bucket of the ConfigMap."""
-    # A name that no bucket has: Kubernetes puts the variable's value there.
-    place = f"gs://{BUCKET_VARIABLE}/{experiment.name}"
-    work = Work(experiment.task, experiment.train, f"{place}/shards", f"{place}/model")
-    bucket = {"name": BUCKET_VARIABLE, "valueFrom": {"configMapKeyRef": {"name": CONFIG_MAP, "key": "bucket"}}}
-    body = build(job, work, Origin("manual"), PodExtras(environment=[bucket]))
+def manifest(job: JobConfig, experiment: Experiment, images: Images = DEFAULT) -> dict[str, Any]:
+    """A job that trains that experiment, its data under the ConfigMap's root."""
+    # Stands for the root until the settings are escaped; Kubernetes puts the variable's value into what replaces it.
+    place = f"gs://{ROOT_VARIABLE}"
+    folder = f"{place}/{experiment.name}"
+    work = Work(experiment.task, experiment.train, f"{folder}/shards", f"{folder}/model")
+    root = {"name": ROOT_VARIABLE, "valueFrom": {"configMapKeyRef": {"name": CONFIG_MAP, "key": "root"}}}
+    body = build(job, work, Origin("manual"), PodExtras(environment=[root]), images)
+    body["metadata"]["namespace"] = NAMESPACE
     for template in pod_templates(body):
         (container,) = template["spec"]["containers"]
-        container["command"] = [
-            argument.replace(f"gs://{BUCKET_VARIABLE}/", f"gs://$({BUCKET_VARIABLE})/")
-            for argument in container["command"]
-        ]
+        container["command"] = [part.replace(place, f"$({ROOT_VARIABLE})") for part in container["command"]]
     return body
 
 
-def write(folder: Path, experiment: Experiment) -> list[Path]:
-    """Write every job of `JOBS`; returns the paths."""
+def write(folder: Path, path: str | Path, overrides: Sequence[str] = (), images: Images = DEFAULT) -> list[Path]:
+    """Write every job of `JOBS`; returns the paths.
+
+    Args:
+        folder: to write into.
+        path: the experiment file.
+        overrides: `step.key=value` texts; those of `job` change both jobs.
+        images: where the workers' images are.
+
+    Raises:
+        UserError: the experiment or an override is wrong.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, job in JOBS.items():
-        text = yaml.safe_dump(manifest(job, experiment), sort_keys=False, allow_unicode=True, width=120)
+    for name, settings in JOBS.items():
+        own = [f"job.{key}={value}" for key, value in settings.items()]
+        experiment = load_experiment(path, [*own, *overrides], require=False)
+        body = manifest(experiment.job, experiment, images)
+        text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=120)
         paths.append(folder / name)
         paths[-1].write_text(_HEAD + text, encoding="utf-8")
     return paths
@@ -64,12 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--experiment",
         default="pipelines/experiments/summarization.yaml",
+        metavar="FILE",
         help="settings of the training (default: %(default)s)",
     )
+    parser.add_argument("--set", action="append", default=[], metavar="STEP.KEY=VALUE", help="change one setting")
+    add_options(parser)
     options = parser.parse_args(argv)
     try:
-        experiment = load_experiment(options.experiment, require=False)
-        for path in write(options.output, experiment):
+        for path in write(options.output, options.experiment, options.set, from_options(options)):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

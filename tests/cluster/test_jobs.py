@@ -393,11 +393,11 @@ def test_a_local_run_is_no_job() -> None:
 
 
 FOLDER = ROOT / "manifests" / "jobs"
+EXPERIMENT = ROOT / "pipelines" / "experiments" / "summarization.yaml"
 
 
 def test_the_jobs_to_apply_by_hand_are_current(tmp_path: Path) -> None:
-    experiment = load_experiment(ROOT / "pipelines" / "experiments" / "summarization.yaml", require=False)
-    fresh = {path.name: path.read_text(encoding="utf-8") for path in manifests.write(tmp_path, experiment)}
+    fresh = {path.name: path.read_text(encoding="utf-8") for path in manifests.write(tmp_path, EXPERIMENT)}
     committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")}
     assert fresh == committed, "run `python -m components.train.manifests --output manifests/jobs`"
 
@@ -408,21 +408,38 @@ def test_the_jobs_to_apply_by_hand_are_taken(path: Path) -> None:
     body = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert problems(body) == []
     command = container(body)["command"]
-    assert "gs://$(HANFLOW_BUCKET)/kobart-summarization/model" in command
-    filled = [argument.replace("$(HANFLOW_BUCKET)", "bucket").replace("$$", "$") for argument in command[3:]]
-    assert parsed(filled)["config"].pretrained == "gogamza/kobart-base-v2"
+    filled = [argument.replace("$(HANFLOW_ROOT)", "gs://b/runs").replace("$$", "$") for argument in command[3:]]
+    seen = parsed(filled)
+    assert seen["config"] == load_experiment(EXPERIMENT, require=False).train
+    assert (seen["shards"], seen["output"]) == (
+        "gs://b/runs/kobart-summarization/shards",
+        "gs://b/runs/kobart-summarization/model",
+    )
+    (root,) = (v for v in container(body)["env"] if v["name"] == "HANFLOW_ROOT")
+    reference = root["valueFrom"]["configMapKeyRef"]
+    config_map = yaml.safe_load((ROOT / "manifests" / "configmap.yaml").read_text(encoding="utf-8"))
+    assert reference["name"] == config_map["metadata"]["name"] and reference["key"] in config_map["data"]
+    assert body["metadata"]["namespace"] == config_map["metadata"]["namespace"]
+
+
+def test_jobs_of_ones_own_are_written_by_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--output", str(tmp_path), "--experiment", str(EXPERIMENT), "--image-repository", "example.com/mine"]
+    assert manifests.main([*command, "--set", "job.spot=true", "--set", "train.epochs=9"]) == 0
+    body = yaml.safe_load((tmp_path / "jobset.yaml").read_text(encoding="utf-8"))
+    assert container(body)["image"].startswith("example.com/mine/hanflow-tpu:")
+    assert "--epochs=9" in container(body)["command"]
+    assert pod(body)["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert manifests.main([*command, "--set", "job.memory=lots"]) == 1
+    assert "job.memory: expected a Kubernetes quantity" in capsys.readouterr().err
 
 
 def test_no_secret_of_this_machine_gets_into_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "local-93af0b57c2d84e16"
     for name in ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS"):
         monkeypatch.setenv(name, secret)
-    experiment = load_experiment(
-        ROOT / "pipelines" / "experiments" / "summarization.yaml",
-        ["train.wandb=true", "job.runtime=pytorchjob", 'job.secrets={"WANDB_API_KEY": "wandb/api-key"}'],
-        require=False,
-    )
-    paths = [*manifests.write(tmp_path, experiment), compile_pipeline("summarization", experiment, tmp_path)]
+    overrides = ["train.wandb=true", 'job.secrets={"WANDB_API_KEY": "wandb/api-key"}']
+    experiment = load_experiment(EXPERIMENT, [*overrides, "job.runtime=pytorchjob"], require=False)
+    paths = [*manifests.write(tmp_path, EXPERIMENT, overrides), compile_pipeline("summarization", experiment, tmp_path)]
     for path in paths:
         assert secret not in path.read_text(encoding="utf-8"), path.name
     assert secret not in json.dumps(build(experiment.job, WORK, ORIGIN))
