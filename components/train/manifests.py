@@ -23,7 +23,7 @@ NAMESPACE = "kubeflow"
 CONFIG_MAP = "hanflow"
 """ConfigMap of the namespace whose key `root` is the folder of all runs, e.g. gs://bucket/runs."""
 ROOT_VARIABLE = "HANFLOW_ROOT"
-JOBS = {
+JOBS: dict[str, dict[str, Any]] = {
     "pytorchjob.yaml": {"runtime": "pytorchjob", "workers": 2, "accelerator": "nvidia-l4"},
     "jobset.yaml": {"runtime": "tpu", "accelerator": "v4-32"},
 }
