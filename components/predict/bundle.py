@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from components.shared import artifacts
 from components.shared.artifacts import Manifest
@@ -18,15 +18,6 @@ from components.shared.tasks.base import Predictions, Predictor, Task
 
 UNLIMITED = 1 << 30
 """Tokens that no text has."""
-
-
-@runtime_checkable
-class Adjustable(Protocol):
-    """A predictor whose search can be changed without loading the model again."""
-
-    def with_settings(self, config: EvaluateConfig) -> Predictor:
-        """The same model with another search."""
-        ...
 
 
 @dataclass(frozen=True)

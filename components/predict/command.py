@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FORMATS = ("lines", "csv", "tsv", "jsonl")
 """`text_files.FORMATS`, written out: --help waits for no import. A test compares."""
 
+OUTPUT_FORMATS = (*FORMATS, "pairs")
+"""`output.OUTPUT_FORMATS`, likewise."""
+
 DESCRIPTION = """\
 One prediction for every input text, in order. Input: .csv, .tsv or .jsonl with a column for the texts, or one text a
 line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and encoded as the bundle's
@@ -34,7 +37,10 @@ def add_arguments(predict: argparse.ArgumentParser) -> None:
     )
     predict.add_argument("--output", default="-", metavar="Y", help="file to write (default: - is standard output)")
     predict.add_argument(
-        "--format", choices=FORMATS, default="auto", help="of the output (default: by its ending, else lines)"
+        "--format",
+        choices=OUTPUT_FORMATS,
+        default="auto",
+        help="of the output (default: by its ending, else lines, or of labels pairs: label, tab, text)",
     )
     predict.add_argument(
         "--input-format",
@@ -65,6 +71,15 @@ def add_arguments(predict: argparse.ArgumentParser) -> None:
     search.add_argument("--engine", choices=("auto", "transformers", "ctranslate2"), help="what generates")
     search.add_argument("--compute-type", choices=("float32", "int8"), help="arithmetic; int8 is faster")
     search.add_argument("--batch-tokens", type=int, metavar="N", help="padded source tokens times beams of a batch")
+    labels = predict.add_argument_group("how texts are classified")
+    labels.add_argument("--top-classes", type=int, metavar="N", help="classes told for every text, the likeliest first")
+    drawing = predict.add_argument_group("how a language model continues texts (--max-new-tokens too)")
+    drawing.add_argument("--greedy", action="store_true", default=None, help="always the likeliest token")
+    drawing.add_argument("--temperature", type=float, metavar="X", help="below 1 bolder, above 1 more even")
+    drawing.add_argument("--top-k", type=int, metavar="N", help="draw among the N likeliest tokens only; 0: all")
+    drawing.add_argument(
+        "--top-p", type=float, metavar="X", help="draw among the likeliest that together have this probability; 1: all"
+    )
     work = predict.add_argument_group("how the work is done")
     work.add_argument(
         "--chunk-rows", type=int, default=2_000, metavar="N", help="rows in memory at once (default: %(default)s)"
@@ -135,8 +150,9 @@ class _Once(logging.Filter):
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of the evaluate step that the command line changes."""
-    names = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
-    changes = {name: getattr(options, name) for name in (*names, "engine", "compute_type", "batch_tokens")}
+    names: tuple[str, ...] = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
+    names += ("engine", "compute_type", "batch_tokens", "top_classes", "greedy", "temperature", "top_k", "top_p")
+    changes = {name: getattr(options, name) for name in names}
     changes["remove_tokens"] = options.remove_token
     return {name: value for name, value in changes.items() if value is not None}
 

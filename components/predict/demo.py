@@ -7,14 +7,15 @@ import html
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import streamlit as st
 
-from components.predict.bundle import Adjustable, Answers, Bundle, answer, open_bundle
+from components.predict.bundle import Answers, Bundle, answer, open_bundle
 from components.shared.config import UserError
-from components.shared.tasks.base import Predictor
+from components.shared.tasks.base import Adjustable, Predictor
 from components.shared.text_files import Source, read_rows
 
 # Comments here, no strings below the names: Streamlit's magic would print them on the page.
@@ -22,7 +23,8 @@ from components.shared.text_files import Source, read_rows
 # Example texts that are offered.
 EXAMPLES = 6
 
-VERBS = {"summarization": "Summarize", "classification": "Classify", "language_modeling": "Continue"}
+# Most classes whose bars are shown unasked.
+CLASSES = 5
 
 BOX = (
     "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6; padding: 0.9rem 1.1rem; border-radius: 0.5rem;"
@@ -81,13 +83,13 @@ def main() -> None:
             f"{bundle.task.name}, {_counted(bundle.manifest.counts['parameters'])} parameters" for bundle, _ in loaded
         )
     )
-    changes = _controls(first) if any(isinstance(predictor, Adjustable) for _, predictor in loaded) else {}
+    changes = _controls(first, [name for _, predictor in loaded for name in _adjusts(predictor)])
     if options.examples:
         _offer(examples(options.examples, first.input_names))
     text = st.text_area(
         "Text", key="text", height=220, placeholder="Type or paste a Korean text", label_visibility="collapsed"
     )
-    if st.button(VERBS.get(first.task.name, "Predict"), type="primary"):
+    if st.button(first.task.verb, type="primary"):
         st.session_state.results = None
         if not text.strip():
             st.info("Nothing to work on yet: type or paste a text above, or choose an example.")
@@ -125,27 +127,44 @@ def _counted(number: int) -> str:
     return f"{number / 1e6:,.1f} M" if number >= 100_000 else f"{number:,}"
 
 
-def _controls(bundle: Bundle) -> dict[str, Any]:
-    """The search as the person sets it; it starts as the bundle was scored."""
+def _adjusts(predictor: Predictor) -> tuple[str, ...]:
+    return predictor.adjusts if isinstance(predictor, Adjustable) else ()
+
+
+def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
+    """The settings of those names as the person sets them; they start as the bundle was scored."""
+    if not names:
+        return {}
     settings = bundle.settings
+    longest, classes = max(256, settings.max_new_tokens), len(bundle.manifest.details["facts"].get("labels", ()))
+    draws: dict[str, Callable[[], Any]] = {
+        "beams": lambda: st.slider(
+            "Beams", 1, max(10, settings.beams), settings.beams, help="1 is greedy and the fastest"
+        ),
+        "max_new_tokens": lambda: st.slider("Longest text, in tokens", 1, longest, settings.max_new_tokens),
+        "min_new_tokens": lambda: st.slider("Shortest text, in tokens", 0, longest, settings.min_new_tokens),
+        "length_penalty": lambda: st.slider(
+            "Length penalty", -2.0, 4.0, settings.length_penalty, 0.1, help="Higher: longer texts, given more beams"
+        ),
+        "no_repeat_ngram": lambda: st.slider(
+            "Never repeat so many tokens", 0, max(10, settings.no_repeat_ngram), settings.no_repeat_ngram, help="0: off"
+        ),
+        # All classes to begin with: their bars are what the page is for.
+        "top_classes": lambda: st.slider("Classes shown", 1, max(classes, 2), min(classes, CLASSES) or 1),
+        "greedy": lambda: st.toggle("Greedy", settings.greedy, help="Always the likeliest token; draws none"),
+        "temperature": lambda: st.slider(
+            "Temperature", 0.1, 2.0, min(max(settings.temperature, 0.1), 2.0), 0.05, help="Below 1 bolder"
+        ),
+        "top_k": lambda: st.slider(
+            "Top k", 0, max(200, settings.top_k), settings.top_k, help="Draw among so many tokens; 0: all"
+        ),
+        "top_p": lambda: st.slider(
+            "Top p", 0.01, 1.0, max(settings.top_p, 0.01), 0.01, help="Draw among tokens of this probability; 1: all"
+        ),
+    }
     with st.sidebar:
-        st.subheader("Search")
-        longest = max(256, settings.max_new_tokens)
-        return {
-            "beams": st.slider("Beams", 1, max(10, settings.beams), settings.beams, help="1 is greedy and the fastest"),
-            "max_new_tokens": st.slider("Longest text, in tokens", 1, longest, settings.max_new_tokens),
-            "min_new_tokens": st.slider("Shortest text, in tokens", 0, longest, settings.min_new_tokens),
-            "length_penalty": st.slider(
-                "Length penalty", -2.0, 4.0, settings.length_penalty, 0.1, help="Higher: longer texts, given more beams"
-            ),
-            "no_repeat_ngram": st.slider(
-                "Never repeat so many tokens",
-                0,
-                max(10, settings.no_repeat_ngram),
-                settings.no_repeat_ngram,
-                help="0: off",
-            ),
-        }
+        st.subheader("Settings")
+        return {name: draws[name]() for name in draws if name in names}
 
 
 def _offer(texts: list[str]) -> None:
@@ -170,7 +189,8 @@ def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[st
     """The result, or what is wrong."""
     try:
         if isinstance(predictor, Adjustable):
-            predictor = predictor.with_settings(bundle.with_settings(**changes).settings)
+            mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
+            predictor = predictor.with_settings(bundle.with_settings(**mine).settings)
         started = time.perf_counter()
         answers = answer(bundle, predictor, [text])
         seconds = time.perf_counter() - started

@@ -14,7 +14,7 @@ from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from components.predict.bundle import Bundle, answer
-from components.predict.output import encoded
+from components.predict.output import OUTPUT_FORMATS, encoded
 from components.predict.partial import PartialFile
 from components.shared.artifacts import program_version
 from components.shared.config import UserError
@@ -37,6 +37,11 @@ SEARCH = (
     "remove_tokens",
     "engine",
     "compute_type",
+    "top_classes",
+    "greedy",
+    "temperature",
+    "top_k",
+    "top_p",
 )
 """Settings of the evaluate step that predictions depend on (batch_tokens only decides how fast they come)."""
 
@@ -54,7 +59,8 @@ class Request:
     input_format: str = "auto"
     """One of `text_files.FORMATS`, or auto: by the ending; standard input holds lines."""
     output_format: str = "auto"
-    """One of `text_files.FORMATS`, or auto: by the ending; standard output and unknown endings get lines."""
+    """One of `output.OUTPUT_FORMATS`, or auto: by the ending; unknown endings get lines, standard output too, but of a task
+    whose predictions are labels pairs."""
     encoding: str = "auto"
     """Of the input, see `text_files.Source`."""
     with_input: bool = False
@@ -140,9 +146,10 @@ def run(bundle: Bundle, request: Request) -> Told:
     _check_first_rows(inputs)
     kind = request.output_format
     if kind == "auto":
-        kind = "lines" if request.output == STANDARD_INPUT else format_of(request.output)
-    if kind not in FORMATS:
-        raise UserError(f"--format: {kind!r} is no format; give one of {', '.join(FORMATS)}")
+        written = "pairs" if bundle.task.labels else "lines"
+        kind = written if request.output == STANDARD_INPUT else format_of(request.output)
+    if kind not in OUTPUT_FORMATS:
+        raise UserError(f"--format: {kind!r} is no format; give one of {', '.join(OUTPUT_FORMATS)}")
     if request.output == STANDARD_INPUT:
         return _to_stream(bundle, request, inputs, kind, sys.stdout.buffer)
     return _to_file(bundle, request, inputs, kind, Path(request.output))
@@ -272,7 +279,7 @@ def _predict(
             table: list[Mapping[str, Any]] = [
                 {
                     **names,
-                    **({"input": text} if request.with_input else {}),
+                    **({"input": text} if request.with_input or kind == "pairs" else {}),
                     "prediction": prediction,
                     **{name: values[i] for name, values in found.predictions.columns.items()},
                 }

@@ -35,7 +35,8 @@ def preprocess(
 
     Args:
         task: What is learnt.
-        source: Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz).
+        source: Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz), or several
+            with commas between.
         validation_source: Raw data of the validation split; empty: split off from source.
         test_source: Raw data of the test split; empty: split off from source.
         columns: Which raw column plays which role, e.g. {"source": "body"}; others are found by their usual names.

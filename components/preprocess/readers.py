@@ -21,11 +21,14 @@ SUFFIXES = tuple(f".{name}{packed}" for name in FORMATS for packed in ("", ".gz"
 
 
 def raw_files(uri: str) -> list[str]:
-    """The readable files behind a path, a folder or a glob.
+    """The readable files behind a path, a folder or a glob, or behind several with commas between; each file once.
 
     Raises:
         UserError: nothing is there, or nothing that a reader exists for.
     """
+    parts = [part for part in map(str.strip, uri.split(",")) if part]
+    if len(parts) > 1 and not Path(uri).exists():  # a comma may also be a part of a name
+        return list(dict.fromkeys(file for part in parts for file in raw_files(part)))
     found = find_raw(uri, SUFFIXES)
     readable = [path for path in found if path.lower().endswith(SUFFIXES)]
     if not readable:

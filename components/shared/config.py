@@ -74,7 +74,7 @@ class PreprocessConfig:
 
     source: str = setting(
         REQUIRED,
-        "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz).",
+        "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz), or several with commas between.",
         required=True,
     )
     validation_source: str = setting(
@@ -723,7 +723,8 @@ def _resolve_paths(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: (item if key == "base" else _resolve_paths(item, folder)) for key, item in value.items()}
     if isinstance(value, str) and value.startswith(("./", "../")):
-        return str((folder / value).resolve())
+        parts = [part.strip() for part in value.split(",")]  # several sources
+        return ",".join(str((folder / part).resolve()) if part.startswith(("./", "../")) else part for part in parts)
     return value
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +20,13 @@ from components.shared.shards import Shard, ShardWriter
 from components.shared.steps import Report
 from components.shared.storage import local_path, staged
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Task, prepared
+from components.shared.tasks.base import Encoded, Task, prepared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AT_ONCE = 2
+"""Batches encoded side by side."""
 
 BATCH_ROWS = 2_000
 """Rows encoded at a time: enough to keep every thread busy, few enough to stay small in memory."""
@@ -49,15 +57,19 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         tokens_before, characters = 0, 0
         with Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
+                rest: dict[str, list[int]] | None = None
+                batches = _batches(folder / f"{split}.parquet", learnt)
                 with ShardWriter(target / f"{split}.arrow", learnt.sequences) as writer:
-                    for batch in _batches(folder / f"{split}.parquet", learnt):
-                        encoded = learnt.encode(batch, tokenizer, config, facts)
+                    for encoded in _encoded(batches, learnt, tokenizer, config, facts):
+                        rest = encoded.rest
                         writer.write(encoded.columns)
                         for name, count in encoded.truncated.items():
                             truncated[name] += count
                         tokens_before += encoded.tokens
                         characters += encoded.characters
-                        progress.update(len(batch[learnt.split_role]))
+                        progress.update(encoded.texts)
+                    if rest and all(len(row) > 1 for row in rest.values()):
+                        writer.write({name: [row] for name, row in rest.items()})
         tokens = {split: Shard(target / f"{split}.arrow", learnt.sequences).lengths() for split in SPLITS}
         everything = np.concatenate(list(tokens.values()))
         per_character = tokens_before / max(characters, 1)
@@ -68,6 +80,9 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
             "vocabulary": len(tokenizer),
             "tokens_per_character": per_character,
         }
+        if learnt.packs:
+            room = len(everything) * sum(learnt.longest(config).values())
+            counts["packing_efficiency"] = int(everything.sum()) / max(room, 1)
         details: dict[str, Any] = {
             "lengths": {name: lengths.summary(everything[:, i]) for i, name in enumerate(learnt.sequences)},
             "longest": learnt.longest(config),
@@ -89,9 +104,39 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
             "tokens": int(everything.sum()),
             "vocabulary": len(tokenizer),
             "tokens_per_character": round(per_character, 4),
-            **{f"truncated_{name}": count for name, count in truncated.items()},
+            **{f"truncated_{name}": count for name, count in truncated.items() if not learnt.packs},
+            **({"packing_efficiency": round(counts["packing_efficiency"], 4)} if learnt.packs else {}),
         }
     )
+
+
+def _encoded(
+    batches: Iterable[dict[str, list[str]]],
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TokenizeConfig,
+    facts: Mapping[str, Any],
+) -> Iterator[Encoded]:
+    """Batches of a split as token ids, in order.
+
+    Two at a time where none needs what the one before left: the tokenizer lets go of the interpreter while it works, so
+    one batch's ids become lists meanwhile.
+    """
+    if task.packs:
+        rest = None
+        for batch in batches:
+            encoded = task.encode(batch, tokenizer, config, facts, rest)
+            rest = encoded.rest
+            yield encoded
+        return
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        waiting: deque[Future[Encoded]] = deque()
+        for batch in batches:
+            waiting.append(threads.submit(task.encode, batch, tokenizer, config, facts))
+            if len(waiting) > AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:

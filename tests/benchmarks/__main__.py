@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tests.benchmarks.data import KOBART, make_shards
+from tests.benchmarks.data import CNN, GPT, KOBART, RNN, SHARED, make_review_shards, make_shards, tokenizer
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE.parents[1] / "README.md"
@@ -237,6 +238,86 @@ def generate(place: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def rnn(place: Path) -> list[dict[str, Any]]:
+    """The described bidirectional LSTM on reviews."""
+    name, steps = "training, BiLSTM 4 × 256 on reviews (morphemes), bf16, batch 80", 30
+    shards = make_review_shards(place, 20_000)
+    return _loops(name, shards, RNN, steps, ("padded", "packed"))
+
+
+def cnn(place: Path) -> list[dict[str, Any]]:
+    """The described convolutional network on reviews."""
+    name, steps = "training, CNN 3/4/5 × 100 on reviews (morphemes), bf16, batch 80", 150
+    shards = make_review_shards(place, 20_000)
+    return _loops(name, shards, CNN, steps, ("padded",))
+
+
+PLAIN = {
+    "padded": "DataLoader that pads, the same module",
+    "packed": "DataLoader that pads, torch's LSTM over packed sequences",
+    "nanogpt": "nanoGPT's loop and model of the same shape",
+}
+
+
+def _loops(
+    name: str, shards: Path, architecture: dict[str, Any], steps: int, peers: Sequence[str], **job: Any
+) -> list[dict[str, Any]]:
+    """Targets a second (rows that have a label, tokens to predict) of our loop beside loops written by hand."""
+    settings = {
+        "task": "classification",
+        "architecture": architecture,
+        "batch_size": 80,
+        "learning_rate": 1e-3,
+        "max_steps": steps,
+        **job,
+    }
+    speeds: dict[str, list[float]] = {}
+    for _ in range(REPEATS):
+        for engine in ("hanflow", *peers):
+            result = train_run(engine, shards, **settings)
+            speeds.setdefault(engine, []).append(result["targets"] / result["seconds"])
+    unit = "tokens/s" if settings["task"] == "language_modeling" else "samples/s"
+    return [row(name, PLAIN[peer], speeds["hanflow"], speeds[peer], unit) for peer in peers]
+
+
+def gpt(place: Path) -> list[dict[str, Any]]:
+    """The described decoder: d_model 256, 6 layers, chunks of 256."""
+    shards = make_review_shards(place, 90_000, task="language_modeling")
+    name = "training, GPT 6 × 256, chunks of 256, vocabulary 16,000, bf16, 32 chunks a step"
+    return _loops(name, shards, GPT, 15, ("nanogpt",), task="language_modeling", batch_size=32)
+
+
+def million_rows(place: Path) -> list[dict[str, Any]]:
+    """Preprocess and tokenize a million reviews."""
+    from tests.benchmarks.rows_run import measured, write_rows
+
+    sources = [SHARED / "data" / "nsmc" / f"ratings_{part}.txt" for part in ("train", "test")]
+    if not all(path.is_file() for path in sources):
+        print("  rows: needs shared/data/nsmc (HANFLOW_SHARED): left out", file=sys.stderr)
+        return []
+    source, count = place / "reviews.tsv", int(os.environ.get("HANFLOW_BENCH_ROWS", 1_000_000))
+    write_rows(sources, count, source)
+    results: dict[str, list[dict[str, Any]]] = {"hanflow": [], "pandas": []}
+    for number in range(REPEATS):
+        for engine, told in results.items():
+            output = place / f"{engine}-{number}"
+            output.mkdir()
+            job = {"engine": engine, "source": str(source), "output": str(output), "tokenizer": str(tokenizer())}
+            told.append(measured(job))
+            shutil.rmtree(output)
+    ours, theirs = results["hanflow"], results["pandas"]
+    for one, other in zip(ours, theirs, strict=True):
+        for figure in ("rows", "tokens"):
+            assert abs(one[figure] / other[figure] - 1) < 0.01, f"not the same work: {one} and {other}"
+    name, peer = f"preprocess and tokenize {count:,} reviews", "pandas and datasets.map"
+    speeds = [[count / result["seconds"] for result in part] for part in (ours, theirs)]
+    peaks = [[result["peak_gb"] for result in part] for part in (ours, theirs)]
+    return [
+        row(name, peer, *speeds, "rows/s"),
+        row(f"{name}: peak memory", peer, *peaks, "GB", smaller=True),
+    ]
+
+
 def matmul_peak(dtype: torch.dtype) -> float:
     """FLOP/s of the best of some 2048³ products."""
     import time
@@ -276,6 +357,10 @@ ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "checkpoint": checkpoint,
     "rouge": rouge,
     "generate": generate,
+    "rnn": rnn,
+    "cnn": cnn,
+    "gpt": gpt,
+    "rows": million_rows,
 }
 
 

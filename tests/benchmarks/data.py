@@ -28,17 +28,47 @@ KOBART = {
 
 MAX_SOURCE, MAX_TARGET = 512, 64
 
+RNN = {"type": "rnn", "embedding_size": 128, "hidden_size": 256, "n_layers": 4, "dropout": 0.3}
+CNN = {"type": "cnn", "embedding_size": 256, "windows": [3, 4, 5], "n_filters": 100, "dropout": 0.3}
+GPT = {
+    "type": "gpt",
+    "d_model": 256,
+    "d_ffn": 1024,
+    "n_layers": 6,
+    "nhead": 4,
+    "max_position_embeddings": 256,
+    "dropout": 0.1,
+}
+"""The shapes of the described systems."""
+
+
+def make_review_shards(folder: Path, rows: int, task: str = "classification") -> Path:
+    """Shards of so many reviews (those in `shared/`, else the bundled sample), a vocabulary of 16,000 trained on them."""
+    raw = SHARED / "data" / "nsmc" / ("lm_reviews.txt" if task == "language_modeling" else "ratings_train.txt")
+    source = raw if raw.is_file() else ROOT / "pipelines" / "sample_data" / "reviews.tsv.gz"
+    config = PreprocessConfig(source=str(source), limit_rows=rows, validation_ratio=0.01, test_ratio=0.0)
+    preprocess(config, task=task, output=str(folder / "corpus"))
+    classifies = task == "classification"
+    encoding = TokenizeConfig(vocabulary_size=16_000, max_source_tokens=100, chunk_tokens=256, morphemes=classifies)
+    tokenize(encoding, task=task, output=str(folder / "shards"), corpus=str(folder / "corpus"))
+    return folder / "shards"
+
+
+def tokenizer() -> Path | str:
+    """KoBART's tokenizer: in `shared/`, else on the hub."""
+    local = SHARED / "data" / "kobart_tokenizer"
+    return local if local.is_dir() else "gogamza/kobart-base-v2"
+
 
 def make_shards(folder: Path, rows: int) -> Path:
     """Shards of so many petitions (those in `shared/`, else the bundled sample) under the KoBART tokenizer.
 
     Where `shared/` is missing the tokenizer is asked of the hub.
     """
-    raw, tokenizer = SHARED / "data" / "petitions" / "train.tsv", SHARED / "data" / "kobart_tokenizer"
+    raw = SHARED / "data" / "petitions" / "train.tsv"
     source = raw if raw.is_file() else ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
-    name = str(tokenizer) if tokenizer.is_dir() else "gogamza/kobart-base-v2"
     config = PreprocessConfig(source=str(source), limit_rows=rows, validation_ratio=0.1, test_ratio=0.0)
     preprocess(config, task="summarization", output=str(folder / "corpus"))
-    encoding = TokenizeConfig(tokenizer=name, max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET)
+    encoding = TokenizeConfig(tokenizer=str(tokenizer()), max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET)
     tokenize(encoding, task="summarization", output=str(folder / "shards"), corpus=str(folder / "corpus"))
     return folder / "shards"

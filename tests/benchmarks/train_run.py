@@ -26,7 +26,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     from components.train.worker import run
 
     begun: list[float] = []
-    clock: list[tuple[float, int]] = []
+    clock: list[tuple[float, int, int]] = []
 
     class Window(loop.Window):  # made when everything is loaded, before the first step
         def __init__(self, *arguments: Any):
@@ -37,17 +37,18 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             super().add(loss, norm, targets, tokens)
             if len(clock) == WARM_UP - 1:
                 _synchronize()
-            clock.append((time.perf_counter(), tokens))
+            clock.append((time.perf_counter(), tokens, targets))
 
         def close(self, *arguments: Any, **named: Any) -> dict[str, float]:
             figures = super().close(*arguments, **named)
-            clock[-1] = (time.perf_counter(), clock[-1][1])
+            clock[-1] = (time.perf_counter(), *clock[-1][1:])
             return figures
 
     loop.Window = Window  # type: ignore[misc]
     config = TrainConfig(
         architecture=job["architecture"],
         epochs=1,
+        max_steps=job.get("max_steps", 0),
         batch_size=job["batch_size"],
         learning_rate=job["learning_rate"],
         precision=job["precision"],
@@ -58,17 +59,19 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         validate_every=10**9,
         save_total_limit=1,
     )
-    run(config, task="summarization", output=str(folder / "model"), shards=job["shards"])
+    run(config, task=job.get("task", "summarization"), output=str(folder / "model"), shards=job["shards"])
     training = json.loads((folder / "model" / "training.json").read_text())
     points = training["history"]["train"]
     validation = training["history"]["validation"]
     if clock:
-        tokens, seconds = sum(count for _, count in clock[WARM_UP:]), clock[-1][0] - clock[WARM_UP - 1][0]
+        tokens, targets = (sum(step[place] for step in clock[WARM_UP:]) for place in (1, 2))
+        seconds = clock[-1][0] - clock[WARM_UP - 1][0]
     else:  # workers of their own tell by their log
-        tokens = sum(point["tokens"] for point in points[WARM_UP:])
+        tokens, targets = sum(point["tokens"] for point in points[WARM_UP:]), 0
         seconds = sum(point["tokens"] / point["tokens_per_second"] for point in points[WARM_UP:])
     return {
         "tokens": tokens,
+        "targets": targets,
         "seconds": seconds,
         "validation_loss": validation[-1]["loss"] if validation else None,
         "padding_efficiency": training["padding_efficiency"],
@@ -192,7 +195,14 @@ def _peak_gb() -> float:
 def main() -> None:
     job = json.loads(sys.argv[1])
     with tempfile.TemporaryDirectory(prefix="hanflow-bench-") as place:
-        result = (ours if job["engine"] == "hanflow" else theirs)(job, Path(place))
+        if job["engine"] == "hanflow":
+            result = ours(job, Path(place))
+        elif job["engine"].startswith("trainer"):
+            result = theirs(job, Path(place))
+        else:
+            from tests.benchmarks.plain_loops import LOOPS
+
+            result = LOOPS[job["engine"]](job)
     if int(os.environ.get("RANK", 0)) == 0:
         print(json.dumps(result))
 

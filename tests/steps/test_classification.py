@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -95,9 +96,23 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_column_that_holds_no_classes_is_refused(tmp_path: Path) -> None:
+    """A million different labels: told after the first thousand, not after a model of a million classes."""
+    from components.shared.tasks.classification import MOST_CLASSES
+
     rows = [(str(number), f"글 {number}") for number in range(3000)]
     with pytest.raises(UserError, match="holds more than 1,000 different ones"):
         tasks.make_shards(tmp_path, TASK, rows)
+    read = 0
+
+    def column() -> Iterator[dict[str, list[str]]]:
+        nonlocal read
+        for start in range(0, 1_000_000, 2_000):
+            read += 2_000
+            yield {"label": [str(number) for number in range(start, start + 2_000)]}
+
+    with pytest.raises(UserError, match="say which column is the label"):
+        get_task(TASK).facts(column())
+    assert read <= 2 * MOST_CLASSES, "the rest need not be read"
 
 
 def test_unwanted_labels_and_empty_texts_are_rejected(tmp_path: Path) -> None:

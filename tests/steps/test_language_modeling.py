@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import torch
 
 from components.evaluate.score import run as evaluate
 from components.export.bundle import run as export
-from components.shared.config import EvaluateConfig, ExportConfig
+from components.preprocess.corpus import run as preprocess
+from components.preprocess.readers import raw_files
+from components.shared.artifacts import read_manifest
+from components.shared.config import EvaluateConfig, ExportConfig, PreprocessConfig, UserError
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from tests.steps import tasks
@@ -49,6 +53,65 @@ def test_chunks_hold_every_token_once_and_little_else(chain: Chain) -> None:
     texts = pq.read_table(chain.corpus / "train.parquet").to_pydict()["text"]
     documents = tokenizer.decode(stream).split(tokenizer.eos_token)
     assert documents == ["", *texts, ""]
+
+
+def test_batches_of_documents_are_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is read at a time, chunks are the same, and all but a split's last are full."""
+    from components.tokenize import encode
+
+    chain = tasks.make_shards(tmp_path, TASK, tasks.reviews(700))
+    monkeypatch.setattr(encode, "BATCH_ROWS", 13)
+    report = encode.run(tasks.ENCODING, task=TASK, output=str(tmp_path / "small"), corpus=str(chain.corpus))
+    for split in ("train", "validation", "test"):
+        whole, small = (Shard(folder / f"{split}.arrow", ("tokens",)) for folder in (chain.shards, tmp_path / "small"))
+        assert len(whole) == len(small)
+        for row in range(len(whole)):
+            assert np.array_equal(whole[row][0], small[row][0])
+    counts = read_manifest(tmp_path / "small", "shards").counts
+    assert report.figures["packing_efficiency"] == round(counts["packing_efficiency"], 4) >= 0.99
+
+
+def test_sources_are_merged_deduplicated_and_split(tmp_path: Path) -> None:
+    rows = tasks.reviews(120)
+    for name, part in (("a.tsv", rows[:50]), ("b.tsv", rows[40:90])):
+        tasks.write_reviews(tmp_path / name, part)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "c.txt").write_text("".join(f"{text}\n" for _, text in rows[80:]), encoding="utf-8")
+    sources = f"{tmp_path}/[ab].tsv, {tmp_path}/more,{tmp_path}/a.tsv"
+    report = preprocess(
+        PreprocessConfig(source=sources, validation_ratio=0.1, test_ratio=0.1),
+        task=TASK,
+        output=str(tmp_path / "corpus"),
+    )
+    splits = {
+        split: pq.read_table(tmp_path / "corpus" / f"{split}.parquet").to_pydict()["text"]
+        for split in ("train", "validation", "test")
+    }
+    texts = [text for part in splits.values() for text in part]
+    assert len(texts) == len(set(texts)) == report.figures["rows"]
+    assert set(texts) == {get_task(TASK).clean_input(text, PreprocessConfig()) for _, text in rows}
+    assert len(splits["validation"]) == len(splits["test"]) == round(0.1 * len(texts))
+    assert report.figures["rejected"] == 20, "the rows that two sources share; a file named twice is read once"
+    with pytest.raises(UserError, match=r"nowhere\.tsv: no such file"):
+        preprocess(
+            PreprocessConfig(source=f"{tmp_path}/a.tsv,{tmp_path}/nowhere.tsv"), task=TASK, output=str(tmp_path / "x")
+        )
+    named = tmp_path / "x, y.tsv"
+    tasks.write_reviews(named, rows)
+    assert raw_files(str(named)) == [str(named)], "a comma in a name separates nothing"
+
+
+def test_a_prompt_longer_than_the_context_is_told(
+    chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hanflow"), "propagate", True)
+    task = get_task(TASK)
+    predictor = task.open_predictor(str(chain.model), EvaluateConfig(max_new_tokens=8, greedy=True))
+    rows = task.inputs(["길고 긴 이야기 " * 40, "짧은 글"], predictor.tokenizer, tasks.ENCODING)
+    with caplog.at_level(logging.WARNING, logger="hanflow"):
+        texts = predictor(rows).texts
+    assert len(texts) == 2
+    assert any("context" in record.getMessage() for record in caplog.records)
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_training_lowers_it(evaluation: Path) -> None:

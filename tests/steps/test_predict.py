@@ -19,7 +19,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.predict import command, stream
+from components.predict import command, output, stream
 from components.predict.bundle import answer, open_bundle
 from components.predict.output import one_line
 from components.shared.text_files import FORMATS, Source, read_rows, safe_cell
@@ -360,6 +360,7 @@ def test_memory_does_not_follow_the_rows(bundle: Path, tmp_path: Path) -> None:
 
 def test_written_out_choices_are_the_real_ones() -> None:
     assert command.FORMATS == FORMATS
+    assert command.OUTPUT_FORMATS == output.OUTPUT_FORMATS
 
 
 def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
 
@@ -49,6 +49,10 @@ class Encoded:
     """Tokens of all texts before truncation, end-of-sequence not counted."""
     characters: int
     """Characters of all texts."""
+    texts: int
+    """Rows of the corpus that it holds."""
+    rest: dict[str, list[int]] | None = None
+    """Name of each sequence → the beginning of a row that the next batch goes on with; None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,18 @@ class Predictor(Protocol):
         ...
 
 
+@runtime_checkable
+class Adjustable(Protocol):
+    """A predictor whose settings can be changed without loading the model again."""
+
+    adjusts: tuple[str, ...]
+    """Names of the settings of the evaluate step that change what it says."""
+
+    def with_settings(self, config: EvaluateConfig) -> Predictor:
+        """The same model under other settings."""
+        ...
+
+
 class Task(Protocol):
     """What a step may ask of a task. Heavy imports (torch, transformers) belong inside the methods."""
 
@@ -99,6 +115,12 @@ class Task(Protocol):
     """Sequences of token ids that a row of the shards holds, in the order that batches are shaped by."""
     generates: bool
     """Whether predictions are texts that an encoder-decoder generates: a row is then (source, target)."""
+    labels: bool
+    """Whether a prediction is a label that means something beside its text only."""
+    packs: bool
+    """Whether a row of the shards is a chunk of fixed length, filled with texts one after the other."""
+    verb: str
+    """What to do with a text, on a button: `Summarize`."""
     best_metric: str
     """The one of `overall` that decides which model is best."""
     rank_by: str
@@ -139,8 +161,14 @@ class Task(Protocol):
         tokenizer: PreTrainedTokenizerBase,
         config: TokenizeConfig,
         facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
-        """Token ids of a batch of corpus rows (role → texts), end-of-sequence appended and kept on truncation."""
+        """Token ids of a batch of corpus rows (role → texts), end-of-sequence appended and kept on truncation.
+
+        Args:
+            rest: the `Encoded.rest` of the batch before, in the same split; after the last batch it becomes a row of
+                its own, if it has more than one token.
+        """
         ...
 
     def inputs(

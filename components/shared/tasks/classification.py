@@ -53,6 +53,9 @@ class Classification:
     split_role = "text"
     sequences = ("text", "label")
     generates = False
+    labels = True
+    packs = False
+    verb = "Classify"
     best_metric = "accuracy"
     rank_by = "probability_of_right"
     shown_measures = ("right", "probability_of_right")
@@ -99,24 +102,24 @@ class Classification:
         tokenizer: PreTrainedTokenizerBase,
         config: TokenizeConfig,
         facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
         index = {label: place for place, label in enumerate(facts["labels"])}
         plain = plain_ids(rows["text"], tokenizer, config)
-        framed = [_framed(ids, tokenizer, config.max_source_tokens) for ids in plain]
-        cut = sum(len(row) - len(ids) < _frame_size(tokenizer) for row, ids in zip(framed, plain, strict=True))
+        framed = _framed(plain, tokenizer, config.max_source_tokens)
+        room = config.max_source_tokens - sum(map(len, _frame(tokenizer)))
+        cut = sum(len(ids) > room for ids in plain)
         columns = {"text": framed, "label": [[index.get(label, UNKNOWN)] for label in rows["label"]]}
         characters = sum(map(len, rows["text"]))
-        return Encoded(columns, {"text": cut}, sum(map(len, plain)), characters)
+        return Encoded(columns, {"text": cut}, sum(map(len, plain)), characters, len(plain))
 
     def inputs(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
     ) -> list[tuple[np.ndarray, ...]]:
         import numpy as np
 
-        return [
-            (np.array(_framed(ids, tokenizer, config.max_source_tokens), dtype=np.int32),)
-            for ids in plain_ids(texts, tokenizer, config)
-        ]
+        framed = _framed(plain_ids(texts, tokenizer, config), tokenizer, config.max_source_tokens)
+        return [(np.array(row, dtype=np.int32),) for row in framed]
 
     def check_model(self, config: TrainConfig) -> list[str]:
         from components.shared.models import classifiers
@@ -253,6 +256,8 @@ class Classification:
 class Classifier:
     """A model with its classes, see `components.shared.tasks.base.Predictor`."""
 
+    adjusts = ("top_classes",)
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
         self.model, self.tokenizer, self._config = model, tokenizer, config
         self.description = "transformers, float32"
@@ -285,17 +290,18 @@ class Classifier:
         texts = [self.classes[best] for best in order[:, 0]]
         return Predictions(texts, columns, {"probabilities": found}, self.classes)
 
+    def with_settings(self, config: EvaluateConfig) -> Classifier:
+        """The same model under other settings; nothing is loaded again."""
+        return Classifier(self.model, self.tokenizer, config)
 
-def _framed(ids: list[int], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[int]:
-    """Token ids between what the tokenizer's models expect at both ends, cut to `longest` with the ends kept."""
+
+def _framed(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:
+    """Token ids of rows between what the tokenizer's models expect at both ends, cut to `longest` with the ends kept."""
     begin, end = _frame(tokenizer)
-    return [*begin, *ids[: longest - len(begin) - len(end)], *end]
+    room = longest - len(begin) - len(end)
+    return [[*begin, *ids[:room], *end] for ids in rows]
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
     return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
-
-
-def _frame_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    return sum(map(len, _frame(tokenizer)))

@@ -46,6 +46,9 @@ class LanguageModeling:
     split_role = "text"
     sequences = ("tokens",)
     generates = False
+    labels = False
+    packs = True
+    verb = "Continue"
     best_metric = "loss"
     rank_by = "log_probability_per_token"
     shown_measures = ("log_probability_per_token", "tokens")
@@ -72,19 +75,21 @@ class LanguageModeling:
         tokenizer: PreTrainedTokenizerBase,
         config: TokenizeConfig,
         facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
-        """One row a chunk, not a document: see `components.shared.models.language`.
-
-        Every batch of documents begins a new stream, so its last chunk may be short.
-        """
-        import itertools
-
+        """One row a chunk, not a document: see `components.shared.models.language`."""
         plain = plain_ids(rows["text"], tokenizer, config)
         end = tokenizer.eos_token_id
-        stream = [end, *itertools.chain.from_iterable([*ids, end] for ids in plain)]
+        stream = rest["tokens"].copy() if rest else [end]
+        for ids in plain:
+            stream += ids
+            stream.append(end)
         size = config.chunk_tokens
-        chunks = [stream[at : at + size + 1] for at in range(0, len(stream) - 1, size)]
-        return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])))
+        whole = (len(stream) - 1) // size * size
+        chunks = [stream[at : at + size + 1] for at in range(0, whole, size)]
+        # The last token of a chunk is the first of the next one.
+        left = {"tokens": stream[whole:]}
+        return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain), left)
 
     def inputs(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
@@ -257,6 +262,8 @@ class Judge:
 class Continuer:
     """What could come after texts, see `components.shared.tasks.base.Predictor`."""
 
+    adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
         from components.shared.models.sampling import SamplingOptions
 
@@ -286,3 +293,7 @@ class Continuer:
         return Predictions(
             [decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in found]
         )
+
+    def with_settings(self, config: EvaluateConfig) -> Continuer:
+        """The same model under other settings; nothing is loaded again."""
+        return Continuer(self.model, self.tokenizer, config)

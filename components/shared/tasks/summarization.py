@@ -64,6 +64,9 @@ class Summarization:
     split_role = "source"
     sequences = ("source", "target")
     generates = True
+    labels = False
+    packs = False
+    verb = "Summarize"
     best_metric = "rougeL_morpheme"
     rank_by = "rougeL_morpheme"
     shown_measures = ("rouge1_morpheme", "rouge2_morpheme", "rougeL_morpheme", "rougeLsum_morpheme")
@@ -95,6 +98,7 @@ class Summarization:
         tokenizer: PreTrainedTokenizerBase,
         config: TokenizeConfig,
         facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
         columns, truncated, tokens, characters = {}, {}, 0, 0
         for role, longest in self.longest(config).items():
@@ -103,7 +107,7 @@ class Summarization:
             characters += sum(map(len, rows[role]))
             truncated[role] = sum(len(row) > longest - 1 for row in ids)
             columns[role] = [[*row[: longest - 1], tokenizer.eos_token_id] for row in ids]
-        return Encoded(columns, truncated, tokens, characters)
+        return Encoded(columns, truncated, tokens, characters, len(rows[self.input_role]))
 
     def inputs(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
@@ -238,6 +242,8 @@ class Summarization:
 
 class Summarizer:
     """A generator with its search, see `components.shared.tasks.base.Predictor`."""
+
+    adjusts = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
 
     def __init__(self, generator: Generator, config: EvaluateConfig):
         from components.shared.generation import GenerationOptions

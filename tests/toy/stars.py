@@ -1,0 +1,201 @@
+"""A fourth task, for a test: how many stars a review gives, as a number. It and its model are this one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, plain_ids, uncombined
+from components.shared.text import clean_text
+
+
+class StarsConfig(PretrainedConfig):
+    model_type = "toy_stars"
+    vocab_size: int = 1000
+    width: int = 8
+    pad_token_id: int | None = 0
+
+
+class StarsModel(PreTrainedModel):
+    """The mean of a text's embeddings, and a line through it."""
+
+    config_class = StarsConfig
+
+    def __init__(self, config: StarsConfig):
+        super().__init__(config)
+        self.embedding = torch.nn.Embedding(config.vocab_size, config.width)
+        self.head = torch.nn.Linear(config.width, 1)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> SequenceClassifierOutput:
+        mask = attention_mask[..., None].float()
+        mean = (self.embedding(input_ids) * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return SequenceClassifierOutput(logits=self.head(mean))
+
+
+AutoConfig.register("toy_stars", StarsConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(StarsConfig, StarsModel, exist_ok=True)
+
+
+class Stars:
+    name = "tests.toy.stars:Stars"
+    columns = (Column("stars", ("stars", "label")), Column("text", ("text", "document")))
+    text_roles = ("text",)
+    input_role = split_role = "text"
+    sequences = ("text", "stars")
+    generates = labels = packs = False
+    verb = "Guess"
+    best_metric = "within_one"
+    rank_by = "closeness"
+    shown_measures = ("closeness",)
+
+    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+        text = self.clean_input(row["text"], config)
+        if not text or not row["stars"].isdecimal():
+            raise Rejected("no text or no stars")
+        return {"stars": row["stars"], "text": text}
+
+    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+        return clean_text(text, config, br=" ")
+
+    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+        stars = [int(value) for batch in rows for value in batch["stars"]]
+        return {"mean": sum(stars) / len(stars)}
+
+    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+        return {"text": config.max_source_tokens, "stars": 1}
+
+    def encode(
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: Any,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
+    ) -> Encoded:
+        plain = plain_ids(rows["text"], tokenizer, config)
+        texts = [[*ids[: config.max_source_tokens - 1], tokenizer.eos_token_id] for ids in plain]
+        cut = sum(len(ids) >= config.max_source_tokens for ids in plain)
+        columns = {"text": texts, "stars": [[int(value)] for value in rows["stars"]]}
+        return Encoded(columns, {"text": cut}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain))
+
+    def inputs(self, texts: Sequence[str], tokenizer: Any, config: TokenizeConfig) -> list[tuple[np.ndarray, ...]]:
+        rows = self.encode({"text": texts, "stars": ["0"] * len(texts)}, tokenizer, config, {}).columns["text"]
+        return [(np.array(row, dtype=np.int32),) for row in rows]
+
+    def check_model(self, config: TrainConfig) -> list[str]:
+        return []
+
+    def new_model(self, config: TrainConfig, tokenizer: Any, facts: Mapping[str, Any]) -> PreTrainedModel:
+        torch.manual_seed(config.seed)
+        ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        return StarsModel(StarsConfig(**ids, **config.architecture)).eval()
+
+    def load_model(self, folder: str) -> PreTrainedModel:
+        return StarsModel.from_pretrained(folder).eval()
+
+    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        raise uncombined(self.name)
+
+    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        return {}
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {"max_source_tokens": lengths[:, 0]}
+
+    def targets(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths[:, 1]
+
+    def collate(
+        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+    ) -> dict[str, torch.Tensor]:
+        ids = torch.full(tuple(shape[:2]), model.config.pad_token_id)
+        mask, stars = torch.zeros_like(ids), torch.full((shape[0],), float("nan"))
+        for at, row in enumerate(rows):
+            ids[at, : len(row[0])] = torch.from_numpy(row[0].astype(np.int64))
+            mask[at, : len(row[0])] = 1
+            if len(row) > 1:
+                stars[at] = int(row[1][0])
+        return {"input_ids": ids, "attention_mask": mask, "stars": stars}
+
+    def loss(
+        self, model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        found = model(batch["input_ids"], batch["attention_mask"]).logits[:, 0].float()
+        known = ~batch["stars"].isnan()
+        return ((found - batch["stars"].nan_to_num()) ** 2 * known).sum(), known.sum()
+
+    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        return [row[0] for row in rows]
+
+    def predictor(self, model: Any, tokenizer: Any, config: EvaluateConfig, *, scoring: bool = False) -> Guesser:
+        return Guesser(self, model, tokenizer)
+
+    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Guesser:
+        place = f"{folder}/huggingface"
+        return Guesser(self, self.load_model(place), AutoTokenizer.from_pretrained(place))
+
+    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["stars"])
+
+    def reference_of(self, row: Sequence[np.ndarray], tokenizer: Any, model: PreTrainedModel) -> str:
+        return str(int(row[1][0]))
+
+    def baselines(
+        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+    ) -> dict[str, Predictions]:
+        return {"mean": Predictions([f"{facts['mean']:.2f}"] * len(rows["text"]))}
+
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        found, right = (np.array(list(map(float, values))) for values in (predictions.texts, references))
+        return {"closeness": -np.abs(found - right)}
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        closeness = measures["closeness"]
+        return {"within_one": float((closeness >= -1).mean()) if len(closeness) else 0.0}
+
+    def describe(self, rows: Any, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        return {}
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Any]:
+        return []
+
+    def confusion(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        return None
+
+    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["text"])
+
+    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+        pass
+
+    def card(self) -> dict[str, Any]:
+        auto = "AutoModelForSequenceClassification"
+        return {"pipeline_tag": "text-classification", "auto_class": auto, "example": "see tests/toy/stars.py"}
+
+
+class Guesser:
+    description = "a line"
+
+    def __init__(self, task: Stars, model: PreTrainedModel, tokenizer: Any):
+        self.task, self.model, self.tokenizer = task, model, tokenizer
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Any = None) -> Predictions:
+        batch = self.task.collate([row[:1] for row in rows], (len(rows), max(len(row[0]) for row in rows)), self.model)
+        with torch.inference_mode():
+            found = self.model(batch["input_ids"], batch["attention_mask"]).logits[:, 0]
+        if progress is not None:
+            progress.update(len(rows))
+        return Predictions([f"{value:.2f}" for value in found.tolist()])
