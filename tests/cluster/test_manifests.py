@@ -235,6 +235,25 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
         assert policy.items() <= template["metadata"]["labels"].items(), "the policy means the jobs' pods"
 
 
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_jobs_to_apply_by_hand_fit_the_installation(overlay: str) -> None:
+    """Account, network policy and ConfigMap are those that the overlay makes."""
+    from components.train.jobs import pod_templates
+
+    objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
+    held, policy = pick(objects, "ConfigMap")["data"], pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]
+    jobs = read("jobs")
+    assert {job["kind"] for job in jobs} == {"PyTorchJob", "JobSet"}
+    for job in jobs:
+        assert job["metadata"]["namespace"] == pick(objects, "ConfigMap")["metadata"]["namespace"]
+        for template in pod_templates(job):
+            assert pick(objects, "ServiceAccount", template["spec"]["serviceAccountName"])
+            assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+            for variable in template["spec"]["containers"][0]["env"]:
+                reference = variable.get("valueFrom", {}).get("configMapKeyRef")
+                assert reference is None or (reference["name"] == "hanflow" and reference["key"] in held)
+
+
 def test_the_demo_can_show_a_claim(tmp_path: Path) -> None:
     shutil.copytree(MANIFESTS, tmp_path / "manifests")
     overlay = tmp_path / "manifests" / "overlays" / "mine"
