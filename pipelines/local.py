@@ -28,7 +28,7 @@ from components.shared.progress import EVENTS_VARIABLE
 from components.shared.tasks import get_task
 from pipelines.build import arguments_of, boxes
 from pipelines.display import Display
-from pipelines.package import load_pipeline
+from pipelines.package import load_pipeline, without_retries
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
@@ -156,7 +156,7 @@ class _Run:
     def execute(self) -> int:
         from kfp import local
 
-        pipeline = load_pipeline(self.name, self.experiment)
+        pipeline = without_retries(load_pipeline(self.name, self.experiment))
         started = time.monotonic()
         interrupted = False
         with (

@@ -288,6 +288,8 @@ def test_a_failed_step_says_why(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "failed" and "no such file" in record["error"]
     assert [step["status"] for step in record["steps"]] == ["failed", "waiting", "waiting", "waiting", "waiting"]
+    log = (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
+    assert log.count("Looking for component `preprocess`") == 1, "retries, with their pauses, are for clusters"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
