@@ -18,7 +18,7 @@ from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from components.shared.tasks.summarization import Summarization
 from components.train import worker
-from components.train.backends.torch_ddp import TorchBackend
+from components.train.backends.torch_ddp import TorchBackend, compiles, system_compiler
 from components.train.checkpoint import LoopState
 from components.train.optim import make_optimizer
 from components.train.validate import Validator
@@ -100,6 +100,34 @@ def test_clipping_by_hand(clip: float) -> None:
     for p, before, grad in zip(parameters, expected, ([3.0, 4.0], [[12.0]]), strict=True):
         torch.testing.assert_close(p.detach(), before - 0.1 * scale * torch.tensor(grad))
         assert p.grad is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "device", "compiler", "expected"),
+    [
+        ("off", "cuda", "gcc", False),
+        ("auto", "cuda", "gcc", True),
+        ("auto", "cuda", None, False),
+        ("auto", "cpu", "g++", False),
+        ("on", "cpu", "g++", True),
+    ],
+)
+def test_what_is_compiled(setting: str, device: str, compiler: str | None, expected: bool) -> None:
+    assert compiles(setting, device, compiler) is expected
+
+
+def test_an_image_without_compiler_trains_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    assert system_compiler("cuda") is None
+    with pytest.raises(UserError, match="train.compile=on: .* found none"):
+        compiles("on", "cuda", system_compiler("cuda"))
+    for name in ("clang", "g++"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    assert system_compiler("cuda") == str(tmp_path / "clang") and system_compiler("cpu") == str(tmp_path / "g++")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert system_compiler("cuda") is None, "CC outranks what is found"
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

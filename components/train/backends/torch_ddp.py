@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import resource
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -16,9 +17,33 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from components.shared.config import UserError
+from components.shared.progress import log
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 """How long a worker waits for the others; a rank that died must not hold the rest for torch's ten minutes."""
+
+
+def system_compiler(device: str) -> str | None:
+    """The program by which torch.compile builds its kernels (C++, CPU) or their launchers (C, CUDA); None: not there."""
+    variable, usual = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++", "clang++"))
+    named = os.environ.get(variable)
+    return next((found for name in ([named] if named else usual) if (found := shutil.which(name))), None)
+
+
+def compiles(setting: str, device: str, compiler: str | None) -> bool:
+    """Whether a model is compiled, as `train.compile` says (auto: on GPUs, where there is a compiler).
+
+    Raises:
+        UserError: it is asked for, and there is no compiler.
+    """
+    if setting == "on" and compiler is None:
+        raise UserError(
+            "train.compile=on: torch.compile needs a C compiler and found none; install gcc and Python's headers (in the gpu "
+            "image: build it with COMPILER), or set train.compile=auto"
+        )
+    if setting == "auto" and device == "cuda" and compiler is None:
+        log.info("train.compile=auto: there is no C compiler here, so the model is not compiled")
+    return setting == "on" or (setting == "auto" and device == "cuda" and compiler is not None)
 
 
 class TorchBackend:
@@ -29,7 +54,7 @@ class TorchBackend:
         compile: auto, on or off.
 
     Raises:
-        UserError: the hardware cannot do the precision.
+        UserError: the hardware cannot do the precision, or there is no compiler for `compile=on`.
     """
 
     static_shapes = False
@@ -46,7 +71,7 @@ class TorchBackend:
         if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
             raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32 or fp16")
         self.precision = native_precision(self.device) if precision == "auto" else precision
-        self._compile = compile == "on" or (compile == "auto" and cuda)
+        self._compile = compiles(compile, self.device.type, system_compiler(self.device.type))
         if self._compile and cuda:
             self.static_shapes = True  # a graph a shape, and at most eight shapes
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
