@@ -65,7 +65,8 @@ class Cluster:
         self._lock = threading.Lock()
         self._generation = 0
         self._api = self._connect()
-        self.namespace = namespace or self._own_namespace()
+        self.own_namespace = self._own_namespace()
+        self.namespace = namespace or self.own_namespace
 
     def _connect(self) -> client.ApiClient:
         """A client with the credentials of this moment: tokens change while training runs for days."""

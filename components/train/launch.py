@@ -55,7 +55,10 @@ INCIDENT_SECONDS = 400.0
 """Workers that lose a peer notice within that time (the timeout of a collective, and some): one incident, not several."""
 GONE_SECONDS = 180.0
 """How long a job that is being deleted may take to go (its pods get their grace period)."""
+SETTLE_SECONDS = 5.0
+"""How long pods may be behind their job in what the cluster tells."""
 DRAIN_SECONDS = 15.0
+"""How long the rest of rank 0's log may take."""
 REMOVE_SECONDS = 60.0
 TERMINATE_SECONDS = 0.9
 """What a step has between SIGTERM and its end, about."""
@@ -146,7 +149,11 @@ def launch(cluster: Cluster, body: Mapping[str, Any], *, hours: float = 168.0, r
         hurry = True
         raise
     finally:
-        _remove(cluster, body, job, TERMINATE_SECONDS if hurry else REMOVE_SECONDS)
+        try:
+            _remove(cluster, body, job, TERMINATE_SECONDS if hurry else REMOVE_SECONDS)
+        except (Terminated, KeyboardInterrupt):
+            _remove(cluster, body, job, TERMINATE_SECONDS)
+            raise
 
 
 def _submit(cluster: Cluster, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,8 +270,7 @@ class _Life:
                     self._tell_waiting()
                     continue
                 self._take(change)
-            if self.phase.name == "failed":
-                self._settle(inbox)
+            self._settle(inbox)
             self.log.drain(DRAIN_SECONDS)
         if self.phase.name == "failed":
             raise self._failure(self.phase.message or "the cluster does not say why")
@@ -379,17 +385,20 @@ class _Life:
             log.warning("%s", text)
 
     def _settle(self, inbox: queue.Queue[Change]) -> None:
-        """Take in what the pods' watch still has to say: a job may be told to have failed before its pods are."""
-        until = time.monotonic() + 2 * TICK_SECONDS
-        while time.monotonic() < until:
+        """Take in what the pods' watch still has to say: a job may be told to have ended before its pods are."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < until and not self._settled():
             with contextlib.suppress(queue.Empty):
                 change = inbox.get(timeout=TICK_SECONDS / 4)
                 if change.source == "pods" and change.kind != "BROKEN":
                     with contextlib.suppress(JobFailed):
                         self._take(change)
-                    continue
-            if self.endings:
-                return
+
+    def _settled(self) -> bool:
+        if self.phase.name == "failed":
+            return any(ending.kind != "succeeded" for ending in self.endings.values())
+        zero = pods.rank_zero(self.pods.values())
+        return zero is not None and pods.ending(zero) is not None
 
     def _failure(self, why: str) -> JobFailed:
         """The failure with everything that helps to mend it."""
@@ -429,7 +438,8 @@ def _own_pod(cluster: Cluster) -> dict[str, Any] | None:
         return None
     name = next((os.environ[key] for key in ("KFP_POD_NAME", "POD_NAME", "HOSTNAME") if os.environ.get(key)), "")
     try:
-        return cluster.request("GET", f"{_PODS}/{name}", patience=30.0)
+        # Its own namespace, which may be another than the job's.
+        return cluster.request("GET", f"/api/v1/namespaces/{cluster.own_namespace}/pods/{name}", patience=30.0)
     except ClusterError as error:
         log.warning("the step's own pod cannot be read, the job gets no owner: %s", error)
         return None

@@ -152,6 +152,8 @@ class FakeCluster:
         self.cut_answers = self.cut_events = 0
         """Next so many answers to GET, and events of watches, break off in the middle."""
         self.cuts = 0
+        self.pods_lag = 0.0
+        """How many seconds the pods' watch is behind."""
         self.forbidden: set[tuple[str, str]] = set()
         """(method, plural) that the service account may not do."""
         self.missing: set[str] = set()
@@ -387,6 +389,8 @@ class _Handler(BaseHTTPRequestHandler):
                     store.changed.wait(0.1)
             if not self._open():
                 return
+            if fresh and plural == "pods":
+                time.sleep(self.api.pods_lag)
             for version, kind, event, obj in fresh:
                 seen = version
                 if kind == plural and _selected(obj, query):

@@ -290,6 +290,34 @@ def test_a_new_token_is_taken_when_the_old_one_is_refused(fake: World) -> None:
     fake.assert_nothing_left(body)
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_pods_may_be_told_of_late(fake: World, status: int, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fake.fake
+    fake.fake.pods_lag = 0.7
+    body = fake.body(f"echo first; sleep 0.3; echo last; exit {status}")
+    if status:
+        with pytest.raises(JobFailed, match="exit status 1: last"):
+            see_through(fake, body)
+    else:
+        see_through(fake, body)
+    assert "[rank 0] last" in capfd.readouterr().err
+
+
+def test_sigterm_while_the_job_is_being_removed_removes_it(fake: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, terminated = kube.Cluster.request, []
+
+    def interrupted(self: kube.Cluster, method: str, *arguments: Any, **options: Any) -> Any:
+        if method == "DELETE" and not terminated:
+            terminated.append(True)
+            raise launch.Terminated("terminated")
+        return request(self, method, *arguments, **options)
+
+    monkeypatch.setattr(kube.Cluster, "request", interrupted)
+    with pytest.raises(launch.Terminated):
+        see_through(fake, fake.body("echo done"))
+    assert terminated
+
+
 def test_answers_and_events_that_break_off_are_asked_for_again(fake: World) -> None:
     assert fake.fake
     fake.fake.cut_answers, fake.fake.cut_events = 2, 3
