@@ -200,6 +200,19 @@ class TrainConfig:
         "Arithmetic of the forward pass; auto: bf16 where the hardware multiplies it natively, else fp32.",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    backend: str = setting(
+        "auto",
+        "Device layer: torch (CPU, CUDA) or xla (a TPU slice, or virtual devices with PJRT_DEVICE=CPU); auto: xla where PJRT_DEVICE=TPU, else torch.",
+        choices=("auto", "torch", "xla"),
+    )
+    topology: str = setting(
+        "",
+        "xla: chips along each side of the slice that training expects, e.g. 2x2x4; another one is refused. Empty: whatever is there.",
+    )
+    compilation_cache: str = setting(
+        "",
+        "xla: folder (path or gs://) where compiled graphs are kept from run to run; empty: none.",
+    )
     compile: str = setting("auto", "torch.compile of the model; auto: on GPUs.", choices=("auto", "on", "off"))
     processes: int = setting(
         1, "Worker processes on this machine (0: one a GPU); under torchrun it decides instead.", at_least=0

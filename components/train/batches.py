@@ -30,10 +30,15 @@ class Batch:
     rows: np.ndarray
     shape: tuple[int, ...]
 
-    def share(self, rank: int, world_size: int) -> tuple[np.ndarray, tuple[int, ...]]:
-        """The rows of one rank and the shape of its part; ranks at the end may have fewer rows than the shape."""
-        size = -(-self.shape[0] // world_size)
-        return self.rows[rank::world_size], (size, *self.shape[1:])
+    def share(self, reader: int, readers: int, multiple: int = 1) -> tuple[np.ndarray, tuple[int, ...]]:
+        """The rows of one reader and the shape of its part; readers at the end may have fewer rows than the shape.
+
+        Args:
+            reader: which of the `readers` that split every batch among them.
+            multiple: devices that a reader's part is split over: its rows are rounded up to a multiple.
+        """
+        size = -(-self.shape[0] // (readers * multiple)) * multiple
+        return self.rows[reader::readers], (size, *self.shape[1:])
 
 
 class BatchPlan:
@@ -117,11 +122,16 @@ class BatchPlan:
         """Batches of an epoch, the same for every epoch."""
         return len(self.epoch(0))
 
-    def padding_efficiency(self, *, trimmed: bool = False) -> float:
-        """Real tokens / padded tokens over an epoch, between 0 and 1; of the static shapes or of the trimmed ones."""
+    def padding_efficiency(self, *, trimmed: bool = False, devices: int = 1) -> float:
+        """Real tokens / padded tokens over an epoch, between 0 and 1.
+
+        Args:
+            trimmed: of the shapes that the rows really need, not of the static ones.
+            devices: that the rows of every static shape are spread over evenly.
+        """
         batches = self.epoch(0)
         shapes = [self.trimmed(batch) if trimmed else batch.shape for batch in batches]
-        padded = sum(shape[0] * sum(shape[1:]) for shape in shapes)
+        padded = sum(-(-shape[0] // devices) * devices * sum(shape[1:]) for shape in shapes)
         real = sum(int(self.lengths[batch.rows].sum()) for batch in batches)
         return real / padded if padded else 1.0
 

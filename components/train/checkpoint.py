@@ -93,7 +93,7 @@ class Checkpoints:
         Raises:
             UserError: the disk is full. Earlier checkpoints stand; behind, it is raised by the next call.
         """
-        weights, moments = _model_tensors(model), _optimizer_tensors(model, optimizer)
+        weights, moments = _in_memory(_model_tensors(model)), _in_memory(_optimizer_tensors(model, optimizer))
         text, keep = json.dumps(state.__dict__), state.best_step
         if self._writer is None:
             self._write(state.step, weights, moments, text, keep)
@@ -201,7 +201,7 @@ class Checkpoints:
         """
         folder = self.folder / f"nonfinite-{step:08d}"
         folder.mkdir(exist_ok=True)
-        save_file(_model_tensors(model), folder / "model.safetensors")
+        save_file(_in_memory(_model_tensors(model)), folder / "model.safetensors")
         for number, batch in enumerate(batches):
             save_file(batch, folder / f"batch-{number}.safetensors")
         (folder / "rows.json").write_text(json.dumps({"step": step, "rows": list(rows)}), encoding="utf-8")
@@ -219,6 +219,11 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
 
+def _in_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors that processors can read: those of a CPU or a GPU themselves, a TPU's as copies."""
+    return {name: t.detach().cpu() if t.device.type == "xla" else t.detach() for name, t in tensors.items()}
+
+
 def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
@@ -227,11 +232,10 @@ def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Name → tensor of every parameter and persistent buffer; tied ones once, under their first name."""
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            continue
-        seen.add(tensor.data_ptr())
-        tensors[name] = tensor
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor
     return tensors
 
 
@@ -252,8 +256,9 @@ def _load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, sa
         slots.setdefault(name, {})[slot] = value
     for name, values in slots.items():
         parameter = parameters[name]
+        present = optimizer.state.get(parameter, {})
         optimizer.state[parameter] = {
-            slot: value.to(parameter.device) if slot != "step" or parameter.is_cuda else value
+            slot: value.reshape(present[slot].shape if slot in present else value.shape).to(parameter.device)
             for slot, value in values.items()
         }
 

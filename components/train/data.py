@@ -58,11 +58,11 @@ class Data:
         return int(self.plan.lengths[batch.rows].sum())
 
     def collate(self, batch: Batch, task: Task, model: PreTrainedModel, backend: Backend) -> dict[str, torch.Tensor]:
-        """This rank's part of a global batch, in main memory."""
-        rows, shape = batch.share(backend.rank, backend.world_size)
+        """This process's part of a global batch, in main memory."""
+        rows, shape = batch.share(backend.reader, backend.readers, backend.row_multiple)
         if not backend.static_shapes:
             shape = (max(len(rows), 1), *self.plan.trimmed(batch)[1:])
-        return backend.pin(task.collate(self.shard.rows(rows), shape, model))
+        return backend.pin(task.collate(self.shard.rows(rows), shape, model, static=backend.static_shapes))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class StepData:
     batches: list[Batch]
     """Its global batches, one a forward pass."""
     tensors: list[dict[str, torch.Tensor]]
-    """This rank's part of each, in main memory."""
+    """This process's part of each, in main memory."""
     targets: int
     """Target tokens of all ranks' parts together."""
     tokens: int

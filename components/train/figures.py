@@ -20,14 +20,10 @@ class Window:
 
     def __init__(self, backend: Backend, state: LoopState):
         self._backend = backend
-        device = backend.device
         # Sums are of all ranks together; a resumed sum is that already, so one rank alone takes it up.
-        mine = state.window if backend.is_main else {}
-        # float64: a sum over many steps must not depend on where it was cut in two by a resumption.
-        self._loss = torch.tensor(mine.get("loss", 0.0), dtype=torch.float64, device=device)
-        self._targets = torch.tensor(state.window.get("targets", 0.0), dtype=torch.float64, device=device)
-        self._skipped = torch.tensor(state.skipped, device=device)
-        self._in_row = torch.tensor(state.skipped_in_row, device=device)
+        self._begin(state.window.get("loss", 0.0) if backend.rank == 0 else 0.0, state.window.get("targets", 0.0))
+        self._skipped = torch.tensor([state.skipped]).to(backend.device)
+        self._in_row = torch.tensor([state.skipped_in_row]).to(backend.device)
         self._tokens = int(state.window.get("tokens", 0))
         self._timed_tokens = 0  # of this process: a resumed run's clock begins anew
         self._started = time.perf_counter()
@@ -44,7 +40,7 @@ class Window:
         """
         good = torch.isfinite(norm) & torch.isfinite(loss)
         self._loss += torch.where(good, loss, 0.0)
-        self._targets += good * targets
+        self._targets += good * self._backend.number(targets)
         self._skipped += ~torch.isfinite(norm)
         self._in_row = torch.where(torch.isfinite(norm), 0, self._in_row + 1)
         self._tokens += tokens
@@ -70,8 +66,7 @@ class Window:
             "memory_gb": self._backend.memory_bytes() / 1e9,
             "skipped_steps": state.skipped,
         }
-        self._loss.zero_()
-        self._targets.zero_()
+        self._begin(0.0, 0.0)
         self._tokens, self._timed_tokens, self._started, self._paused = 0, 0, time.perf_counter(), 0.0
         return figures
 
@@ -80,6 +75,12 @@ class Window:
         loss, targets = self._sums()
         state.window = {"loss": loss, "targets": targets, "tokens": self._tokens}
         state.skipped, state.skipped_in_row = int(self._skipped), int(self._in_row)
+
+    def _begin(self, loss: float, targets: float) -> None:
+        # float64: a sum over many steps must not depend on where it was cut in two by a resumption. Sent, and of one
+        # dimension: what a traced device makes itself, and numbers without dimension, would be constants of its graph.
+        self._loss = torch.tensor([loss], dtype=torch.float64).to(self._backend.device)
+        self._targets = torch.tensor([targets], dtype=torch.float64).to(self._backend.device)
 
     def _sums(self) -> tuple[float, float]:
         return float(self._backend.sum(self._loss)), float(self._targets)

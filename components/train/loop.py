@@ -63,7 +63,7 @@ def fit(
         UserError: too many steps in a row had no finite gradient.
     """
     objective = backend.prepare(Objective(model, task, config.label_smoothing))
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, traced=backend.traced)
     if state.step:
         checkpoints.load(checkpoints.path(state.step), model, optimizer)
         backend.load_state(state.backend)
@@ -110,23 +110,25 @@ def fit(
                 log.info("no improvement in %d validations: stopping early at step %d", config.patience, state.step)
                 break
             logs = (data.step + 1) % config.log_every == 0 or data.step + 1 == last
-            loss = torch.zeros((), device=backend.device)
+            loss = backend.number(0.0)
+            scale = backend.number(backend.world_size / data.targets)
             for micro, tensors in enumerate(data.tensors):
                 backend.seed(config.seed, data.step, micro)
                 with backend.accumulate(objective, last=micro == len(data.tensors) - 1):
                     with backend.autocast():
                         part = objective(backend.put(tensors))
                     # DistributedDataParallel averages over the workers; the sum is wanted.
-                    backend.backward(part * (backend.world_size / data.targets))
-                loss += part.detach()
-            layers = gradient_norms(model) if logs else {}
+                    backend.backward(part * scale)
+                    loss = loss + part.detach()
+            layers = gradient_norms(model) if logs or backend.traced else {}
             rate = learning_rate(data.step, last, config)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = backend.number(rate)
             norm = backend.step(optimizer, parameters, config.clip_norm)
             state.step = data.step + 1
             state.saw(batch.rows for batch in data.batches)
             window.add(loss, norm, data.targets, data.tokens)
+            backend.flush()
 
             if logs:
                 figures = window.close(state, epoch=state.step / per_epoch, rate=rate, norm=norm)

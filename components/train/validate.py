@@ -92,7 +92,7 @@ class Validator:
     def _loss(self, stop: Callable[[], bool]) -> float | None:
         """Mean loss over the split's target tokens; without dropout and label smoothing."""
         self._objective.eval()
-        total = torch.zeros((), dtype=torch.float64, device=self._backend.device)
+        total = torch.zeros(1, dtype=torch.float64).to(self._backend.device)
         batches = self._data.plan.epoch(0)
         with Progress("validating", total=len(batches), unit="batches") as progress:
             for batch in batches:
@@ -102,26 +102,31 @@ class Validator:
                 tensors = self._backend.put(self._data.collate(batch, self._task, self._model, self._backend))
                 with self._backend.autocast():
                     total += self._objective(tensors).double()
+                self._backend.flush()
                 progress.update(1)
         self._objective.train()
         return float(self._backend.sum(total)) / int(self._data.targets.sum())
 
     def _scores(self) -> dict[str, float]:
-        """Scores of the first rows; every rank predicts its share of them."""
+        """Scores of the first rows; every process predicts its share of them.
+
+        A traced device would compile a graph for every length that a search reaches: there the processors predict.
+        """
         count = min(self._config.validation_rows, len(self._data.shard))
-        mine = range(self._backend.rank, count, self._backend.world_size)
+        mine = range(self._backend.reader, count, self._backend.readers)
         rows = self._data.shard.rows(mine)
         options = EvaluateConfig(
             beams=self._config.validation_beams, max_new_tokens=self._longest, engine="transformers"
         )
-        predictor = self._task.predictor(self._model, self._tokenizer, options, scoring=True)
+        model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
+        predictor = self._task.predictor(model, self._tokenizer, options, scoring=True)
         with Progress("predicting", total=len(rows)) as progress:
             predictions = predictor(rows, progress)
-        references = [self._task.reference_of(row, self._tokenizer, self._model) for row in rows]
+        references = [self._task.reference_of(row, self._tokenizer, model) for row in rows]
         self._model.train()
         measures = {}
         for name, values in self._task.score(predictions, references).items():
             everywhere = torch.zeros(count, dtype=torch.float64)
             everywhere[mine.start :: mine.step] = torch.from_numpy(values)
-            measures[name] = self._backend.sum(everywhere.to(self._backend.device)).cpu().numpy()
+            measures[name] = self._backend.sum_of_readers(everywhere).numpy()
         return self._task.overall(measures)

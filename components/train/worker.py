@@ -19,7 +19,6 @@ from components.shared.storage import local_path, staged
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Task
 from components.train.backends.base import Backend
-from components.train.backends.torch_ddp import TorchBackend
 from components.train.checkpoint import Checkpoints, LoopState
 from components.train.data import Data
 from components.train.loop import fit
@@ -30,7 +29,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FREE_SETTINGS = (
+    "backend",
     "checkpoints",
+    "compilation_cache",
     "compile",
     "log_every",
     "nonfinite_dump",
@@ -39,6 +40,7 @@ FREE_SETTINGS = (
     "save_every",
     "save_minutes",
     "save_total_limit",
+    "topology",
     "wandb",
     "wandb_project",
     "wandb_tags",
@@ -56,7 +58,31 @@ def run(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
 
 
 def _processes(config: TrainConfig) -> int:
-    return config.processes or max(torch.cuda.device_count(), 1)
+    return 1 if _uses_xla(config) else config.processes or max(torch.cuda.device_count(), 1)
+
+
+def _uses_xla(config: TrainConfig) -> bool:
+    return config.backend == "xla" or (config.backend == "auto" and os.environ.get("PJRT_DEVICE") == "TPU")
+
+
+def _backend(config: TrainConfig) -> Backend:
+    """The device layer that the settings and this machine ask for.
+
+    Raises:
+        UserError: it is not installed, or does not fit the settings.
+    """
+    if not _uses_xla(config):
+        from components.train.backends.torch_ddp import TorchBackend
+
+        return TorchBackend(config.precision, config.compile)
+    try:
+        import components.train.backends.xla_spmd as xla_spmd
+    except ImportError as error:
+        raise UserError(
+            f"train.backend=xla: torch_xla cannot be imported ({error}); install it in an environment of its own: "
+            "pip install 'hanflow[tpu]', or `make test-xla` for one with virtual devices"
+        ) from None
+    return xla_spmd.XlaBackend(config)
 
 
 def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
@@ -65,6 +91,8 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     from transformers import AutoTokenizer
 
     learnt = get_task(task)
+    if config.engine == "transformers" and _uses_xla(config):
+        raise UserError("train.engine=transformers: the Trainer runs on CPUs and GPUs here; set train.engine=hanflow")
     folder = local_path(shards)
     parent = artifacts.read_manifest(folder, "shards", task=task)
     problems = learnt.check_model(config)
@@ -85,7 +113,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         if int(os.environ.get("RANK", 0)) == 0:
             _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
         return Report(_figures(model, state, config, facts), html="report.html")
-    backend = TorchBackend(config.precision, config.compile)
+    backend = _backend(config)
     try:
         model = learnt.new_model(config, tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
@@ -98,16 +126,17 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
             checkpoints.clean()
         _describe(model, train, backend)
         state = fit(model, tokenizer, learnt, config, backend, train, validation, checkpoints, state)
+        model = backend.on_cpu(model)
         if state.best_step >= 0:
             checkpoints.load(checkpoints.path(state.best_step), model)
         facts = {
             "precision": backend.precision,
             "device": backend.device.type,
-            "world_size": backend.world_size,
-            "padding_efficiency": train.plan.padding_efficiency(trimmed=not backend.static_shapes),
+            "world_size": backend.devices,
+            "padding_efficiency": _padding_efficiency(train, backend),
         }
         if backend.is_main:
-            _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
+            _write_model(output, config, learnt, model.eval(), tokenizer, parent, state, facts)
     finally:
         backend.close()
     return Report(_figures(model, state, config, facts), html="report.html")
@@ -175,11 +204,16 @@ def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
             f"{len(train.shard):,}",
             train.plan.batches_per_epoch,
             len(train.plan.shapes),
-            train.plan.padding_efficiency(trimmed=not backend.static_shapes),
+            _padding_efficiency(train, backend),
             backend.precision,
             backend.device.type,
-            backend.world_size,
+            backend.devices,
         )
+
+
+def _padding_efficiency(data: Data, backend: Backend) -> float:
+    trimmed = not backend.static_shapes
+    return data.plan.padding_efficiency(trimmed=trimmed, devices=1 if trimmed else backend.readers * backend.row_multiple)
 
 
 def _figures(model: PreTrainedModel, state: LoopState, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def load(name: str) -> PreTrainedModel:
 
 
 def collate(
-    rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], config: PretrainedConfig
+    rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], config: PretrainedConfig, *, static: bool = False
 ) -> dict[str, torch.Tensor]:
     """(source, target) rows as one batch.
 
@@ -103,46 +103,43 @@ def collate(
         rows: at most B rows of two int32 arrays (end-of-sequence included).
         shape: (B, S, T).
         config: the model's config, for the ids of padding and of the decoder's start.
+        static: only what follows from the shape, rows first: no device then looks into another one's rows.
 
     Returns:
-        int64 tensors: `input_ids` (B, S); `attention_mask` (B, S), left out where nothing is padded;
-        `decoder_input_ids` (B, T), the targets shifted right by the start token; `positions` (N,), where in the
-        flattened (B·T) decoder output a target stands; `targets` (N,), the ids there, IGNORED where N is rounded up.
+        int64 tensors: `input_ids` (B, S); `attention_mask` (B, S), left out where nothing is padded, unless static;
+        `decoder_input_ids` (B, T), the targets shifted right by the start token. Static: `targets` (B, T), IGNORED
+        where there is none. Else: `positions` (N,), where in the flattened (B·T) decoder output a target stands, and
+        `targets` (N,), the ids there, IGNORED where N is rounded up.
     """
     B, S, T = shape
     sources = np.full((B, S), config.pad_token_id, dtype=np.int64)
     mask = np.zeros((B, S), dtype=np.int64)
     inputs = np.full((B, T), config.pad_token_id, dtype=np.int64)
-    positions, targets = [], []
+    labels = np.full((B, T), IGNORED, dtype=np.int64)
     for row, (source, target) in enumerate(rows):
         sources[row, : len(source)] = source
         mask[row, : len(source)] = 1
         inputs[row, 0] = config.decoder_start_token_id
         inputs[row, 1 : len(target)] = target[:-1]
-        positions.append(np.arange(row * T, row * T + len(target), dtype=np.int64))
-        targets.append(target.astype(np.int64))
+        labels[row, : len(target)] = target
     # A row of padding alone would leave attention without anything to look at (NaN): let it see one token.
     mask[len(rows) :, 0] = 1
-    count = sum(len(target) for target in targets)
-    rounded = min(-(-max(count, 1) // TARGETS_MULTIPLE) * TARGETS_MULTIPLE, B * T)
-    flat_positions = np.zeros(rounded, dtype=np.int64)
-    flat_targets = np.full(rounded, IGNORED, dtype=np.int64)
-    if count:
-        flat_positions[:count] = np.concatenate(positions)
-        flat_targets[:count] = np.concatenate(targets)
-    batch = {
-        "input_ids": torch.from_numpy(sources),
-        "decoder_input_ids": torch.from_numpy(inputs),
-        "positions": torch.from_numpy(flat_positions),
-        "targets": torch.from_numpy(flat_targets),
-    }
-    if not mask.all():
+    batch = {"input_ids": torch.from_numpy(sources), "decoder_input_ids": torch.from_numpy(inputs)}
+    if static or not mask.all():
         batch["attention_mask"] = torch.from_numpy(mask)
-    return batch
+    if static:
+        return {**batch, "targets": torch.from_numpy(labels)}
+    where = np.flatnonzero(labels != IGNORED)
+    rounded = min(-(-max(len(where), 1) // TARGETS_MULTIPLE) * TARGETS_MULTIPLE, B * T)
+    positions = np.zeros(rounded, dtype=np.int64)
+    targets = np.full(rounded, IGNORED, dtype=np.int64)
+    positions[: len(where)] = where
+    targets[: len(where)] = labels.flat[where]
+    return {**batch, "positions": torch.from_numpy(positions), "targets": torch.from_numpy(targets)}
 
 
 def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the targets, logits computed at their positions alone.
+    """Cross-entropy of the targets, logits computed at their positions alone where the batch tells them.
 
     Equal to the sum behind `BartForConditionalGeneration(labels=…).loss` (which takes the mean).
 
@@ -159,9 +156,11 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
             decoder_input_ids=batch["decoder_input_ids"],
             use_cache=False,
         ).last_hidden_state
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch["positions"])
+    hidden_ND = hidden_BTD.flatten(0, 1)
+    if "positions" in batch:
+        hidden_ND = hidden_ND.index_select(0, batch["positions"])
     logits_NV = model.lm_head(hidden_ND) + model.final_logits_bias
-    targets_N = batch["targets"]
+    targets_N = batch["targets"].flatten()
     total = F.cross_entropy(
         logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing
     )

@@ -118,7 +118,9 @@ def normalised_weights(weights: Sequence[float], counts: Sequence[int]) -> list[
     return [weight / mean for weight in weights]
 
 
-def collate(rows: Sequence[Sequence[Any]], shape: Sequence[int], config: PretrainedConfig) -> dict[str, torch.Tensor]:
+def collate(
+    rows: Sequence[Sequence[Any]], shape: Sequence[int], config: PretrainedConfig, *, static: bool = False
+) -> dict[str, torch.Tensor]:
     """(tokens, label) rows as one batch.
 
     Args:
@@ -126,10 +128,11 @@ def collate(rows: Sequence[Sequence[Any]], shape: Sequence[int], config: Pretrai
             Without a label: the tokens alone.
         shape: (B, L); what follows is not looked at.
         config: the model's config, for the id of padding.
+        static: leave nothing out.
 
     Returns:
         int64 tensors: `input_ids` (B, L), padded on the right; `attention_mask` (B, L), left out where nothing is
-        padded; `labels` (B,), IGNORED for missing rows and labels.
+        padded, unless static; `labels` (B,), IGNORED for missing rows and labels.
     """
     B, L = shape[:2]
     ids = np.full((B, L), config.pad_token_id, dtype=np.int64)
@@ -141,7 +144,7 @@ def collate(rows: Sequence[Sequence[Any]], shape: Sequence[int], config: Pretrai
         if len(row) > 1:
             labels[at] = int(np.asarray(row[1]).item())
     batch = {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
-    if lengths.min() < L:
+    if static or lengths.min() < L:
         batch["attention_mask"] = torch.from_numpy((np.arange(L) < lengths[:, None]).astype(np.int64))
     return batch
 

@@ -237,7 +237,12 @@ class Task(Protocol):
         ...
 
     def collate(
-        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+        self,
+        rows: Sequence[Sequence[np.ndarray]],
+        shape: Sequence[int],
+        model: PreTrainedModel,
+        *,
+        static: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Rows as one batch of static shape.
 
@@ -245,6 +250,8 @@ class Task(Protocol):
             rows: one row each: int32 token ids of every sequence, in the order of `sequences`.
             shape: rows of the batch, then the padded length of every sequence; missing rows are padding.
             model: the model that the batch is for (its ids of padding and start).
+            static: which tensors the batch has, and their shapes, follow from `shape` alone, and the first dimension of
+                each is the rows; else what the rows do not need may be left out.
         """
         ...
 

@@ -158,11 +158,16 @@ class Classification:
         return lengths[:, 1]
 
     def collate(
-        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+        self,
+        rows: Sequence[Sequence[np.ndarray]],
+        shape: Sequence[int],
+        model: PreTrainedModel,
+        *,
+        static: bool = False,
     ) -> dict[str, torch.Tensor]:
         from components.shared.models import classifiers
 
-        return classifiers.collate(rows, shape, model.config)
+        return classifiers.collate(rows, shape, model.config, static=static)
 
     def loss(
         self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float

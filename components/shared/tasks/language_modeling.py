@@ -129,7 +129,12 @@ class LanguageModeling:
         return lengths[:, 0] - 1
 
     def collate(
-        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+        self,
+        rows: Sequence[Sequence[np.ndarray]],
+        shape: Sequence[int],
+        model: PreTrainedModel,
+        *,
+        static: bool = False,
     ) -> dict[str, torch.Tensor]:
         from components.shared.models import language
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Backend(Protocol):
@@ -14,11 +17,23 @@ class Backend(Protocol):
 
     device: torch.device
     rank: int
+    """Place among the workers that each compute a part of the loss; their parts are summed by `sum`."""
     world_size: int
+    """How many such workers there are; 1 where one program computes on all devices."""
+    reader: int
+    """Which part of every global batch this process reads."""
+    readers: int
+    """How many processes split a global batch among them."""
+    row_multiple: int
+    """Devices that a process's part is split over: its rows are a multiple of them."""
+    devices: int
+    """Devices that compute, of all processes."""
     precision: str
     """fp32, bf16 or fp16: the arithmetic of the forward pass."""
     static_shapes: bool
     """Whether batches must have exactly their planned shape (a compiler would recompile), or may drop missing rows."""
+    traced: bool
+    """Whether steps are recorded and compiled as a whole: each has to compute the same, or another graph is compiled."""
     saves_behind: bool
     """Whether checkpoints are written by a thread while training goes on (the processor has nothing better to do)."""
 
@@ -63,8 +78,24 @@ class Backend(Protocol):
         """
         ...
 
+    def number(self, value: float) -> Any:
+        """A number that differs from step to step as the device takes it: itself, or a float32 tensor of shape (1,)."""
+        ...
+
+    def flush(self) -> None:
+        """The step, or its part, is complete: where operations are only recorded, let the device run them."""
+        ...
+
+    def on_cpu(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model with its weights in main memory: moved there, or a copy that a later call renews."""
+        ...
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all workers."""
+        ...
+
+    def sum_of_readers(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over all processes of a tensor in main memory, in main memory."""
         ...
 
     def agree(self, *flags: int) -> tuple[int, ...]:

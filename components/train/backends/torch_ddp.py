@@ -9,7 +9,7 @@ import resource
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components.shared.config import UserError
 from components.shared.progress import log
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 """How long a worker waits for the others; a rank that died must not hold the rest for torch's ten minutes."""
@@ -58,10 +61,13 @@ class TorchBackend:
     """
 
     static_shapes = False
+    traced = False
+    row_multiple = 1
 
     def __init__(self, precision: str, compile: str = "off"):
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.reader, self.readers, self.devices = self.rank, self.world_size, self.world_size
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
         self.saves_behind = cuda
@@ -131,11 +137,23 @@ class TorchBackend:
         optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def number(self, value: float) -> float:
+        return value
+
+    def flush(self) -> None:
+        pass
+
+    def on_cpu(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model.cpu()
+
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         if self.world_size > 1:
             value = value.clone()
             dist.all_reduce(value)
         return value
+
+    def sum_of_readers(self, value: torch.Tensor) -> torch.Tensor:
+        return self.sum(value.to(self.device)).cpu()
 
     def agree(self, *flags: int) -> tuple[int, ...]:
         if self.world_size == 1:
