@@ -4,13 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint format compile images bench clean
+.PHONY: run test test-xla lint format compile images bench clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # more threads than cores would wait for each other
+
+# The TPU backend on virtual devices of this machine, in an environment of its own: torch_xla 2.9 wants torch 2.9
+# (7 GB, a few minutes to install).
+VENV_XLA ?= .venv-xla
+INSTALLED_XLA := $(VENV_XLA)/.installed
+
+test-xla: $(INSTALLED_XLA)
+	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 $(VENV_XLA)/bin/python -m pytest -p no:cacheprovider -m xla tests/xla
+
+$(INSTALLED_XLA): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_XLA)
+	grep -v '^torch==' constraints.txt > $(VENV_XLA)/constraints.txt
+	$(VENV_XLA)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV_XLA)/constraints.txt \
+		torch==2.9.0 torch_xla==2.9.0 -e . hypothesis pytest  # not the tpu extra: its libtpu is for TPU hosts
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -49,4 +64,4 @@ bench: $(INSTALLED)
 	$@/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV_XLA) build dist *.egg-info

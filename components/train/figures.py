@@ -22,8 +22,8 @@ class Window:
         self._backend = backend
         # Sums are of all ranks together; a resumed sum is that already, so one rank alone takes it up.
         self._begin(state.window.get("loss", 0.0) if backend.rank == 0 else 0.0, state.window.get("targets", 0.0))
-        self._skipped = torch.tensor([state.skipped]).to(backend.device)
-        self._in_row = torch.tensor([state.skipped_in_row]).to(backend.device)
+        self._skipped = backend.send(torch.tensor([state.skipped]))
+        self._in_row = backend.send(torch.tensor([state.skipped_in_row]))
         self._tokens = int(state.window.get("tokens", 0))
         self._timed_tokens = 0  # of this process: a resumed run's clock begins anew
         self._started = time.perf_counter()
@@ -79,8 +79,8 @@ class Window:
     def _begin(self, loss: float, targets: float) -> None:
         # float64: a sum over many steps must not depend on where it was cut in two by a resumption. Sent, and of one
         # dimension: what a traced device makes itself, and numbers without dimension, would be constants of its graph.
-        self._loss = torch.tensor([loss], dtype=torch.float64).to(self._backend.device)
-        self._targets = torch.tensor([targets], dtype=torch.float64).to(self._backend.device)
+        self._loss = self._backend.send(torch.tensor([loss], dtype=torch.float64))
+        self._targets = self._backend.send(torch.tensor([targets], dtype=torch.float64))
 
     def _sums(self) -> tuple[float, float]:
         return float(self._backend.sum(self._loss)), float(self._targets)

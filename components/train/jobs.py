@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -261,6 +261,8 @@ def _pytorch_job(job: JobConfig, work: Work, extras: PodExtras, images: Images) 
 
 def _job_set(job: JobConfig, work: Work, extras: PodExtras, images: Images) -> dict[str, Any]:
     slice_ = tpu_slice(job.accelerator, job.topology)
+    # Said in settings too: workers refuse another slice than the one that was asked for.
+    work = replace(work, config=replace(work.config, backend="xla", topology=slice_.topology))
     pod = _pod(
         job,
         extras,

@@ -67,6 +67,7 @@ def fit(
     if state.step:
         checkpoints.load(checkpoints.path(state.step), model, optimizer)
         backend.load_state(state.backend)
+    backend.settle(model, optimizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
     per_epoch = -(-train.plan.batches_per_epoch // config.accumulation)
     last = total_steps(config, per_epoch)

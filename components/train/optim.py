@@ -51,7 +51,12 @@ class TracedAdamW(torch.optim.Optimizer):
                 deviation = square.sqrt() / (1 - beta2**step).sqrt() + self.EPS
                 rate = group["lr"] / (1 - beta1**step)
                 weights = p * (1 - group["lr"] * group["weight_decay"]) - rate * mean / deviation
-                for old, new in ((state["step"], step), (state["exp_avg"], mean), (state["exp_avg_sq"], square), (p, weights)):
+                for old, new in (
+                    (state["step"], step),
+                    (state["exp_avg"], mean),
+                    (state["exp_avg_sq"], square),
+                    (p, weights),
+                ):
                     old.copy_(new if self.found_inf is None else torch.where(self.found_inf > 0, old, new))
 
 

@@ -92,7 +92,7 @@ class Validator:
     def _loss(self, stop: Callable[[], bool]) -> float | None:
         """Mean loss over the split's target tokens; without dropout and label smoothing."""
         self._objective.eval()
-        total = torch.zeros(1, dtype=torch.float64).to(self._backend.device)
+        total = self._backend.send(torch.zeros(1, dtype=torch.float64))
         batches = self._data.plan.epoch(0)
         with Progress("validating", total=len(batches), unit="batches") as progress:
             for batch in batches:

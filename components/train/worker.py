@@ -213,7 +213,9 @@ def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
 
 def _padding_efficiency(data: Data, backend: Backend) -> float:
     trimmed = not backend.static_shapes
-    return data.plan.padding_efficiency(trimmed=trimmed, devices=1 if trimmed else backend.readers * backend.row_multiple)
+    return data.plan.padding_efficiency(
+        trimmed=trimmed, devices=1 if trimmed else backend.readers * backend.row_multiple
+    )
 
 
 def _figures(model: PreTrainedModel, state: LoopState, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Zygote:
         Args:
             job: `config`, `task`, `output`, `shards` of the train step; `kill_at_event`: number of the file operation in the
                 checkpoint folder (from 1) to be killed at, counted into `events` (a path); `signal_at_step`: when that
-                step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself. Or `argv` of a `hanflow` command,
+                step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself; `environment`: variables to set;
+                `compilations`: a path, gets the number of graphs that torch_xla compiled. Or `argv` of a `hanflow` command,
                 `kill_at_event` (with `signum`, SIGKILL) in the folder `watch`, or `kill_after` so many seconds.
         """
         assert self._process.stdin and self._process.stdout
@@ -77,6 +78,7 @@ def _command(job: dict[str, Any]) -> int:
 
 
 def _child(job: dict[str, Any]) -> int:
+    os.environ.update(job.get("environment", {}))
     if "argv" in job:
         return _command(job)
     from components.shared.config import TrainConfig, UserError
@@ -114,17 +116,27 @@ def _child(job: dict[str, Any]) -> int:
     finally:
         if "events" in job:
             Path(job["events"]).write_text(str(count))
+        if "compilations" in job:
+            import torch_xla.debug.metrics
+
+            data = torch_xla.debug.metrics.metric_data("CompileTime")
+            Path(job["compilations"]).write_text(str(data[0] if data else 0))
     return 0
 
 
 def _zygote() -> None:
+    import importlib.util
+
     import ctranslate2  # noqa: F401
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bart.modeling_bart  # noqa: F401
 
     import components.predict.stream
-    import components.train.worker  # noqa: F401
+    import components.train.worker
     import pipelines.cli  # noqa: F401 – imported once, before the forks
+
+    if importlib.util.find_spec("torch_xla") is not None:
+        import components.train.backends.xla_spmd  # noqa: F401
 
     for line in sys.stdin:
         child = os.fork()

@@ -78,6 +78,14 @@ class Backend(Protocol):
         """
         ...
 
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor from main memory on every device, to be updated there."""
+        ...
+
+    def settle(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Called once before the first step: weights and the optimizer's state are what training begins with."""
+        ...
+
     def number(self, value: float) -> Any:
         """A number that differs from step to step as the device takes it: itself, or a float32 tensor of shape (1,)."""
         ...

@@ -137,6 +137,12 @@ class TorchBackend:
         optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device)
+
+    def settle(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        pass
+
     def number(self, value: float) -> float:
         return value
 

@@ -23,6 +23,27 @@ class TpuEnvironment:
     """TPU_WORKER_HOSTNAMES: the hosts of the slice; empty: not said, so one."""
     topology: str
     """TPU_TOPOLOGY: chips along each side of the slice; empty: not said."""
+    slices: int = 1
+    """MEGASCALE_NUM_SLICES: slices that train together."""
+    slice: int = 0
+    """MEGASCALE_SLICE_ID: which of them this one is."""
+    coordinator: str = ""
+    """MEGASCALE_COORDINATOR_ADDRESS without its port: first host of the first slice, where there are several."""
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of all slices."""
+        return max(len(self.hostnames), 1) * self.slices
+
+    @property
+    def rank(self) -> int:
+        """Number of this host among them."""
+        return self.slice * max(len(self.hostnames), 1) + self.worker
+
+    @property
+    def meeting_place(self) -> str:
+        """Where the hosts meet, as torch.distributed wants it."""
+        return f"tcp://{self.coordinator or self.hostnames[0]}:{HOST_PORT}"
 
     @classmethod
     def read(cls, environment: Mapping[str, str]) -> TpuEnvironment:
@@ -41,7 +62,19 @@ class TpuEnvironment:
         device, topology = environment.get("PJRT_DEVICE", "").upper(), environment.get("TPU_TOPOLOGY", "")
         if topology and not re.fullmatch(r"[0-9]+(x[0-9]+){1,2}", topology):
             raise ValueError(f"TPU_TOPOLOGY={topology}: expected chips along each side, e.g. 2x2x4")
-        return cls(device, int(worker), names, topology)
+        slices, slice_, address = (
+            environment.get(f"MEGASCALE_{name}", "") for name in ("NUM_SLICES", "SLICE_ID", "COORDINATOR_ADDRESS")
+        )
+        if slices not in ("", "1") and not (
+            slices.isdigit() and slice_.isdigit() and address and int(slice_) < int(slices)
+        ):
+            raise ValueError(
+                f"MEGASCALE_NUM_SLICES={slices} does not fit MEGASCALE_SLICE_ID={slice_} and "
+                f"MEGASCALE_COORDINATOR_ADDRESS={address}; GKE sets all three in the pods of several slices"
+            )
+        if slices in ("", "1"):
+            return cls(device, int(worker), names, topology)
+        return cls(device, int(worker), names, topology, int(slices), int(slice_), address.split(":")[0])
 
     def problem(self, expected: str, devices: int, processes: int) -> str | None:
         """Why the slice is not the one that training expects; None: it is.
@@ -51,7 +84,6 @@ class TpuEnvironment:
             devices: devices of all processes, as the runtime counts them (one a chip).
             processes: processes that the runtime knows.
         """
-        hosts = max(len(self.hostnames), 1)
         if expected and not re.fullmatch(r"[0-9]+(x[0-9]+){1,2}", expected):
             return f"train.topology={expected}: expected chips along each side, e.g. 2x2x4"
         if expected and self.topology and expected != self.topology:
@@ -59,16 +91,19 @@ class TpuEnvironment:
                 f"train.topology={expected}, but this slice is {self.topology} (TPU_TOPOLOGY); change the setting, or the "
                 "node selector cloud.google.com/gke-tpu-topology of the job"
             )
-        if self.hostnames and processes != hosts:
+        if self.hostnames and processes != self.hosts:
             return (
-                f"TPU_WORKER_HOSTNAMES names {hosts} hosts, the runtime found {processes} processes: start one process on "
-                "every host, all with the same command"
+                f"TPU_WORKER_HOSTNAMES names {len(self.hostnames)} hosts ({self.slices} slices), the runtime found "
+                f"{processes} processes: start one process on every host, all with the same command"
             )
-        wanted = math.prod(map(int, (expected or self.topology or str(devices)).split("x")))
-        if wanted != devices:
-            cure = f"set CPU_NUM_DEVICES={wanted}" if self.device == "CPU" else "look for hosts that are not up"
-            return (
-                f"{'train.topology=' + expected if expected else 'TPU_TOPOLOGY=' + self.topology} has {wanted} chips, the "
-                f"runtime found {devices} devices in {processes} processes (PJRT_DEVICE={self.device or 'not set'}); {cure}"
-            )
-        return None
+        named = f"train.topology={expected}" if expected else f"TPU_TOPOLOGY={self.topology}"
+        if not expected and not self.topology:
+            return None
+        chips = math.prod(map(int, (expected or self.topology).split("x"))) * self.slices
+        if chips == devices:
+            return None
+        cure = f"set CPU_NUM_DEVICES={chips}" if self.device == "CPU" else "look for hosts that are not up"
+        return (
+            f"{named} has {chips} chips in {self.slices} slices, the runtime found {devices} devices in {processes} "
+            f"processes (PJRT_DEVICE={self.device or 'not set'}); {cure}"
+        )

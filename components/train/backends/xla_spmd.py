@@ -34,7 +34,7 @@ import torch_xla.runtime as runtime
 from components.shared.config import TrainConfig, UserError
 from components.shared.models import attention_static
 from components.shared.progress import log
-from components.train.backends.tpu_environment import HOST_PORT, TpuEnvironment
+from components.train.backends.tpu_environment import TpuEnvironment
 from components.train.optim import TracedAdamW
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class XlaBackend:
         if self.readers > 1:
             dist.init_process_group(
                 "gloo",
-                init_method=f"tcp://{environment.hostnames[0]}:{HOST_PORT}",
-                rank=environment.worker,
+                init_method=environment.meeting_place,
+                rank=environment.rank,
                 world_size=self.readers,
                 timeout=HOSTS_TIMEOUT,
             )
@@ -153,6 +153,19 @@ class XlaBackend:
         optimizer.zero_grad(set_to_none=self._parts == 1)
         self._compilations.expect("update")
         return norm
+
+    def send(self, tensor: torch.Tensor) -> torch.Tensor:
+        spec = spmd.ShardingSpec(self._mesh, (None,) * tensor.ndim)
+        return xm.send_cpu_data_to_device([tensor], self.device, input_sharding=spec)[0]
+
+    def settle(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        # Said of what a step begins with, because it is so of what a step leaves: else the second step were another graph.
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors += [p.grad for p in model.parameters() if p.grad is not None]
+        tensors += [value for slots in optimizer.state.values() for value in slots.values()]
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+            spmd.mark_sharding(tensor, self._mesh, (None,) * tensor.ndim)
+        self.barrier()
 
     def number(self, value: float) -> torch.Tensor:
         # One dimension: numbers without any are shared between equal ones, which would be another graph.
@@ -248,7 +261,9 @@ class Compilations:
         if self._tells:
             took = seconds - self._seconds
             if again:
-                log.warning("compiled after warm-up: %s (%.1f s, graph %d); steps should not need it", what, took, count)
+                log.warning(
+                    "compiled after warm-up: %s (%.1f s, graph %d); steps should not need it", what, took, count
+                )
             else:
                 log.info("compiled: %s (%.1f s, graph %d)", what, took, count)
         self._count, self._seconds = count, seconds

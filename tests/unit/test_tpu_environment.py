@@ -1,0 +1,161 @@
+"""What GKE tells the pods of a slice: a slice that is not the expected one is refused before anything is computed."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from components.shared.config import TrainConfig, UserError
+from components.train.backends.tpu_environment import TpuEnvironment
+from components.train.optim import TracedAdamW, make_optimizer
+
+HOSTS = ",".join(f"slice-0-{n}.hanflow" for n in range(4))
+SHAPE = {
+    "d_model": 768,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_ffn_dim": 3072,
+    "decoder_ffn_dim": 3072,
+    "max_position_embeddings": 1026,
+}
+V4_32 = {"PJRT_DEVICE": "TPU", "TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": HOSTS, "TPU_TOPOLOGY": "2x2x4"}
+
+
+def test_a_slice_as_gke_tells_it() -> None:
+    slice_ = TpuEnvironment.read(V4_32)
+    assert (slice_.rank, slice_.hosts, slice_.topology) == (2, 4, "2x2x4")
+    assert slice_.meeting_place == "tcp://slice-0-0.hanflow:8478"
+    assert slice_.problem("2x2x4", 16, 4) is None and slice_.problem("", 16, 4) is None
+
+
+def test_several_slices() -> None:
+    megascale = {
+        "MEGASCALE_NUM_SLICES": "2",
+        "MEGASCALE_SLICE_ID": "1",
+        "MEGASCALE_COORDINATOR_ADDRESS": "slice-0-0.hanflow:8080",
+    }
+    slice_ = TpuEnvironment.read({**V4_32, **megascale})
+    assert (slice_.rank, slice_.hosts, slice_.meeting_place) == (6, 8, "tcp://slice-0-0.hanflow:8478")
+    assert slice_.problem("2x2x4", 32, 8) is None
+    assert "32 chips in 2 slices" in str(slice_.problem("2x2x4", 16, 8))
+    with pytest.raises(ValueError, match="MEGASCALE_NUM_SLICES=2 does not fit MEGASCALE_SLICE_ID=2"):
+        TpuEnvironment.read({**V4_32, **megascale, "MEGASCALE_SLICE_ID": "2"})
+
+
+def test_outside_of_a_slice_nothing_is_expected() -> None:
+    nowhere = TpuEnvironment.read({"PJRT_DEVICE": "CPU"})
+    assert nowhere.problem("", 4, 1) is None and nowhere.hosts == 1 and nowhere.rank == 0
+
+
+@pytest.mark.parametrize(
+    ("expected", "devices", "processes", "told"),
+    [
+        ("2x4x4", 16, 4, "this slice is 2x2x4 (TPU_TOPOLOGY); change the setting, or the node selector"),
+        ("2x2x4", 12, 3, "names 4 hosts (1 slices), the runtime found 3 processes"),
+        ("2x2x4", 15, 4, "has 16 chips in 1 slices, the runtime found 15 devices in 4 processes (PJRT_DEVICE=TPU)"),
+        ("", 15, 4, "TPU_TOPOLOGY=2x2x4 has 16 chips"),
+        ("v4-32", 16, 4, "expected chips along each side, e.g. 2x2x4"),
+    ],
+)
+def test_another_slice_is_refused(expected: str, devices: int, processes: int, told: str) -> None:
+    assert told in str(TpuEnvironment.read(V4_32).problem(expected, devices, processes))
+
+
+def test_too_few_virtual_devices_name_the_cure() -> None:
+    assert "set CPU_NUM_DEVICES=16" in str(TpuEnvironment.read({"PJRT_DEVICE": "CPU"}).problem("2x2x4", 4, 1))
+
+
+@pytest.mark.parametrize("changed", [{"TPU_WORKER_ID": "4"}, {"TPU_WORKER_ID": "x"}, {"TPU_TOPOLOGY": "2*2*4"}])
+def test_variables_that_make_no_sense(changed: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changed.values())).replace("*", r"\*")):
+        TpuEnvironment.read({**V4_32, **changed})
+
+
+def test_no_torch_xla_is_told_with_its_cure() -> None:
+    from components.train.worker import _backend
+
+    try:
+        import torch_xla  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"pip install 'hanflow\[tpu\]'"):
+            _backend(TrainConfig(backend="xla"))
+    else:
+        pytest.skip("torch_xla is installed here")
+
+
+def test_the_extras_that_cannot_live_together_are_declared() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert "torch==2.9.0" in extras["tpu"] and "torch_xla[tpu]==2.9.0" in extras["tpu"]
+    declared = {frozenset(item["extra"] for item in pair) for pair in project["tool"]["uv"]["conflicts"]}
+    assert declared == {frozenset({"tpu", other}) for other in ("cpu", "gpu", "dev")}
+    assert extras["cpu"] == extras["gpu"] == ["torch>=2.13.0"], "what pip refuses to join with the tpu extra's torch"
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_the_traced_optimizer_is_torchs(clip: float) -> None:
+    """The same weights and moments as the fused AdamW, a skipped step included."""
+    from components.train.backends.torch_ddp import TorchBackend
+
+    backend, made = TorchBackend("fp32"), []
+    for traced in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 3))
+        made.append((model, make_optimizer(model, TrainConfig(weight_decay=0.1), traced=traced)))
+    for step in range(20):
+        torch.manual_seed(step)
+        x = torch.randn(4, 7) * (float("nan") if step == 11 else 1.0)
+        for model, optimizer in made:
+            model(x).square().sum().backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * step
+            backend.step(optimizer, list(model.parameters()), clip)
+    (fused, theirs), (plain, ours) = made
+    assert isinstance(ours, TracedAdamW)
+    for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
+        # float32, 20 steps: the two round in another order
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)
+        assert theirs.state[a]["step"].item() == ours.state[b]["step"].item() == 19
+        for slot in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(ours.state[b][slot], theirs.state[a][slot], rtol=1e-5, atol=1e-8)
+
+
+def test_the_scaling_note_is_what_the_script_computes() -> None:
+    from components.train import scaling
+
+    note = (Path(__file__).parents[2] / "manifests" / "TPU.md").read_text(encoding="utf-8")
+    assert scaling.tables() in note
+
+
+def test_the_scaling_note_counts_what_is_there() -> None:
+    """Its parameters are those of the model, its FLOPs those that torch counts in a forward and backward pass."""
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    from components.train.scaling import EncoderDecoder, collective_bytes
+
+    kobart = EncoderDecoder()
+    with torch.device("meta"):
+        assert (
+            BartForConditionalGeneration(BartConfig(vocab_size=30_000, **SHAPE)).num_parameters() == kobart.parameters
+        )
+    small = EncoderDecoder(width=32, ffn=64, encoder_layers=2, decoder_layers=1, vocabulary=500, positions=64, heads=2)
+    shape = {
+        **SHAPE,
+        "d_model": 32,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+    }
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
+    model = BartForConditionalGeneration._from_config(
+        BartConfig(vocab_size=500, **{**shape, **heads}), attn_implementation="eager"
+    )
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=torch.ones(3, 40, dtype=torch.long), labels=torch.ones(3, 16, dtype=torch.long)).loss.backward()
+    assert small.step_flops(3, 40, 16) == pytest.approx(counter.get_total_flops(), rel=0.01)
+    assert collective_bytes(kobart.parameters, 16)[0] == 4 * kobart.parameters
