@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch_xla
+import torch_xla.backends
 import torch_xla.core.xla_model as xm
 import torch_xla.debug.metrics as metrics
 import torch_xla.distributed.spmd as spmd
@@ -67,7 +68,7 @@ class XlaBackend:
                 f"train.processes={config.processes}: with train.backend=xla one process drives all chips of its host; "
                 "leave it at 1"
             )
-        self._cache = CompilationCache(config.compilation_cache)
+        self._cache = CompilationCache(config.compilation_cache, writes=environment.rank == 0)
         with _runtime_errors(environment):
             runtime.use_spmd()
             self.devices = runtime.global_runtime_device_count()
@@ -280,16 +281,17 @@ class CompilationCache:
 
     Args:
         place: the folder; empty: none.
+        writes: whether this process adds to it; graphs are the same on all hosts.
     """
 
-    def __init__(self, place: str):
+    def __init__(self, place: str, *, writes: bool):
         self._place = place
         if place and "XLA_PERSISTENT_CACHE_PATH" not in os.environ:
             from components.shared.storage import local_path
 
             folder = Path(local_path(place))
             folder.mkdir(parents=True, exist_ok=True)
-            runtime.initialize_cache(str(folder))
+            runtime.initialize_cache(str(folder), readonly=not writes)
 
     def publish(self) -> None:
         """Put the new ones where they are kept."""
