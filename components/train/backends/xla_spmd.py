@@ -82,7 +82,7 @@ class XlaBackend:
         """TPU or CPU."""
         self.saves_behind = self.hardware == "TPU"
         self.precision = {"auto": "bf16" if self.hardware == "TPU" else "fp32"}.get(config.precision, config.precision)
-        if self.precision == "fp32":
+        if self.precision == "fp32" and self.hardware == "TPU":
             torch_xla.backends.set_mat_mul_precision("highest")  # TPUs would round the factors to bf16
         self._mesh = spmd.Mesh(np.arange(self.devices), (self.devices,), ("rows",))
         self._parts = config.accumulation
