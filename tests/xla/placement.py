@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
             )
             parts.append(data.collate(batch, task, model, reader))
         sent = backend.put({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-        shards = [shard.cpu().tolist() for shard in torch_xla._XLAC._get_local_shards([sent["input_ids"]])[0][0]]
+        shards = [shard.tolist() for shard, _ in torch_xla._XLAC._get_local_shards([sent["input_ids"]])[0]]
         told.append({"rows": batch.rows.tolist(), "devices": shards})
     print(json.dumps(told))
 

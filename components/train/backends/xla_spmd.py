@@ -104,7 +104,7 @@ class XlaBackend:
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         for part in module.modules():
             if hasattr(part, "set_attn_implementation"):
-                attention_static.use(part)  # type: ignore[arg-type]
+                attention_static.use(part)
         _send(module, self.device)
         if self._parts > 1:
             # The same graph for a step's first part and the others: all add to what is there.
