@@ -48,8 +48,10 @@ class TracedAdamW(torch.optim.Optimizer):
                 step = state["step"] + 1
                 mean = state["exp_avg"].lerp(gradient, 1 - beta1)
                 square = state["exp_avg_sq"] * beta2 + (1 - beta2) * gradient * gradient
-                deviation = square.sqrt() / (1 - beta2**step).sqrt() + self.EPS
-                rate = group["lr"] / (1 - beta1**step)
+                # 1 - beta**step without the cancellation that float32 would suffer in it.
+                seen1, seen2 = (-torch.expm1(step * math.log(beta)) for beta in self.BETAS)
+                deviation = square.sqrt() / seen2.sqrt() + self.EPS
+                rate = group["lr"] / seen1
                 weights = p * (1 - group["lr"] * group["weight_decay"]) - rate * mean / deviation
                 for old, new in (
                     (state["step"], step),

@@ -106,10 +106,10 @@ def test_the_traced_optimizer_is_torchs(clip: float) -> None:
         model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 3))
         made.append((model, make_optimizer(model, TrainConfig(weight_decay=0.1), traced=traced)))
     for step in range(20):
-        torch.manual_seed(step)
-        x = torch.randn(4, 7) * (float("nan") if step == 11 else 1.0)
         for model, optimizer in made:
-            model(x).square().sum().backward()
+            torch.manual_seed(step)
+            for parameter in model.parameters():  # drawn: computed ones would feed every difference back
+                parameter.grad = torch.randn(parameter.shape) * (float("nan") if step == 11 else 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = 0.01 * step
             backend.step(optimizer, list(model.parameters()), clip)
@@ -117,7 +117,7 @@ def test_the_traced_optimizer_is_torchs(clip: float) -> None:
     assert isinstance(ours, TracedAdamW)
     for a, b in zip(fused.parameters(), plain.parameters(), strict=True):
         # float32, 20 steps: the two round in another order
-        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
         assert theirs.state[a]["step"].item() == ours.state[b]["step"].item() == 19
         for slot in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(ours.state[b][slot], theirs.state[a][slot], rtol=1e-5, atol=1e-8)

@@ -98,7 +98,6 @@ def test_few_graphs_and_none_after_warm_up(task: str, straight: dict[str, Run]) 
     run = straight[task]
     assert 0 < run.compilations <= shapes_of(run) + 1
     assert WARNING not in run.log
-    assert run.log.count("compiled: ") == run.compilations, "each is told, with its time"
 
 
 def test_bf16_learns_as_fp32_does(
@@ -238,6 +237,11 @@ def test_the_command_of_the_job_set_trains_on_virtual_devices(tmp_path: Path, sh
     command = job_command("summarization", shards["summarization"], tmp_path)
     done = subprocess.run(command, env=environment(16), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        "compiled: training of" in done.stderr
+        and "compiled: validation of" in done.stderr
+        and WARNING not in done.stderr
+    )
     manifest = read_manifest(tmp_path / "model", "model", task="summarization")
     assert manifest.config["topology"] == "2x2x4" and manifest.config["backend"] == "xla"
     assert json.loads((tmp_path / "model" / "training.json").read_text())["world_size"] == 16
