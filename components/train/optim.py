@@ -36,7 +36,7 @@ class TracedAdamW(torch.optim.Optimizer):
                 }
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override] – none of ours evaluates the loss again
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Algorithm 2 of Loshchilov and Hutter, 2019, in torch's order of operations."""
         beta1, beta2 = self.BETAS
         for group in self.param_groups:
