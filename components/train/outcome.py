@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from components.shared.artifacts import Manifest, read_manifest
 from components.shared.config import UserError, to_mapping
 from components.shared.steps import Report
@@ -25,8 +27,13 @@ def already_done(work: Work) -> Report | None:
     except UserError:
         return None
     shards = _manifest(work.shards, "shards", work.task)
-    same = model.config == to_mapping(work.config) and model.parents.get("shards") == shards.digest
+    same = _learnt(model.config) == _learnt(to_mapping(work.config)) and model.parents.get("shards") == shards.digest
     return _report(model) if same else None
+
+
+def _learnt(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that a job sets for the place where it runs."""
+    return {name: value for name, value in config.items() if name not in ("backend", "topology")}
 
 
 def check_reach(work: Work, extras: PodExtras) -> None:

@@ -119,6 +119,8 @@ def test_a_local_run_asks_no_cluster(shards: Path, tmp_path: Path, monkeypatch: 
     assert outcome.report(work).figures == report.figures
     done = outcome.already_done(work)
     assert done is not None and done.figures == report.figures
+    slice_ = Work(TASK, tasks.settings(TASK, max_steps=1, backend="xla", topology="2x2x4"), str(shards), work.output)
+    assert outcome.already_done(slice_) is not None, "where it ran does not matter"
     other = Work(TASK, tasks.settings(TASK, max_steps=2), str(shards), str(tmp_path / "model"))
     assert outcome.already_done(other) is None, "of other settings"
 
