@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STEP.KEY=VALUE",
         help="change one setting, e.g. train.epochs=3; may be given several times (`hanflow settings` lists them)",
     )
-    run.add_argument("--output", metavar="DIR", help="folder of the run (default: runs/NAME-TIME)")
+    run.add_argument("--output", metavar="DIR", help="folder of the run, local or gs:// (default: runs/NAME-TIME)")
     run.add_argument("--limit-rows", type=int, metavar="N", help="read at most N raw rows: a quick trial")
     run.set_defaults(command=_run)
 
@@ -100,10 +100,16 @@ def _run(options: argparse.Namespace) -> int:
     if options.limit_rows is not None:
         overrides.append(f"preprocess.limit_rows={options.limit_rows}")
     experiment = _experiment(options.experiment, f"sample-{options.pipeline}", overrides, options.pipeline)
-    output = Path(options.output or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    output = options.output or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     from pipelines.local import run_locally
 
-    return run_locally(options.pipeline, experiment, output)
+    if output.startswith("gs://"):
+        bucket = output.rstrip("/")
+        # The same folder for the same bucket: an interrupted run goes on.
+        return run_locally(
+            options.pipeline, experiment, Path("runs") / bucket.removeprefix("gs://").replace("/", "-"), bucket
+        )
+    return run_locally(options.pipeline, experiment, Path(output))
 
 
 def _compile(options: argparse.Namespace) -> int:

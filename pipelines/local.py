@@ -25,6 +25,8 @@ import yaml
 from components.shared.artifacts import kind_of
 from components.shared.config import Experiment, UserError, member_settings, step_config, to_mapping
 from components.shared.progress import EVENTS_VARIABLE
+from components.shared.steps import ARTIFACTS_VARIABLE
+from components.shared.storage import copy_file, is_remote, publish_file, refuse_run
 from components.shared.tasks import get_task
 from pipelines.build import arguments_of, boxes
 from pipelines.display import Display
@@ -51,36 +53,49 @@ class StepRecord:
     status: str = "waiting"
 
 
-def run_locally(name: str, experiment: Experiment, output: Path) -> int:
+def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "") -> int:
     """Run a pipeline and tell of it; returns the exit status (0, 1 after a failed step, 130 after Ctrl-C).
 
     A folder with a run of the same settings that did not succeed is taken up again: steps whose artifact is there and
     whole are kept, training goes on from its last checkpoint.
 
+    Args:
+        name: of the pipeline.
+        experiment: its settings.
+        output: local folder of the run.
+        bucket: gs:// folder that artifacts and checkpoints go to, and at the end what `output` tells of the run; empty:
+            all stays in `output`.
+
     Raises:
-        UserError: the output folder holds something else already, or the settings cannot work.
+        UserError: the output folder holds something else already, the bucket cannot be used, or the settings cannot work.
     """
     problems = _model_problems(experiment)
     if problems:
         raise UserError("\n".join(problems))
     output = output.absolute()
+    # The Trainer keeps its checkpoints in a local folder.
+    checkpoints = f"{bucket if experiment.train.engine == 'hanflow' and bucket else output}/checkpoints"
     members = [
-        {**member, "checkpoints": member.get("checkpoints") or str(output / "checkpoints" / member["name"])}
+        {**member, "checkpoints": member.get("checkpoints") or f"{checkpoints}/{member['name']}"}
         for member in experiment.combine.members
     ]
     experiment = replace(
         experiment,
-        train=replace(experiment.train, checkpoints=experiment.train.checkpoints or str(output / "checkpoints")),
+        train=replace(experiment.train, checkpoints=experiment.train.checkpoints or checkpoints),
         combine=replace(experiment.combine, members=members),
         export=replace(experiment.export, title=experiment.export.title or experiment.name),
     )
     settings = to_mapping(experiment)
     _check_folder(output, name, settings)
+    if bucket and not (output / "experiment.yaml").exists():
+        refuse_run(bucket)
     output.mkdir(parents=True, exist_ok=True)
     with _alone(output):
         text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
         (output / "experiment.yaml").write_text(text, encoding="utf-8")
-        return _Run(name, experiment, output).execute()
+        if bucket:
+            publish_file(output / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
+        return _Run(name, experiment, output, bucket).execute()
 
 
 def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -143,8 +158,8 @@ def _model_problems(experiment: Experiment) -> list[str]:
 
 
 class _Run:
-    def __init__(self, name: str, experiment: Experiment, output: Path):
-        self.name, self.experiment, self.output = name, experiment, output
+    def __init__(self, name: str, experiment: Experiment, output: Path, bucket: str):
+        self.name, self.experiment, self.output, self.bucket = name, experiment, output, bucket
         self.records = {box: StepRecord(box) for box in boxes(experiment)}
         self.failure: dict[str, Any] | None = None
         self.log, self.events = output / "run.log", output / EVENTS
@@ -162,7 +177,7 @@ class _Run:
         with (
             self.log.open("a", encoding="utf-8") as log,
             _environment(self._variables()),
-            Display(f"hanflow run {self.name}", str(self.output)) as display,
+            Display(f"hanflow run {self.name}", self.bucket or str(self.output)) as display,
             _output_to(log),
         ):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
@@ -181,15 +196,14 @@ class _Run:
                 worker.join(GRACE_SECONDS)
         status = self._conclude(worker.error, interrupted)
         self._write_record(status)
-        records = [
-            {**vars(r), "artifact": os.path.relpath(r.artifact, self.output) if r.artifact else ""}
-            for r in self.records.values()
-        ]
+        records = [{**vars(r), "artifact": self._short(r.artifact)} for r in self.records.values()]
         display.summary(records, time.monotonic() - started)
         return self._tell(status, display)
 
     def _variables(self) -> dict[str, str]:
         variables = {EVENTS_VARIABLE: str(self.events), "PYTHONUNBUFFERED": "1"}
+        if self.bucket:
+            variables[ARTIFACTS_VARIABLE] = self.bucket
         members = len(self.experiment.combine.members)
         if members > 1:
             variables["HANFLOW_SIDE_BY_SIDE"] = str(min(members, LOCAL_LOOPS))
@@ -208,7 +222,7 @@ class _Run:
             elif kind == "finished":
                 record = self.records[step]
                 record.seconds, record.figures = round(event["seconds"], 2), event["figures"]
-                record.artifact, record.status = str(self._link(step, event["artifact"])), "done"
+                record.artifact, record.status = self._link(step, event["artifact"]), "done"
                 if step == "evaluate" and "gate" in record.figures:
                     self.records["export"].status = "skipped"
                 if event.get("kept"):
@@ -219,14 +233,22 @@ class _Run:
                 self.failure = event
                 display.failed(step)
 
-    def _link(self, step: str, artifact: str) -> Path:
-        """A short way to an artifact: `<output>/<kind>`, `<output>/model-<name>` of a member of an ensemble."""
+    def _short(self, artifact: str) -> str:
+        if not artifact or is_remote(artifact):
+            return artifact.removeprefix(f"{self.bucket}/")
+        return os.path.relpath(artifact, self.output)
+
+    def _link(self, step: str, artifact: str) -> str:
+        """A short way to an artifact: `<output>/<kind>`, `<output>/model-<name>` of a member of an ensemble; its URI if it
+        is in a bucket."""
+        if is_remote(artifact):
+            return artifact
         maker, _, member = step.partition("-")
         kind = kind_of(maker)
         link = self.output / (f"{kind}-{member}" if member else kind)
         link.unlink(missing_ok=True)  # of an interrupted run
         link.symlink_to(os.path.relpath(artifact, self.output))
-        return link
+        return str(link)
 
     def _conclude(self, error: BaseException | None, interrupted: bool) -> str:
         if interrupted:
@@ -246,10 +268,16 @@ class _Run:
         beside = self.output / ".run.json.partial"
         beside.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         beside.replace(self.output / "run.json")
+        if self.bucket:
+            for name in ("run.json", "run.log"):
+                publish_file(self.output / name, f"{self.bucket}/{name}", replace=True)
 
     def _tell(self, status: str, display: Display) -> int:
         if status == "succeeded":
             report = self.output / "evaluation" / "report.html"
+            if self.bucket:
+                report = self.output / "report.html"
+                copy_file(f"{self.bucket}/evaluation/report.html", report)
             if self.records["export"].status == "skipped":
                 display.note(f"export skipped, {self.records['evaluate'].figures['gate']}")
             display.note(f"report: {report}" if report.is_file() else f"artifacts: {self.output}")
@@ -276,7 +304,7 @@ class _Run:
         return 1
 
     def _go_on(self) -> str:
-        given = f"--experiment {self.output / 'experiment.yaml'} --output {self.output}"
+        given = f"--experiment {self.output / 'experiment.yaml'} --output {self.bucket or self.output}"
         return f"to go on where it stopped: hanflow run {self.name} {given}"
 
 

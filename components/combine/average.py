@@ -10,7 +10,7 @@ from components.shared import artifacts
 from components.shared.artifacts import Manifest
 from components.shared.config import CombineConfig, UserError, to_mapping
 from components.shared.steps import Report
-from components.shared.storage import local_path, staged
+from components.shared.storage import fetched, local_path, nothing, staged
 from components.shared.tasks import get_task
 
 
@@ -22,11 +22,11 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
     names = _names(config, models)
     if config.weights and len(config.weights) != len(models):
         raise UserError(f"combine.weights: {len(config.weights)} weights for {len(models)} models; give one each")
-    of_shards = artifacts.read_manifest(local_path(shards), "shards", task=task)
+    _, of_shards = fetched(shards, "shards", task=task, only=nothing)
     folders, manifests = {}, {}
     for name, uri in zip(names, models, strict=True):
-        folders[name] = str(local_path(uri))
-        manifests[name] = artifacts.read_manifest(local_path(uri), "model", task=task)
+        folder, manifests[name] = fetched(uri, "model", task=task)
+        folders[name] = str(folder)
         artifacts.check_parent(manifests[name], of_shards, uri, shards)
     combined = learnt.combine(folders, config.weights)
     told = {name: _training(folder) for name, folder in folders.items()}
@@ -38,7 +38,7 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
         "parameters": combined.num_parameters(),
         "members": told,
     }
-    with staged(output) as target:
+    with staged(output, "model") as target:
         combined.save_pretrained(target)
         AutoTokenizer.from_pretrained(folders[names[0]]).save_pretrained(target)
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")

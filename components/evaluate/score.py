@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from components.shared.bootstrap import Interval, score_intervals
 from components.shared.config import EvaluateConfig, UserError, step_config, to_mapping
 from components.shared.progress import Progress, log
 from components.shared.steps import Report
-from components.shared.storage import local_path, staged
+from components.shared.storage import fetched, fetched_model, local_path, nothing, staged, with_fetched_model
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Predictions, Predictor, Task
 
@@ -64,17 +64,17 @@ class Split:
 def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: str, corpus: str) -> Report:
     """Score a trained model and its baselines on the same held-out rows."""
     learnt = get_task(task)
-    model_at, shards_at, corpus_at = local_path(model), local_path(shards), local_path(corpus)
-    of_model = artifacts.read_manifest(model_at, "model", task=task)
-    of_shards = artifacts.read_manifest(shards_at, "shards", task=task)
-    of_corpus = artifacts.read_manifest(corpus_at, "corpus", task=task)
+    model_at, of_model = fetched(model, "model", task=task)
+    _, of_shards = fetched(shards, "shards", task=task, only=nothing)
+    corpus_at, of_corpus = fetched(corpus, "corpus", task=task, only=lambda _: [f"{config.split}.parquet"])
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_shards, of_corpus, shards, corpus)
     training = _training(model_at)
     if config.untrained and "members" in training:
         raise UserError(f"evaluate.untrained: {model} is an ensemble, which was never untrained; set it to false")
     check_gate(config, learnt)
-    if config.earlier and not local_path(config.earlier).is_dir():
+    earlier = fetched_model(config.earlier)
+    if earlier and not local_path(earlier).is_dir():
         raise UserError(f"evaluate.earlier={config.earlier}: no such folder; give that of a bundle or of a model")
     count = of_corpus.counts["rows"][config.split]
     split = Split(corpus_at / f"{config.split}.parquet", min(count, config.limit_rows or count), config.limit_rows)
@@ -83,8 +83,8 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
             f"{corpus}: its {config.split} split is empty: nothing to score; raise preprocess.{config.split}_ratio (or give "
             f"preprocess.{config.split}_source) and run from there, or choose another evaluate.split"
         )
-    with staged(output) as target:
-        systems, kept = _systems(config, learnt, split, model_at, of_shards, training, target)
+    with staged(output, "evaluation") as target:
+        systems, kept = _systems(replace(config, earlier=earlier), learnt, split, model_at, of_shards, training, target)
         scores = {system.name: {name: i.mean for name, i in system.scores.items()} for system in systems}
         gate = failures(config, scores[TRAINED])
         metrics = {
@@ -124,7 +124,7 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
 
 def passed(evaluation: str) -> bool:
     """Whether an evaluation says that the model is good enough to be exported."""
-    return bool(artifacts.read_manifest(local_path(evaluation), "evaluation").details["gate"]["passed"])
+    return bool(fetched(evaluation, "evaluation", only=nothing)[1].details["gate"]["passed"])
 
 
 def check_gate(config: EvaluateConfig, task: Task) -> None:
@@ -199,7 +199,8 @@ def _systems(
         systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
     if config.untrained:
         gc.collect()
-        untrained = task.new_model(step_config("train", training["settings"]), tokenizer, facts).eval()
+        settings = with_fetched_model(step_config("train", training["settings"]), "pretrained")
+        untrained = task.new_model(settings, tokenizer, facts).eval()
         systems.append(modelled(UNTRAINED, task.predictor(untrained, tokenizer, config, scoring=True)))
     return systems, file.kept
 

@@ -15,7 +15,7 @@ from components.shared.config import EvaluateConfig, ExportConfig, UserError, st
 from components.shared.progress import log
 from components.shared.shards import Shard
 from components.shared.steps import Report
-from components.shared.storage import local_path, staged
+from components.shared.storage import fetched, nothing, staged
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Task
 
@@ -31,20 +31,21 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     from transformers import AutoTokenizer
 
     learnt = get_task(task)
-    model_at, shards_at, evaluation_at = local_path(model), local_path(shards), local_path(evaluation)
-    of_model = artifacts.read_manifest(model_at, "model", task=task)
-    of_shards = artifacts.read_manifest(shards_at, "shards", task=task)
-    of_evaluation = artifacts.read_manifest(evaluation_at, "evaluation", task=task)
+    model_at, of_model = fetched(model, "model", task=task)
+    shards_at, of_shards = fetched(
+        shards, "shards", task=task, only=lambda manifest: [f"{_check_split(manifest)}.arrow"]
+    )
+    _, of_evaluation = fetched(evaluation, "evaluation", task=task, only=nothing)
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_evaluation, of_model, evaluation, model)
     search: EvaluateConfig = step_config("evaluate", of_evaluation.config)
     training = json.loads((model_at / "training.json").read_text(encoding="utf-8"))
     trained = learnt.load_model(str(model_at))
     tokenizer = AutoTokenizer.from_pretrained(model_at)
-    rows = _check_rows(config, learnt, shards_at)
+    rows = _check_rows(config, learnt, shards_at, _check_split(of_shards))
     learnt.prepare_export(trained, search)
     formats, skipped = chosen_formats(config, learnt, trained)
-    with staged(output) as target:
+    with staged(output, "bundle") as target:
         written = _write_formats(config, learnt, trained, tokenizer, formats, target, rows, search)
         card = model_card(config, learnt, training, of_model, of_shards, of_evaluation, written, skipped)
         for folder in (target, *(target / name for name in written)):
@@ -142,10 +143,15 @@ def _write_formats(
     return written
 
 
-def _check_rows(config: ExportConfig, task: Task, shards_at: Path) -> list[tuple[Any, ...]]:
-    """Real rows to compare on: of the test split, or of the next one that has any."""
+def _check_split(shards: Manifest) -> str:
+    """The split whose rows formats are compared on: test, or the next one that has any."""
     for split in ("test", "validation", "train"):
-        shard = Shard(shards_at / f"{split}.arrow", task.sequences)
-        if len(shard):
-            return shard.rows(range(min(config.check_rows, len(shard))))
-    raise UserError(f"{shards_at}: has no rows at all, nothing to check the bundle on; run the tokenize step again")
+        if shards.counts["rows"][split]:
+            return split
+    raise UserError("the shards have no rows at all, nothing to check the bundle on; run the tokenize step again")
+
+
+def _check_rows(config: ExportConfig, task: Task, shards_at: Path, split: str) -> list[tuple[Any, ...]]:
+    """The first real rows of a split."""
+    shard = Shard(shards_at / f"{split}.arrow", task.sequences)
+    return shard.rows(range(min(config.check_rows, len(shard))))

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.shared import artifacts
 from components.shared.artifacts import Manifest
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, UserError, step_config
 from components.shared.progress import Progress
-from components.shared.storage import local_path
+from components.shared.storage import fetched, is_remote, local_path
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Predictions, Predictor, Task
 
@@ -80,21 +79,22 @@ def open_bundle(uri: str, changes: Mapping[str, Any] | None = None) -> Bundle:
     """The bundle in a folder, every file of it compared with its digest.
 
     Args:
-        uri: folder that the export step wrote.
+        uri: folder that the export step wrote, local or in a bucket.
         changes: settings of the evaluate step that differ from those the bundle was scored with.
 
     Raises:
         UserError: there is no whole bundle, or a setting is wrong; says what was found.
     """
-    folder = local_path(uri)
-    if (folder / ".." / "bundle.json").is_file() and not (folder / "bundle.json").is_file():
-        raise UserError(f"{uri}: is a part of a bundle; give the bundle itself, {(folder / '..').resolve()}")
-    manifest = artifacts.read_manifest(folder, "bundle")
+    if not is_remote(uri):
+        folder = local_path(uri)
+        if (folder / ".." / "bundle.json").is_file() and not (folder / "bundle.json").is_file():
+            raise UserError(f"{uri}: is a part of a bundle; give the bundle itself, {(folder / '..').resolve()}")
+    folder, manifest = fetched(uri, "bundle")
     try:
         parts = {name: manifest.details[name] for name in ("cleaning", "encoding", "generation")}
     except KeyError as error:
         raise UserError(
-            f"{folder}/bundle.json: lacks {error}, it is of an older hanflow; export the model again"
+            f"{uri}/bundle.json: lacks {error}, it is of an older hanflow; export the model again"
         ) from None
     # Where its corpus came from is nobody's business here, and the setting is required.
     cleaning = step_config("preprocess", {**parts["cleaning"], "source": "-"})

@@ -31,11 +31,15 @@ model learnt them. Killed or interrupted, the same command goes on where it stop
 
 def add_arguments(predict: argparse.ArgumentParser) -> None:
     """Give a parser the options of this command."""
-    predict.add_argument("bundle", metavar="BUNDLE", help="folder that the export step wrote")
+    predict.add_argument("bundle", metavar="BUNDLE", help="folder that the export step wrote, local or gs://")
     predict.add_argument(
-        "--input", metavar="X", help="file, folder or glob; - is standard input (default where that is no terminal)"
+        "--input",
+        metavar="X",
+        help="file, folder or glob, local or gs://; - is standard input (default where that is no terminal)",
     )
-    predict.add_argument("--output", default="-", metavar="Y", help="file to write (default: - is standard output)")
+    predict.add_argument(
+        "--output", default="-", metavar="Y", help="file to write, local or gs:// (default: - is standard output)"
+    )
     predict.add_argument(
         "--format",
         choices=OUTPUT_FORMATS,
@@ -162,6 +166,8 @@ def _what_is_left(request: Request) -> str:
         return "the output ends in the middle"
     if request.input == "-":
         return "standard input cannot be read again: give it anew"
+    if "://" in request.output:
+        return "what is done is kept on this machine, and the same command goes on there"
     return f"what is done is in {request.output}.partial, and the same command goes on there"
 
 

@@ -19,7 +19,7 @@ from components.predict.partial import PartialFile
 from components.shared.artifacts import program_version
 from components.shared.config import UserError
 from components.shared.progress import Progress, log
-from components.shared.storage import find_raw
+from components.shared.storage import exists, find_raw, fingerprint, is_remote, publish_file, work_folder
 from components.shared.text_files import FORMATS, STANDARD_INPUT, Row, Source, format_of, read_rows
 
 READABLE = tuple(f"{name}{packed}" for name in (".csv", ".tsv", ".jsonl", ".ndjson", ".txt") for packed in ("", ".gz"))
@@ -102,12 +102,13 @@ class _Inputs:
 
     @property
     def rereadable(self) -> bool:
-        return all(path != STANDARD_INPUT and S_ISREG(os.stat(path).st_mode) for path in self.paths)
+        return all(
+            is_remote(path) or (path != STANDARD_INPUT and S_ISREG(os.stat(path).st_mode)) for path in self.paths
+        )
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """What tells whether the files are still the same."""
-        stats = [(path, os.stat(path)) for path in self.paths]
-        return [{"path": str(Path(p).resolve()), "bytes": s.st_size, "modified_ns": s.st_mtime_ns} for p, s in stats]
+        return [fingerprint(path) for path in self.paths]
 
     def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
         """(`file` where there are several, `row` from 0 in its file, `id` where there is one; text) of every row.
@@ -152,6 +153,8 @@ def run(bundle: Bundle, request: Request) -> Told:
         raise UserError(f"--format: {kind!r} is no format; give one of {', '.join(OUTPUT_FORMATS)}")
     if request.output == STANDARD_INPUT:
         return _to_stream(bundle, request, inputs, kind, sys.stdout.buffer)
+    if is_remote(request.output):
+        return _to_bucket(bundle, request, inputs, kind)
     return _to_file(bundle, request, inputs, kind, Path(request.output))
 
 
@@ -203,6 +206,17 @@ def _to_stream(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, str
         stream.flush()
 
     _predict(bundle, request, inputs, kind, told, None, write)
+    return told
+
+
+def _to_bucket(bundle: Bundle, request: Request, inputs: _Inputs, kind: str) -> Told:
+    """By way of a file on this machine, where an interrupted run goes on; it is uploaded when whole."""
+    if exists(request.output) and not request.force:
+        raise UserError(f"--output: {request.output}: exists already; give another, or replace it with --force")
+    path = work_folder(request.output) / request.output.rpartition("/")[2]
+    told = _to_file(bundle, replace(request, force=True), inputs, kind, path)
+    publish_file(path, request.output, replace=request.force)
+    path.unlink()
     return told
 
 

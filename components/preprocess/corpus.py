@@ -8,7 +8,6 @@ the splits. So memory grows with the number of rows (about 200 bytes each) and n
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +24,7 @@ from components.shared.artifacts import SPLITS, Manifest, write_manifest
 from components.shared.config import PreprocessConfig, UserError, to_mapping
 from components.shared.progress import log
 from components.shared.steps import Report
-from components.shared.storage import staged
+from components.shared.storage import fingerprint, staged
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Task
 
@@ -48,7 +47,7 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     check_columns(config.columns, chosen.columns)
     ratios = _ratios(config)
     sources = _sources(config)
-    with staged(output) as folder:
+    with staged(output, "corpus") as folder:
         with Intake(chosen, config, folder) as intake:
             collecting = gc.isenabled()
             gc.disable()  # rows hold no cycles, and looking for some among millions of them takes a tenth of the time
@@ -65,7 +64,7 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
         details = {
             "lengths": {role: lengths.summary(np.concatenate(found)) for role, found in intake.lengths.items()},
             "sources": [
-                {"split": SPLITS[split], "file": path, "bytes": os.path.getsize(path)}
+                {"split": SPLITS[split], "file": path, "bytes": fingerprint(path)["bytes"]}
                 for split, files in sources
                 for path in files
             ],

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from components.shared.config import UserError
 from components.shared.progress import log
+from components.shared.storage import open_raw
 
 BLOCK = 1 << 20
 """Bytes read at once."""
@@ -57,7 +58,7 @@ def byte_blocks(path: str) -> Iterator[bytes]:
     compressed = path.lower().endswith(".gz")
     done = 0
     try:
-        with gzip.open(path, "rb") if compressed else open(path, "rb") as stream:
+        with open_raw(path) as raw, gzip.open(raw, "rb") if compressed else raw as stream:
             while block := stream.read(BLOCK):
                 done += len(block)
                 yield block

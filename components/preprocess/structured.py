@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from components.preprocess.lines import ROW_LIMIT, byte_blocks, empty, line_blocks
 from components.preprocess.rows import ColumnMapping, Row, without_surrogates
 from components.shared.config import PreprocessConfig, UserError
+from components.shared.storage import fingerprint, is_remote, open_raw
 
 TRIALS = 1000
 """Objects of a jsonl file after which it is given up if none of them had the columns needed."""
@@ -130,11 +132,11 @@ def read_parquet(path: str, mapping: ColumnMapping, scratch: Path) -> Iterator[l
 
 
 def _parquet_rows(file: str, path: str, mapping: ColumnMapping) -> Iterator[list[Row]]:
-    if os.path.exists(file) and not os.path.getsize(file):
+    if (is_remote(file) or os.path.exists(file)) and not fingerprint(file)["bytes"]:
         raise empty(path)
     number = 0
     try:
-        with pq.ParquetFile(file, memory_map=False) as table:
+        with open_raw(file) if is_remote(file) else nullcontext(file) as source, pq.ParquetFile(source) as table:
             names = table.schema_arrow.names
             chosen = mapping.resolve(names)
             for role, place in chosen.items():

@@ -2,7 +2,8 @@
 
 The manifest names the artifact's kind, the schema version, counts, the size and sha256 of every data file, the
 settings that made it, the digests of its parents and the program's version. It is written last, into a staging
-directory that is renamed when whole (`components.shared.storage.staged`), so a directory with a manifest is whole.
+directory that is renamed (in a bucket: uploaded, the manifest last) when whole (`components.shared.storage.staged`), so
+a directory with a manifest is whole.
 
 Standard library only.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -35,6 +36,9 @@ COMBINED = "combine"
 """The step that makes a model of several."""
 
 SPLITS = ("train", "validation", "test")
+
+UNCOMMITTED = "uncommitted"
+"""Only key of what stands in a bucket in a manifest's place until the artifact is whole."""
 
 
 def program_version() -> str:
@@ -109,35 +113,71 @@ def read_manifest(folder: Path, kind: str, *, task: str | None = None, verify: b
     Raises:
         UserError: no such artifact there, another kind, schema or task, a missing or altered file; says which.
     """
-    made_by = f"give the folder that the {KINDS[kind]} step wrote"
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a {kind} artifact: {made_by}")
+        raise UserError(f"{folder}: no such folder; expected a {kind} artifact: {_made_by(kind)}")
     path = folder / f"{kind}.json"
     if not path.is_file():
-        other = next((k for k in KINDS if (folder / f"{k}.json").is_file()), None)
-        found = f"this is a {other} artifact" if other else f"it holds no {kind}.json"
-        raise UserError(f"{folder}: expected a {kind} artifact, but {found}; {made_by}")
+        raise missing_manifest(str(folder), kind, [p.name for p in folder.iterdir()])
+    manifest = parse_manifest(path.read_bytes(), str(folder), kind, task=task)
+    if verify:
+        verify_files(folder, manifest)
+    return manifest
+
+
+def _made_by(kind: str) -> str:
+    return f"give the folder that the {KINDS[kind]} step wrote"
+
+
+def missing_manifest(place: str, kind: str, names: Iterable[str]) -> UserError:
+    """What is said of a place without the manifest that was looked for, but with files of these names."""
+    other = next((k for k in KINDS if f"{k}.json" in set(names)), None)
+    found = f"this is a {other} artifact" if other else f"it holds no {kind}.json"
+    return UserError(f"{place}: expected a {kind} artifact, but {found}; {_made_by(kind)}")
+
+
+def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = None) -> Manifest:
+    """The manifest in a file's content, once it fits what the caller needs.
+
+    Args:
+        content: of `<kind>.json`.
+        place: path or URI of the artifact, for messages.
+        kind: the kind that the caller needs.
+        task: the task it must belong to; None: any.
+
+    Raises:
+        UserError: it is damaged, or of another kind, schema or task; says which.
+    """
+    path = f"{place.rstrip('/')}/{kind}.json"
+    again = f"run the {KINDS[kind]} step again"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(content)
+        if UNCOMMITTED in values:
+            raise UserError(
+                f"{place}: the {kind} artifact was never finished (begun on {values[UNCOMMITTED]['host']} at "
+                f"{values[UNCOMMITTED]['since']}); wait if that still runs, else {again}"
+            )
         digest = values.pop("digest")
         if values["schema"] != SCHEMA:
             raise UserError(
                 f"{path}: made with schema {values['schema']} by {values['program']}, this is {program_version()} with "
-                f"schema {SCHEMA}; run the {KINDS[kind]} step again"
+                f"schema {SCHEMA}; {again}"
             )
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable manifest ({error}); run the {KINDS[kind]} step again") from None
+        raise UserError(f"{path}: not a readable manifest ({error}); {again}") from None
     if manifest.artifact != kind or manifest.digest != digest:
-        raise UserError(f"{path}: was changed after it was written; run the {KINDS[kind]} step again")
+        raise UserError(f"{path}: was changed after it was written; {again}")
     if task is not None and manifest.task != task:
-        raise UserError(f"{folder}: was made for the task {manifest.task}, not for {task}")
-    if verify:
-        _verify_files(folder, manifest)
+        raise UserError(f"{place}: was made for the task {manifest.task}, not for {task}")
     return manifest
 
 
-def _verify_files(folder: Path, manifest: Manifest) -> None:
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare size and sha256 of every data file with the manifest.
+
+    Raises:
+        UserError: one is missing, changed or damaged; says which.
+    """
     again = f"run the {KINDS[manifest.artifact]} step again"
     for name, expected in manifest.files.items():
         path = folder / name

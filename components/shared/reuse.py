@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from components.shared.artifacts import kind_of, numbered, program_version, read_manifest
+from components.shared.artifacts import kind_of, numbered, program_version
 from components.shared.config import UserError, step_config, to_mapping
 from components.shared.progress import EVENTS_VARIABLE, log
-from components.shared.storage import local_path
+from components.shared.storage import fetched, manifest_at, nothing
 
 
 def finished_before(
@@ -33,13 +32,13 @@ def finished_before(
     if event is None:
         return None
     try:
-        manifest = read_manifest(Path(event["artifact"]), kind_of(step), task=task)
+        _, manifest = fetched(event["artifact"], kind_of(step), task=task, only=nothing)
         parents: dict[str, str] = {}
         for name, uris in inputs.items():
             if isinstance(uris, str):
-                parents[name] = read_manifest(local_path(uris), name, verify=False).digest
+                parents[name] = manifest_at(uris, name).digest
             else:
-                parents |= numbered([read_manifest(local_path(uri), "model", verify=False) for uri in uris])
+                parents |= numbered([manifest_at(uri, "model") for uri in uris])
     except UserError as error:
         log.warning("%s runs again: %s", step, error)
         return None

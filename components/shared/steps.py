@@ -9,7 +9,6 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -22,7 +21,7 @@ from typing import Any
 from components.shared.config import UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
 from components.shared.progress import emit, hold_run, log, speak_for
 from components.shared.reuse import finished_before
-from components.shared.storage import local_path
+from components.shared.storage import copy_file, is_remote, join, local_path
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class Report:
 
 
 Run = Callable[..., Report]
+
+ARTIFACTS_VARIABLE = "HANFLOW_ARTIFACTS"
+"""Environment variable with the folder that a pipeline's artifacts go to, instead of their own URIs: kfp's local runner
+knows local URIs alone."""
 
 
 def setup_logging() -> None:
@@ -113,11 +116,15 @@ def main(
         The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
     parser = argparse.ArgumentParser(prog=f"python -m components.{step}", description=run.__doc__)
-    parser.add_argument("--output", required=True, help="folder of the artifact to write; must not exist yet")
+    parser.add_argument(
+        "--output", required=True, help="folder of the artifact to write, local or gs://; must not exist yet"
+    )
     for name in inputs:
-        parser.add_argument(f"--{name}", required=True, dest=f"input_{name}", help=f"folder of the {name} artifact")
+        parser.add_argument(
+            f"--{name}", required=True, dest=f"input_{name}", help=f"folder of the {name} artifact, local or gs://"
+        )
     for name in lists:
-        help = f"folders of the {name}, in order"
+        help = f"folders of the {name}, local or gs://, in order"
         parser.add_argument(f"--{name}", required=True, nargs="+", dest=f"input_{name}", metavar="DIR", help=help)
     parser.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
     parser.add_argument("--experiment", help="YAML file that the settings start from")
@@ -191,18 +198,24 @@ def in_pipeline(
         emit(**{**earlier, "kept": True})
         report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
     else:
-        report, uri = execute(step, run, values, task=task, output=artifact.uri, called=called, **uris), artifact.uri
+        uri = _place(artifact.uri, output, called)
+        report = execute(step, run, values, task=task, output=uri, called=called, **uris)
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)
     if report.confusion is not None and "classification_metrics" in arguments:
         classes, matrix = report.confusion
         arguments["classification_metrics"].log_confusion_matrix(classes, matrix.tolist())
-    written = local_path(uri)
     if report.html:
-        shutil.copyfile(written / report.html, arguments["report"].path)
-    if Path(artifact.path).resolve() != written.resolve():
-        # On a cluster Kubeflow copies what lies at .path: leave it the manifest alone, the data is at .uri already.
+        copy_file(join(uri, report.html), Path(arguments["report"].path))
+    if is_remote(uri) or Path(artifact.path).resolve() != local_path(uri).resolve():
+        # On a cluster Kubeflow copies what lies at .path: leave it the manifest alone, the data is at its URI already.
         Path(artifact.path).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(written / f"{output}.json", Path(artifact.path) / f"{output}.json")
+        copy_file(join(uri, f"{output}.json"), Path(artifact.path) / f"{output}.json")
     return uri
+
+
+def _place(uri: str, output: str, called: str) -> str:
+    """Where a step of a pipeline writes its artifact."""
+    root, member = os.environ.get(ARTIFACTS_VARIABLE), called.partition("-")[2]
+    return join(root, f"{output}-{member}" if member else output) if root else uri

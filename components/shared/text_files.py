@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from components.shared.config import UserError
 from components.shared.progress import log
+from components.shared.storage import open_raw
 
 HEAD = 1 << 16
 """Bytes of a file's beginning that its encoding is told from."""
@@ -175,8 +176,8 @@ def _opened(source: Source) -> Iterator[io.TextIOWrapper]:
         stream.detach()  # else it would close standard input
         return
     packed = source.path.lower().endswith(".gz")
-    with gzip.open(source.path) if packed else open(source.path, "rb") as file:
-        head = io.BufferedReader(file, HEAD)
+    with open_raw(source.path) as raw, gzip.open(raw) if packed else raw as file:
+        head = io.BufferedReader(file, HEAD)  # type: ignore[type-var]
         codec = _codec(source, head.peek(HEAD))
         # Lines end at \n alone: a lone \r or U+2028 stands inside a text.
         yield io.TextIOWrapper(head, encoding=codec, newline="\n")

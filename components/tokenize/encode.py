@@ -18,7 +18,7 @@ from components.shared.config import TokenizeConfig, UserError, to_mapping
 from components.shared.progress import Progress, log
 from components.shared.shards import Shard, ShardWriter
 from components.shared.steps import Report
-from components.shared.storage import local_path, staged
+from components.shared.storage import fetched, fetched_model, staged
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Encoded, Task, prepared
 
@@ -40,17 +40,16 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     from components.tokenize import vocabulary
 
     learnt = get_task(task)
-    folder = local_path(corpus)
-    parent = artifacts.read_manifest(folder, "corpus", task=task)
+    folder, parent = fetched(corpus, "corpus", task=task, only=_splits)
     rows: dict[str, int] = parent.counts["rows"]
     if config.tokenizer:
-        tokenizer = vocabulary.pretrained(config.tokenizer, config.special_tokens)
+        tokenizer = vocabulary.pretrained(fetched_model(config.tokenizer), config.special_tokens)
     else:
         if not rows["train"]:
             raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
         log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
         tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt, config), config)
-    with staged(output) as target:
+    with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
         facts = learnt.facts(_batches(folder / "train.parquet", learnt))
         truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
@@ -137,6 +136,10 @@ def _encoded(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _splits(_: Manifest) -> list[str]:
+    return [f"{split}.parquet" for split in SPLITS]
 
 
 def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:

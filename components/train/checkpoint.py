@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from components.shared.artifacts import file_sha256
 from components.shared.config import UserError
 from components.shared.progress import log
-from components.shared.storage import readable_by_umask
+from components.shared.storage import local_path, readable_by_umask
 
 COMMIT = "commit.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
@@ -83,6 +83,25 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
+    @property
+    def place(self) -> str:
+        """Where they are, as a person would write it."""
+        return str(self.folder)
+
+    def local(self, place: str) -> Path:
+        """The path of one checkpoint, from what a person calls it.
+
+        Raises:
+            UserError: it is not in this folder.
+        """
+        path = local_path(place)
+        if path.parent.resolve() != self.folder.resolve():
+            raise UserError(
+                f"train.resume={place}: is not in the checkpoint folder {self.folder}; give auto, never, or the path of a "
+                "committed checkpoint in train.checkpoints"
+            )
+        return path
+
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of that step."""
         return self.folder / f"step-{step:08d}"
@@ -136,7 +155,15 @@ class Checkpoints:
                 f"{target}: the checkpoint cannot be written: {why}; earlier checkpoints stand: make room and start the "
                 "same command again"
             ) from error
+        self._committed(target, keep)
+
+    def _committed(self, target: Path, keep: int) -> None:
+        """What follows when `target` is whole and `keep` is the best step."""
         self._delete_old(keep)
+
+    def _in_use(self, path: Path) -> bool:
+        """Whether a checkpoint must not be deleted yet."""
+        return False
 
     def newest(self) -> Path | None:
         """The newest checkpoint that is committed and intact; damaged ones are passed over with a warning."""
@@ -187,7 +214,7 @@ class Checkpoints:
 
     def dump(
         self, model: torch.nn.Module, step: int, batches: Sequence[dict[str, torch.Tensor]], rows: Sequence[int]
-    ) -> Path:
+    ) -> str:
         """Leave what reproduces a step: `model.safetensors`, `batch-<n>.safetensors` (this rank's) and `rows.json`.
 
         Args:
@@ -197,7 +224,7 @@ class Checkpoints:
             rows: row numbers of the train split in all of them.
 
         Returns:
-            The folder.
+            Where that is.
         """
         folder = self.folder / f"nonfinite-{step:08d}"
         folder.mkdir(exist_ok=True)
@@ -205,7 +232,7 @@ class Checkpoints:
         for number, batch in enumerate(batches):
             save_file(batch, folder / f"batch-{number}.safetensors")
         (folder / "rows.json").write_text(json.dumps({"step": step, "rows": list(rows)}), encoding="utf-8")
-        return folder
+        return str(folder)
 
     def clean(self) -> None:
         """Remove what a killed save left half-written."""
@@ -215,7 +242,7 @@ class Checkpoints:
     def _delete_old(self, keep: int) -> None:
         paths = sorted(self.folder.glob("step-*"))
         for path in paths[: -self.limit]:
-            if path != self.path(keep):
+            if path != self.path(keep) and not self._in_use(path):
                 shutil.rmtree(path, ignore_errors=True)
 
 

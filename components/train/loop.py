@@ -146,7 +146,7 @@ def fit(
                 save()
             if signum:
                 checkpoints.wait()
-                raise Stopped(signum, state.step, checkpoints.folder)
+                raise Stopped(signum, state.step, checkpoints.place)
             progress.update(1)
     checkpoints.wait()
     backend.barrier()
@@ -164,5 +164,5 @@ def _give_up(
     raise UserError(
         f"the gradient was not finite in {state.skipped_in_row} steps in a row, up to step {state.step} (rows {shown} of "
         "the train split); lower train.learning_rate, set train.precision=fp32 or look at these rows."
-        f"{dumped} Checkpoints from before are in {checkpoints.folder}"
+        f"{dumped} Checkpoints from before are in {checkpoints.place}"
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.shared.artifacts import Manifest, read_manifest
+from components.shared.artifacts import Manifest
 from components.shared.config import UserError, to_mapping
 from components.shared.steps import Report
-from components.shared.storage import local_path
+from components.shared.storage import manifest_at
 from components.train.jobs import PodExtras, Work
 
 
@@ -17,16 +17,16 @@ def report(work: Work) -> Report:
     Raises:
         UserError: the model is not where it should be.
     """
-    return _report(_manifest(work.output, "model", work.task))
+    return _report(manifest_at(work.output, "model", task=work.task))
 
 
 def already_done(work: Work) -> Report | None:
     """The report of an earlier attempt that wrote the same model whole; None: there is none."""
     try:
-        model = _manifest(work.output, "model", work.task)
+        model = manifest_at(work.output, "model", task=work.task)
     except UserError:
         return None
-    shards = _manifest(work.shards, "shards", work.task)
+    shards = manifest_at(work.shards, "shards", task=work.task)
     same = _learnt(model.config) == _learnt(to_mapping(work.config)) and model.parents.get("shards") == shards.digest
     return _report(model) if same else None
 
@@ -54,10 +54,6 @@ def check_reach(work: Work, extras: PodExtras) -> None:
             raise UserError(
                 f"{name}={uri}: the job's pods cannot see that path; use gs://, or mount a volume there in the pipeline"
             )
-
-
-def _manifest(uri: str, kind: str, task: str) -> Manifest:
-    return read_manifest(local_path(uri), kind, task=task, verify=False)
 
 
 def _report(model: Manifest) -> Report:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +14,7 @@ from components.shared.config import TrainConfig, UserError, to_mapping
 from components.shared.progress import log
 from components.shared.shards import Shard
 from components.shared.steps import Report
-from components.shared.storage import local_path, staged
+from components.shared.storage import fetched, is_remote, local_path, staged, with_fetched_model
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Task
 from components.train.backends.base import Backend
@@ -93,8 +92,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     learnt = get_task(task)
     if config.engine == "transformers" and _uses_xla(config):
         raise UserError("train.engine=transformers: the Trainer runs on CPUs and GPUs here; set train.engine=hanflow")
-    folder = local_path(shards)
-    parent = artifacts.read_manifest(folder, "shards", task=task)
+    folder, parent = fetched(shards, "shards", task=task, only=_needed)
     problems = learnt.check_model(config)
     if problems:
         raise UserError("\n".join(problems))
@@ -104,22 +102,26 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     if not len(train.shard):
         raise UserError(f"{shards}: its train split is empty: there is nothing to learn from")
     if config.engine == "transformers":
+        place, identity = _checkpoint_place(config, output), _identity(config, parent)
+        if is_remote(place):
+            raise UserError(
+                f"train.checkpoints={place}: transformers' Trainer keeps its checkpoints in a local folder; set "
+                "train.checkpoints to one, or train.engine=hanflow"
+            )
         from components.train import trainer
 
-        model = learnt.new_model(config, tokenizer, parent.details["facts"])
+        model = learnt.new_model(with_fetched_model(config, "pretrained"), tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
-        place, identity = _checkpoint_folder(config, output), _identity(config, parent)
-        state, facts = trainer.fit(model, tokenizer, learnt, config, train.shard, validation.shard, place, identity)
+        folder = local_path(place)
+        state, facts = trainer.fit(model, tokenizer, learnt, config, train.shard, validation.shard, folder, identity)
         if int(os.environ.get("RANK", 0)) == 0:
             _write_model(output, config, learnt, model.cpu().eval(), tokenizer, parent, state, facts)
         return Report(_figures(model, state, config, facts), html="report.html")
     backend = _backend(config)
     try:
-        model = learnt.new_model(config, tokenizer, parent.details["facts"])
+        model = learnt.new_model(with_fetched_model(config, "pretrained"), tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
-        checkpoints = Checkpoints(
-            _checkpoint_folder(config, output), config.save_total_limit, behind=backend.saves_behind
-        )
+        checkpoints = _open_checkpoints(config, output, backend)
         state = _resume(checkpoints, config, _identity(config, parent))
         backend.barrier()  # nobody writes before everybody has looked for what is there
         if backend.is_main:
@@ -127,7 +129,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         _describe(model, train, backend)
         state = fit(model, tokenizer, learnt, config, backend, train, validation, checkpoints, state)
         model = backend.on_cpu(model)
-        if state.best_step >= 0:
+        if backend.is_main and state.best_step >= 0:
             checkpoints.load(checkpoints.path(state.best_step), model)
         facts = {
             "precision": backend.precision,
@@ -142,8 +144,36 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     return Report(_figures(model, state, config, facts), html="report.html")
 
 
-def _checkpoint_folder(config: TrainConfig, output: str) -> Path:
-    return local_path(config.checkpoints) if config.checkpoints else Path(f"{local_path(output)}.checkpoints")
+def _needed(shards: Manifest) -> list[str]:
+    return [name for name in shards.files if name != "test.arrow"]
+
+
+def _checkpoint_place(config: TrainConfig, output: str) -> str:
+    if config.checkpoints:
+        return config.checkpoints
+    return f"{output.rstrip('/')}.checkpoints" if is_remote(output) else f"{local_path(output)}.checkpoints"
+
+
+def _open_checkpoints(config: TrainConfig, output: str, backend: Backend) -> Checkpoints:
+    """The run's checkpoints; those in a bucket with the one to go on from on every machine, the same one."""
+    place = _checkpoint_place(config, output)
+    if not is_remote(place):
+        return Checkpoints(local_path(place), config.save_total_limit, behind=backend.saves_behind)
+    from components.train.remote_checkpoints import RemoteCheckpoints
+
+    checkpoints = RemoteCheckpoints(place, config.save_total_limit, behind=backend.saves_behind)
+    asked = config.resume not in ("auto", "never")
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    step = -1
+    if first:
+        step = checkpoints.pull(int(checkpoints.local(config.resume).name[5:]) if asked else None)
+    (agreed,) = backend.agree(step)
+    if first and agreed != step:  # committed between two machines' looks
+        checkpoints.pull(agreed)
+    if backend.is_main:
+        checkpoints.begin()
+    backend.barrier()
+    return checkpoints
 
 
 def _identity(config: TrainConfig, parent: Manifest) -> dict[str, Any]:
@@ -156,25 +186,25 @@ def _resume(checkpoints: Checkpoints, config: TrainConfig, identity: dict[str, A
     if config.resume in ("auto", "never"):
         start = checkpoints.newest()
     else:
-        start = local_path(config.resume)
+        start = checkpoints.local(config.resume)
         problem = checkpoints.problem(start)
-        if problem or start.parent.resolve() != checkpoints.folder.resolve():
+        if problem:
             raise UserError(
-                f"train.resume={config.resume}: {problem or f'is not in the checkpoint folder {checkpoints.folder}'}; "
-                "give auto, never, or the path of a committed checkpoint in train.checkpoints"
+                f"train.resume={config.resume}: {problem}; give auto, never, or the path of a committed checkpoint in "
+                "train.checkpoints"
             )
     if start is None:
         return LoopState(identity)
     if config.resume == "never":
         raise UserError(
-            f"{checkpoints.folder}: holds checkpoints, and train.resume=never; give another train.checkpoints folder, "
+            f"{checkpoints.place}: holds checkpoints, and train.resume=never; give another train.checkpoints folder, "
             "or remove this one"
         )
     state = checkpoints.read_state(start)
     differing = [key for key in identity if state.identity.get(key) != identity[key]]
     if differing:
         raise UserError(
-            f"{checkpoints.folder}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
+            f"{checkpoints.place}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
             "give another train.checkpoints folder, or remove this one to start anew"
         )
     log.info("resuming from %s", start)
@@ -255,7 +285,7 @@ def _write_model(
         "torch": torch.__version__,
         **facts,
     }
-    with staged(output) as target:
+    with staged(output, "model") as target:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         (target / "report.html").write_text(render(training), encoding="utf-8")

@@ -211,6 +211,22 @@ def checkpoint(place: Path) -> list[dict[str, Any]]:
     ]
 
 
+def storage(place: Path) -> list[dict[str, Any]]:
+    """A folder into a bucket and back, beside gcsfs and the client library's plain calls, against an emulator."""
+    command = [sys.executable, "-m", "tests.benchmarks.storage_run", str(place)]
+    code = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    measured = json.loads(code.stdout.splitlines()[-1])
+    print(f"  {measured}", file=sys.stderr, flush=True)
+    peers = {"gcsfs": "gcsfs put / get", "plain": "blob.upload_from_filename / download_to_filename"}
+    return [
+        row(
+            f"gs:// {what}, sha256 verified (emulator)", peer, measured[f"ours_{way}"], measured[f"{key}_{way}"], "MB/s"
+        )
+        for way, what in (("up", "upload, committed"), ("down", "download"))
+        for key, peer in peers.items()
+    ]
+
+
 def rouge(_: Path) -> list[dict[str, Any]]:
     """Scoring, with the tokens given."""
     from tests.benchmarks.rouge_run import PEER, measure
@@ -355,6 +371,7 @@ ROWS: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
     "train_fp32": train_fp32,
     "train_processes": train_processes,
     "checkpoint": checkpoint,
+    "storage": storage,
     "rouge": rouge,
     "generate": generate,
     "rnn": rnn,

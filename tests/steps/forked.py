@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -36,10 +37,12 @@ class Zygote:
         """The child's exit status, negative for the signal that killed it.
 
         Args:
-            job: `config`, `task`, `output`, `shards` of the train step; `kill_at_event`: number of the file operation in the
-                checkpoint folder (from 1) to be killed at, counted into `events` (a path); `signal_at_step`: when that
-                step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself; `environment`: variables to set;
-                `compilations`: a path, gets the number of graphs that torch_xla compiled. Or `argv` of a `hanflow` command,
+            job: `environment`: variables to set; `pid_file`: where to write the child's process id; `stderr`: file for
+                what it says. `config`, `task`, `output`, `shards` of the train step; `kill_at_event`: number of the file
+                operation in the checkpoint folder (from 1) to be killed at, counted into `events` (a path);
+                `signal_at_step`: when that step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself;
+                `compilations`: a path, gets the number of graphs that torch_xla compiled. Or `step` and the `argv` of its
+                command line. Or `argv` of a `hanflow` command,
                 `kill_at_event` (with `signum`, SIGKILL) in the folder `watch`, or `kill_after` so many seconds.
         """
         assert self._process.stdin and self._process.stdout
@@ -79,9 +82,20 @@ def _command(job: dict[str, Any]) -> int:
 
 def _child(job: dict[str, Any]) -> int:
     os.environ.update(job.get("environment", {}))
+    if "stderr" in job:
+        os.dup2(os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if "pid_file" in job:
+        Path(job["pid_file"]).write_text(str(os.getpid()))
+    if "step" in job:
+        sys.argv = [job["step"], *job["argv"]]
+        try:
+            runpy.run_module(f"components.{job['step']}", run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
     if "argv" in job:
         return _command(job)
     from components.shared.config import TrainConfig, UserError
+    from components.shared.storage import is_remote, work_folder
     from components.train.worker import run
 
     config = TrainConfig(**job["config"])
@@ -99,7 +113,7 @@ def _child(job: dict[str, Any]) -> int:
     if "kill_at_event" in job:
         sys.addaudithook(audit)
     if "signal_at_step" in job:
-        metrics = Path(folder) / "metrics.jsonl"
+        metrics = work_folder(folder) / "metrics.jsonl" if is_remote(folder) else Path(folder) / "metrics.jsonl"
 
         def send() -> None:
             while f'"step": {job["signal_at_step"]},' not in (metrics.read_text() if metrics.is_file() else ""):
