@@ -211,7 +211,7 @@ class TrainConfig:
     )
     compilation_cache: str = setting(
         "",
-        "xla: local folder (or a mounted volume) where compiled graphs are kept from run to run; empty: none.",
+        "xla: folder (gs://… too) where compiled graphs are kept from run to run; empty: none.",
     )
     compile: str = setting("auto", "torch.compile of the model; auto: on GPUs.", choices=("auto", "on", "off"))
     processes: int = setting(

@@ -430,6 +430,17 @@ def refuse_run(uri: str) -> None:
         raise UserError(f"{uri}: already holds another run; give another --output or remove it")
 
 
+def object_names(uri: str) -> list[str]:
+    """Names of the objects below a folder in a bucket, relative to it, sorted.
+
+    Raises:
+        UserError: the bucket cannot be read.
+    """
+    from components.shared import gcs
+
+    return list(gcs.listing(uri))
+
+
 def publish_file(path: Path, uri: str, *, replace: bool = False) -> None:
     """Upload one whole file into a bucket.
 

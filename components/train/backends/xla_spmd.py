@@ -16,7 +16,6 @@ import os
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Else the numbers 0 and 1 would be constants of a graph, and each a reason for another one. Read when torch_xla loads.
@@ -35,6 +34,7 @@ import torch_xla.runtime as runtime
 from components.shared.config import TrainConfig, UserError
 from components.shared.models import attention_static
 from components.shared.progress import log
+from components.train.backends.compilation_cache import CompilationCache
 from components.train.backends.tpu_environment import TpuEnvironment
 from components.train.optim import TracedAdamW
 
@@ -69,6 +69,8 @@ class XlaBackend:
                 "leave it at 1"
             )
         self._cache = CompilationCache(config.compilation_cache, writes=environment.rank == 0)
+        if self._cache.folder and "XLA_PERSISTENT_CACHE_PATH" not in os.environ:
+            runtime.initialize_cache(str(self._cache.folder), readonly=not self._cache.writes)
         with _runtime_errors(environment):
             runtime.use_spmd()
             self.devices = runtime.global_runtime_device_count()
@@ -214,6 +216,7 @@ class XlaBackend:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def state(self) -> dict[str, Any]:
+        self._cache.publish()  # with every checkpoint: whoever goes on from it needs its graphs
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -274,27 +277,6 @@ def compiled() -> tuple[int, float]:
     """(graphs compiled by this process, seconds that took)."""
     data = metrics.metric_data("CompileTime")
     return (data[0], data[1] / 1e9) if data else (0, 0.0)
-
-
-class CompilationCache:
-    """Compiled graphs kept from run to run in a folder.
-
-    Args:
-        place: the folder; empty: none.
-        writes: whether this process adds to it; graphs are the same on all hosts.
-    """
-
-    def __init__(self, place: str, *, writes: bool):
-        self._place = place
-        if place and "XLA_PERSISTENT_CACHE_PATH" not in os.environ:
-            from components.shared.storage import local_path
-
-            folder = Path(local_path(place))
-            folder.mkdir(parents=True, exist_ok=True)
-            runtime.initialize_cache(str(folder), readonly=not writes)
-
-    def publish(self) -> None:
-        """Put the new ones where they are kept."""
 
 
 @contextlib.contextmanager

@@ -1,0 +1,47 @@
+"""Compiled graphs in a bucket: kept once, there for the next machine, and never in the way of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.shared.storage import object_names
+from components.train.backends.compilation_cache import CompilationCache
+
+
+def test_graphs_go_from_machine_to_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = f"{bucket}/graphs"
+    first = CompilationCache(place, writes=True)
+    assert first.folder is not None and not list(first.folder.iterdir())
+    (first.folder / "a").write_bytes(b"one")
+    first.publish()
+    (first.folder / "b").write_bytes(b"two")
+    first.publish()
+    assert object_names(place) == ["a", "b"]
+    monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "another machine"))
+    second = CompilationCache(place, writes=False)
+    assert second.folder is not None and second.folder != first.folder
+    assert {path.name: path.read_bytes() for path in second.folder.iterdir()} == {"a": b"one", "b": b"two"}
+    (second.folder / "c").write_bytes(b"of a host that does not write")
+    second.publish()
+    assert object_names(place) == ["a", "b"]
+
+
+def test_a_bucket_that_goes_away_stops_no_training(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = CompilationCache(f"{bucket}/graphs", writes=True)
+    assert cache.folder is not None
+    (cache.folder / "a").write_bytes(b"one")
+    monkeypatch.setattr(cache, "_bucket", "gs://no-such-bucket/graphs")
+    monkeypatch.setattr("components.train.backends.compilation_cache.log.propagate", True)
+    cache.publish()
+    assert "a compiled graph was not kept" in caplog.text
+
+
+def test_a_local_folder_is_the_runtimes_own(tmp_path: Path) -> None:
+    cache = CompilationCache(str(tmp_path / "new" / "graphs"), writes=True)
+    assert cache.folder == tmp_path / "new" / "graphs" and cache.folder.is_dir()
+    cache.publish()
+    assert CompilationCache("", writes=True).folder is None
