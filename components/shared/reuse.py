@@ -1,4 +1,7 @@
-"""What an interrupted `hanflow run` had finished: a step whose artifact is there and fits is not run again."""
+"""What an earlier attempt had finished: a step whose artifact is there and fits is not run again.
+
+An earlier attempt is an interrupted `hanflow run`, or the pod of a step that was lost after it had committed its artifact.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from components.shared.artifacts import kind_of, numbered, program_version
+from components.shared.artifacts import Manifest, kind_of, numbered, program_version
 from components.shared.config import UserError, step_config, to_mapping
 from components.shared.progress import EVENTS_VARIABLE, log
-from components.shared.storage import fetched, manifest_at, nothing
+from components.shared.storage import exists, fetched, join, manifest_at, nothing
 
 
 def finished_before(
@@ -31,8 +34,30 @@ def finished_before(
     event = _last_finish(called or step)
     if event is None:
         return None
+    fits = _fitting(event["artifact"], step, values, task, inputs)
+    return event if fits else None
+
+
+def left_at(
+    output: str, step: str, values: Mapping[str, Any], *, task: str, **inputs: str | Sequence[str]
+) -> Manifest | None:
+    """The manifest of the artifact that an earlier attempt of this very step left at `output`; None: there is none.
+
+    Args:
+        output: where the step is about to write.
+        step, values, task, inputs: see `finished_before`.
+    """
+    if not exists(join(output, f"{kind_of(step)}.json")):
+        return None
+    return _fitting(output, step, values, task, inputs)
+
+
+def _fitting(
+    uri: str, step: str, values: Mapping[str, Any], task: str, inputs: Mapping[str, str | Sequence[str]]
+) -> Manifest | None:
+    """The manifest of a whole artifact that this version makes of these settings and parents; None: it is another."""
     try:
-        _, manifest = fetched(event["artifact"], kind_of(step), task=task, only=nothing)
+        _, manifest = fetched(uri, kind_of(step), task=task, only=nothing)
         parents: dict[str, str] = {}
         for name, uris in inputs.items():
             if isinstance(uris, str):
@@ -43,8 +68,8 @@ def finished_before(
         log.warning("%s runs again: %s", step, error)
         return None
     settings = json.loads(json.dumps(to_mapping(step_config(step, values))))
-    fits = (manifest.config, manifest.parents, manifest.program) == (settings, parents, program_version())
-    return event if fits else None
+    same = (manifest.config, manifest.parents, manifest.program) == (settings, parents, program_version())
+    return manifest if same else None
 
 
 def _last_finish(step: str) -> dict[str, Any] | None:

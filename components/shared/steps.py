@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from components.shared.artifacts import Manifest
 from components.shared.config import UserError, load_experiment, parse_text, settings_of, step_config, to_mapping
 from components.shared.progress import emit, hold_run, log, speak_for
-from components.shared.reuse import finished_before
+from components.shared.reuse import finished_before, left_at
 from components.shared.storage import copy_file, is_remote, join, local_path
 
 
@@ -55,12 +56,21 @@ def setup_logging() -> None:
 
 
 def execute(
-    step: str, run: Run, values: Mapping[str, Any], *, task: str, output: str, called: str = "", **inputs: Any
+    step: str,
+    run: Run,
+    values: Mapping[str, Any],
+    *,
+    task: str,
+    output: str,
+    called: str = "",
+    keep: bool = False,
+    **inputs: Any,
 ) -> Report:
     """Run a step's function on plain setting values, with its start, end or failure told to whoever listens.
 
     Args:
         called: its name in the run, where the step runs several times; empty: that of the step.
+        keep: whether this may be another attempt: what an earlier one left whole at `output` is the result then.
         inputs: URI of every input artifact, or a list of them.
     """
     setup_logging()
@@ -70,15 +80,25 @@ def execute(
     emit("started")
     started = time.monotonic()
     try:
-        report = run(step_config(step, values), task=task, output=output, **inputs)
+        left = left_at(output, step, values, task=task, **inputs) if keep else None
+        report = _report_of(left) if left else run(step_config(step, values), task=task, output=output, **inputs)
     except BaseException as error:
         emit("failed", message=_message(error), expected=isinstance(error, UserError))
         raise
     seconds = time.monotonic() - started
     emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
     told = ", ".join(f"{name} {value}" for name, value in report.figures.items())
-    log.info("%s done in %.1f s: %s → %s", called or step, seconds, told, output)
+    done = "was done by an earlier attempt" if left else f"done in {seconds:.1f} s"
+    log.info("%s %s: %s → %s", called or step, done, told, output)
     return report
+
+
+def _report_of(left: Manifest) -> Report:
+    """What can still be told of the work of an earlier attempt."""
+    figures = left.details.get("figures") or {
+        name: count for name, count in left.counts.items() if isinstance(count, (int, float))
+    }
+    return Report(figures, html="report.html" if "report.html" in left.files else "")
 
 
 class Terminated(UserError):
@@ -126,6 +146,12 @@ def main(
     for name in lists:
         help = f"folders of the {name}, local or gs://, in order"
         parser.add_argument(f"--{name}", required=True, nargs="+", dest=f"input_{name}", metavar="DIR", help=help)
+    parser.add_argument(
+        "--keep-finished",
+        action="store_true",
+        help="where the output holds this very artifact already (same settings, inputs and version), leave it and succeed: "
+        "for a step that is tried again",
+    )
     parser.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
     parser.add_argument("--experiment", help="YAML file that the settings start from")
     for s in settings_of(step):
@@ -154,7 +180,7 @@ def main(
                 if key.startswith("set_") and text is not None
             }
         artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
-        execute(step, run, values, task=task, output=options["output"], **artifacts)
+        execute(step, run, values, task=task, output=options["output"], keep=options["keep_finished"], **artifacts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -199,7 +225,7 @@ def in_pipeline(
         report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
     else:
         uri = _place(artifact.uri, output, called)
-        report = execute(step, run, values, task=task, output=uri, called=called, **uris)
+        report = execute(step, run, values, task=task, output=uri, called=called, keep=True, **uris)
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)

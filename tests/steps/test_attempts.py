@@ -1,0 +1,86 @@
+"""A step that is tried again after its pod was lost: what it had committed is its result, anything else is in the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+
+from components.preprocess.corpus import run
+from components.shared.artifacts import read_manifest
+from components.shared.config import settings_of
+from components.shared.steps import in_pipeline, main
+
+LINE = "document\tlabel\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.tsv"
+    path.write_text(LINE + "".join(f"영화가 정말 좋았어요 {n}\t{n % 2}\n" for n in range(40)), encoding="utf-8")
+    return path
+
+
+def preprocess(source: Path, output: Path, *more: str) -> int:
+    arguments = ["--task=classification", f"--source={source}", f"--output={output}", *more]
+    return main("preprocess", run, (), arguments)
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def test_another_attempt_keeps_what_the_first_one_committed(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "corpus"
+    assert preprocess(source, output, "--keep-finished") == 0
+    before = contents(output)
+    capsys.readouterr()
+    assert preprocess(source, output, "--keep-finished") == 0
+    assert "was done by an earlier attempt" in capsys.readouterr().err
+    assert contents(output) == before
+
+
+def test_without_being_asked_nothing_is_kept(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "corpus"
+    assert preprocess(source, output) == 0
+    assert preprocess(source, output) == 1
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_another_artifact_is_in_the_way(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "corpus"
+    assert preprocess(source, output) == 0
+    before = contents(output)
+    assert preprocess(source, output, "--keep-finished", "--seed=7") == 1
+    assert "already exists" in capsys.readouterr().err
+    assert contents(output) == before
+
+
+def test_a_damaged_artifact_is_not_kept(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "corpus"
+    assert preprocess(source, output) == 0
+    with (output / "train.parquet").open("ab") as stream:
+        stream.write(b"x")
+    assert preprocess(source, output, "--keep-finished") == 1
+
+
+def test_a_retried_pod_of_kubeflow_keeps_it_and_tells_its_figures(source: Path, tmp_path: Path) -> None:
+    def attempt() -> tuple[str, dict[str, Any], str]:
+        corpus = dsl.Dataset(name="corpus", uri=str(tmp_path / "out" / "corpus"))
+        metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "out" / "metrics"))
+        report = dsl.HTML(name="report", uri=str(tmp_path / "out" / "report"))
+        values = {s.name: s.default for s in settings_of("preprocess")} | {"source": str(source)}
+        arguments = {"task": "classification", "corpus": corpus, "metrics": metrics, "report": report, **values}
+        told = in_pipeline("preprocess", run, arguments, inputs=(), output="corpus")
+        return told, metrics.metadata, Path(report.path).read_text(encoding="utf-8")
+
+    uri, figures, report = attempt()
+    before = contents(Path(uri))
+    again, told, page = attempt()
+    assert (again, page) == (uri, report) and contents(Path(uri)) == before
+    counts = read_manifest(Path(uri), "corpus").counts
+    assert figures["rows"] == told["read"] == counts["read"] == 40, "what the manifest counts can still be told"
