@@ -235,12 +235,13 @@ def listing(uri: str) -> dict[str, Object]:
 
 def read(uri: str) -> tuple[bytes, int] | None:
     """(content, generation) of a small object; None: there is none."""
-    for _ in range(ATTEMPTS):
+    for attempt in range(ATTEMPTS * 8):
         there = stat(uri)
         if there is None:
             return None
         with contextlib.suppress(_Changed):
             return content(there), there.generation
+        time.sleep(0.01 * attempt)
     raise UserError(f"{uri}: changes all the time; wait until nobody writes it, then start again")
 
 
@@ -692,6 +693,9 @@ def _compose(job: _Job, pieces: Sequence[_Job], claimed: Claim) -> None:
                 timeout=TIMEOUT,
             )
             _done(job, int(job.blob.generation), claimed)
+        except exceptions.NotFound:
+            _check_claim(claimed)  # who takes over removes the parts that it finds
+            raise
         except exceptions.PreconditionFailed as error:
             if not _settled(job, error, claimed) and not job.overtaken:
                 break

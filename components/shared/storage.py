@@ -328,7 +328,7 @@ def _filling(folder: Path) -> Iterator[None]:
     """Make a folder of the cache and be alone in filling it; it is not cleared away while this process lives."""
     used = folder.with_suffix(".used")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if used not in _held:
+    if used not in _held or not used.exists():  # someone may have emptied the cache meanwhile
         descriptor = _lock(used, fcntl.LOCK_SH)
         assert descriptor is not None
         _held[used] = descriptor
