@@ -355,7 +355,7 @@ def test_memory_does_not_follow_the_rows(bundle: Path, tmp_path: Path) -> None:
     peak(50)  # what is loaded once
     few, many = peak(150), peak(3_000)
     # A row kept would cost at least its text, 75 bytes: 200 kB in all. Both hold the same chunk and the same model.
-    assert many < few + 100_000
+    assert many < few + 150_000
 
 
 def test_written_out_choices_are_the_real_ones() -> None:

@@ -214,7 +214,8 @@ def test_an_open_quote_is_not_followed_for_ever(tmp_path: Path, monkeypatch: pyt
     assert [row.number for row in rows] == [2, 3, 4, 5, 6]
 
 
-FIELD = st.text(alphabet='가나 ,\t"\n[]x', max_size=8)
+# What begins like a JSON list may be one, of utterances: those are joined.
+FIELD = st.text(alphabet='가나 ,\t"\n[]x', max_size=8).filter(lambda text: not text.startswith('["'))
 
 
 @settings(deadline=None)  # a busy machine is no failure
