@@ -265,8 +265,12 @@ def test_an_interrupt_ends_a_long_search(trained: Trained) -> None:
     sources = trained.sources * 10
     options = GenerationOptions(beams=4, max_new_tokens=24, batch_tokens=1600)
     progress = Interrupting("generating", total=len(sources))
-    with pytest.raises(KeyboardInterrupt):
-        trained.engines["float32"].generate(sources, options, progress)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            trained.engines["float32"].generate(sources, options, progress)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert 0 < progress.done <= MOST_WORKERS * 20
 
 

@@ -119,7 +119,12 @@ class Stars:
         return lengths[:, 1]
 
     def collate(
-        self, rows: Sequence[Sequence[np.ndarray]], shape: Sequence[int], model: PreTrainedModel
+        self,
+        rows: Sequence[Sequence[np.ndarray]],
+        shape: Sequence[int],
+        model: PreTrainedModel,
+        *,
+        static: bool = False,  # it always is
     ) -> dict[str, torch.Tensor]:
         ids = torch.full(tuple(shape[:2]), model.config.pad_token_id)
         mask, stars = torch.zeros_like(ids), torch.full((shape[0],), float("nan"))
