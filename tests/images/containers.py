@@ -65,7 +65,7 @@ def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[s
 
 
 def locked_up(work: Path, user: str = f"{USER}:{USER}") -> list[str]:
-    """Options of `podman run`: read-only root, /tmp in memory, /work the only volume, no network, no privileges."""
+    """Options of `podman run`: read-only root, /tmp in memory, the working directory the only volume, no network, no privileges."""
     return [
         *("--rm", "--read-only", "--read-only-tmpfs=false", "--tmpfs", "/tmp:rw,size=1g"),
         *("--user", user, "--cap-drop", "all", "--security-opt", "no-new-privileges", "--network", "none"),

@@ -68,8 +68,8 @@ def work(cpu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for key, value in settings.items()
             for word in (f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))
         ]
-        inputs = [word for name in INPUTS[step] for word in (f"--{name}", f"/work/{name}")]
-        run_in(cpu, folder, "python", "-m", f"components.{step}", "--output", f"/work/{kind}", *inputs, *options)
+        inputs = [word for name in INPUTS[step] for word in (f"--{name}", name)]
+        run_in(cpu, folder, "python", "-m", f"components.{step}", "--output", kind, *inputs, *options)
     return folder
 
 
@@ -89,15 +89,13 @@ def test_a_bundle_predicts(cpu: str, work: Path) -> None:
         (work / "rows.tsv").write_text(
             "".join(line for line, _ in zip(stream, range(4), strict=False)), encoding="utf-8"
         )
-    run_in(cpu, work, "hanflow", "predict", "/work/bundle", "--input", "/work/rows.tsv", "--output", "/work/said.csv")
+    run_in(cpu, work, "hanflow", "predict", "bundle", "--input", "rows.tsv", "--output", "said.csv")
     with (work / "said.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 3
 
 
 def test_a_failed_step_fails_its_container(cpu: str, work: Path) -> None:
-    done = run_in(
-        cpu, work, "python", "-m", "components.tokenize", "--corpus", "/work/model", "--output", "/work/x", check=False
-    )
+    done = run_in(cpu, work, "python", "-m", "components.tokenize", "--corpus", "model", "--output", "x", check=False)
     assert done.returncode == 1 and "expected a corpus artifact" in done.stderr
     assert not (work / "x").exists()
 
