@@ -1,0 +1,112 @@
+"""How a setting is declared: its default, its documentation, its limits; and what a given value means for it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import Any
+
+REQUIRED = ""
+"""Default of a text setting that has no sensible default; `required=True` marks it."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] = (),
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    required: bool = False,
+) -> Any:
+    """A dataclass field with its documentation and its limits; mutable defaults are copied per instance."""
+    metadata = {
+        "help": help,
+        "choices": tuple(choices),
+        "at_least": at_least,
+        "at_most": at_most,
+        "above": above,
+        "below": below,
+        "required": required,
+    }
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
+
+
+def coerced(value: Any, expected: type) -> Any:
+    """`value` as `expected`. YAML reads 1e-4 as text and Kubeflow hands 3 over as 3.0: both are accepted."""
+    wrong = ValueError(f"expected {_NAMES[expected]}, found {value!r}")
+    if expected is bool:
+        if isinstance(value, bool):
+            return value
+        raise wrong
+    if expected in (int, float):
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise wrong from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise wrong
+        if expected is float:
+            return float(value)
+        if value != int(value):
+            raise wrong
+        return int(value)
+    if expected is str:
+        if value is None:
+            return ""
+        if isinstance(value, (dict, list, bool)):
+            raise wrong
+        return str(value)
+    if value is None:
+        return expected()
+    if not isinstance(value, expected):
+        raise wrong
+    return _whole_numbers(value)
+
+
+def _whole_numbers(value: Any) -> Any:
+    """Kubeflow passes lists and mappings on as protobuf structs, which know floats alone: 3.0 means 3 again."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def checked(value: Any, limits: Mapping[str, Any]) -> Any:
+    """`value`, which keeps the limits of its `setting`; else ValueError, which says how it does not."""
+    if limits.get("required") and value == REQUIRED:
+        raise ValueError(f"is required ({limits['help']})")
+    choices = limits.get("choices")
+    for item in value if isinstance(value, list) else [value]:
+        if choices and item not in choices:
+            near = difflib.get_close_matches(str(item), choices, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{item!r} is none of {', '.join(choices)}{hint}")
+    for key, text, fits in (
+        ("at_least", "at least", lambda v, limit: v >= limit),
+        ("at_most", "at most", lambda v, limit: v <= limit),
+        ("above", "above", lambda v, limit: v > limit),
+        ("below", "below", lambda v, limit: v < limit),
+    ):
+        limit = limits.get(key)
+        if limit is not None and not fits(value, limit):
+            raise ValueError(f"must be {text} {limit:g}, found {value:g}")
+    return value
