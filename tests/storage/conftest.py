@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.shared import gcs
+from components.shared.gcs import service
 from tests.storage.emulator import Emulator
 
 _numbers = itertools.count()
@@ -27,6 +27,6 @@ def bucket(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     emulator.order()
     emulator.make_bucket(name)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.host)
-    monkeypatch.setattr(gcs, "RETRY_DELAY", 0.05)
+    monkeypatch.setattr(service, "RETRY_DELAY", 0.05)
     monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "cache"))
     return f"gs://{name}"

@@ -16,6 +16,8 @@ import pytest
 from components.shared import artifacts, gcs, storage
 from components.shared.artifacts import Manifest
 from components.shared.config import UserError
+from components.shared.gcs import service
+from components.shared.storage import cache
 from tests.storage.emulator import Emulator
 
 CONTENT = {
@@ -28,7 +30,7 @@ CONTENT = {
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcs, "PART", 700_000)
+    monkeypatch.setattr(service, "PART", 700_000)
 
 
 def fill(folder: Path, content: dict[str, bytes] = CONTENT) -> Manifest:
@@ -259,7 +261,7 @@ def test_an_error_leaves_nothing(bucket: str) -> None:
 
 
 def test_an_upload_that_fails_leaves_nothing(bucket: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcs, "RETRY_SECONDS", 0.5)
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.5)
     emulator.order({"kind": "503", "match": "^compose", "times": 99})
     with pytest.raises(UserError, match="Google Cloud Storage cannot be used .*start the same command again"):
         publish(f"{bucket}/corpus")
@@ -323,11 +325,11 @@ def test_the_cache_gives_way_when_the_disk_fills(bucket: str, monkeypatch: pytes
     def usage(_: object) -> SimpleNamespace:
         return SimpleNamespace(free=100 if sum(p.is_dir() for p in place.iterdir()) > 2 else 1 << 40)
 
-    monkeypatch.setattr(storage.shutil, "disk_usage", usage)
+    monkeypatch.setattr(cache.shutil, "disk_usage", usage)
     fetch("three")
     kept = {(path / "x").read_bytes()[:3] for path in place.iterdir() if path.is_dir()}
     assert kept == {b"two", b"thr"}
-    monkeypatch.setattr(storage.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(UserError, match="set HANFLOW_CACHE to a folder on a larger disk"):
         fetch("one")
 

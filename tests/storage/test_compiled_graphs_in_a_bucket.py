@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from components.shared.gcs import service
+from components.shared.progress import log
 from components.shared.storage import object_names
 from components.train.backends.compilation_cache import CompilationCache
+from tests.storage.emulator import Emulator
 
 
 def test_graphs_go_from_machine_to_machine(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,15 +32,22 @@ def test_graphs_go_from_machine_to_machine(bucket: str, tmp_path: Path, monkeypa
 
 
 def test_a_bucket_that_goes_away_stops_no_training(
-    bucket: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bucket: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = CompilationCache(f"{bucket}/graphs", writes=True)
+    place = f"{bucket}/graphs"
+    cache = CompilationCache(place, writes=True)
     assert cache.folder is not None
     (cache.folder / "a").write_bytes(b"one")
-    monkeypatch.setattr(cache, "_bucket", "gs://no-such-bucket/graphs")
-    monkeypatch.setattr("components.train.backends.compilation_cache.log.propagate", True)
+    monkeypatch.setattr(log, "propagate", True)
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.5)
+    emulator.order({"kind": "drop", "times": 10_000})
     cache.publish()
-    assert "a compiled graph was not kept" in caplog.text
+    assert emulator.fired[0] >= 2, "it was asked again"
+    assert "a compiled graph was not kept: gs://" in caplog.text
+    emulator.order()
+    assert object_names(place) == []
+    cache.publish()
+    assert object_names(place) == ["a"], "the next time it is"
 
 
 def test_a_local_folder_is_the_runtimes_own(tmp_path: Path) -> None:

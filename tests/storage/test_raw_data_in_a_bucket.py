@@ -17,6 +17,7 @@ import pytest
 from components.preprocess.corpus import run as preprocess
 from components.shared import gcs, storage
 from components.shared.config import PreprocessConfig, UserError
+from components.shared.gcs import reader, service
 from components.shared.text_files import Source, read
 from tests.storage.emulator import Emulator
 
@@ -26,7 +27,7 @@ SUFFIXES = (".csv", ".csv.gz", ".tsv")
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gcs, "BLOCK", 20_000)
+    monkeypatch.setattr(reader, "BLOCK", 20_000)
 
 
 def test_found_as_local_files_are(bucket: str, tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_found_as_local_files_are(bucket: str, tmp_path: Path) -> None:
         gcs.put(f"{bucket}/{name}", b"x")
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    gcs._bucket(bucket).blob("raw/").upload_from_string(b"")  # what a console makes of a folder
+    service.bucket(bucket).blob("raw/").upload_from_string(b"")  # what a console makes of a folder
     for pattern in (
         "raw", "raw/", "raw/1.csv", "raw/read me.txt", "raw/*.csv", "raw/**/*.csv*", "**/*.csv", "raw/[12].*", "raw/[!1].*",
         "raw/?.csv", "r*/deep/*/*", "raw/.*.csv", "[1].csv", "raw/deep/**",
@@ -165,7 +166,7 @@ def test_texts_to_score_and_predict_from_are_streamed(bucket: str) -> None:
 
 
 def test_objects_compressed_by_the_uploader_are_unpacked(bucket: str) -> None:
-    blob = gcs._blob(f"{bucket}/data.csv")
+    blob = service.blob(f"{bucket}/data.csv")
     blob.content_encoding = "gzip"
     blob.upload_from_string(gzip.compress(DATA))
     with storage.open_raw(f"{bucket}/data.csv") as stream:
@@ -201,7 +202,7 @@ def test_no_permission(bucket: str, emulator: Emulator) -> None:
 
 def test_a_service_that_cannot_be_reached(bucket: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     gcs.put(f"{bucket}/data.csv", DATA)
-    monkeypatch.setattr(gcs, "RETRY_SECONDS", 1.0)
+    monkeypatch.setattr(service, "RETRY_SECONDS", 1.0)
     emulator.order({"kind": "drop", "times": 99})
     with pytest.raises(UserError, match="Google Cloud Storage cannot be used .*check network and bucket"):
         storage.open_raw(f"{bucket}/data.csv")

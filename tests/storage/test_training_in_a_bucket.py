@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from components.shared import gcs, storage
 from components.shared.config import UserError
+from components.shared.gcs import service
 from components.train.checkpoint import COMMIT
 from components.train.remote_checkpoints import RemoteCheckpoints
 from tests.steps.conftest import shards as shards
@@ -228,7 +229,7 @@ def test_training_stops_when_uploads_keep_failing(
     run: Run, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A first failure is made up for by the next upload; the third in a row is an error."""
-    monkeypatch.setattr(gcs, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.2)
     checkpoints = RemoteCheckpoints(run.checkpoints, 2)
     assert checkpoints.pull() == -1
     checkpoints.begin()
