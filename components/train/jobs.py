@@ -9,15 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import yaml
-
-from components.shared.config import ConfigError, JobConfig, TrainConfig, UserError, job_problems, settings_of
+from components.shared.config import ConfigError, JobConfig, UserError, job_problems
 from components.shared.images import DEFAULT, Images
 from components.shared.slices import tpu_slice
+from components.train.pod_spec import PodExtras, pod_spec
+from components.train.work import Work, pytorch_command, tpu_command
 
 RUN_LABEL = "hanflow/run"
 """Label of a job and its pods: the run that they belong to; what is deleted when the run ends."""
@@ -30,30 +30,12 @@ TASK_LABEL = "hanflow/task"
 DIGEST_ANNOTATION = "hanflow/digest"
 """Annotation of a job: digest of all it was made from. An equal one may be adopted, another one is replaced."""
 
-USER = 1000
-"""User and group of every process, as in the images."""
-SCRATCH = "/tmp"
-"""The only writable folder of a pod; everything that caches lives there."""
-GRACE_SECONDS = 120
-"""What workers get between SIGTERM and the end, to save a checkpoint (spot nodes give less)."""
 KEPT_SECONDS = 24 * 3600
 """How long a finished job stays if nobody removes it: long enough for a retried step to find it."""
 PERMANENT = (1, 2)
 """Exit statuses that no restart can mend: an error that names its cure, and wrong usage."""
 STOPPED = 143
 """Exit status of workers that were asked to stop and saved a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the workers do: one train step."""
-
-    task: str
-    config: TrainConfig
-    shards: str
-    """URI of the shards artifact."""
-    output: str
-    """URI of the model artifact to write."""
 
 
 @dataclass(frozen=True)
@@ -65,30 +47,6 @@ class Origin:
     step: str = "train"
     owner: Mapping[str, Any] | None = None
     """Owner reference to the Workflow; the cluster removes the job with it."""
-
-
-@dataclass(frozen=True)
-class PodExtras:
-    """What the step's own pod was given in the pipeline and hands on, as Kubernetes writes it (KFP's TaskConfig)."""
-
-    environment: Sequence[Mapping[str, Any]] = ()
-    volumes: Sequence[Mapping[str, Any]] = ()
-    volume_mounts: Sequence[Mapping[str, Any]] = ()
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: Sequence[Mapping[str, Any]] = ()
-    affinity: Mapping[str, Any] | None = None
-
-    @classmethod
-    def of(cls, task_config: Any) -> PodExtras:
-        """From a `kfp.dsl.TaskConfig`. Its resources stay with the step's pod: those of the job are settings."""
-        return cls(
-            environment=task_config.env or (),
-            volumes=task_config.volumes or (),
-            volume_mounts=task_config.volume_mounts or (),
-            node_selector=task_config.node_selector or {},
-            tolerations=task_config.tolerations or (),
-            affinity=task_config.affinity or None,
-        )
 
 
 def build(
@@ -177,45 +135,10 @@ def pod_count(body: Mapping[str, Any]) -> int:
     return sum(r["replicas"] * r["template"]["spec"]["parallelism"] for r in body["spec"]["replicatedJobs"])
 
 
-def train_arguments(work: Work) -> list[str]:
-    """The command line of `python -m components.train` for that work: every setting, whatever the image's defaults."""
-    arguments = ["--task", work.task, "--shards", work.shards, "--output", work.output]
-    for s in settings_of("train"):
-        arguments.append(f"--{s.name.replace('_', '-')}={_as_text(getattr(work.config, s.name))}")
-    return arguments
-
-
-def _escaped(arguments: Sequence[str]) -> list[str]:
-    """Kubernetes replaces $(VARIABLE) in commands, and $$ by $: what the settings say stays as it is."""
-    return [argument.replace("$", "$$") for argument in arguments]
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    # Not JSON: YAML 1.1 reads its 1e-05 as text. Without escapes where they are not needed: Korean stays readable.
-    for unicode in (True, False):
-        written = yaml.safe_dump(value, default_flow_style=True, allow_unicode=unicode, width=10**9)
-        written = written.removesuffix("\n...\n").strip()
-        if yaml.safe_load(written) == value:
-            break
-    return written
-
-
-def pytorch_command(work: Work) -> list[str]:
-    """What a PyTorchJob's container runs: torchrun as the operator's PET_* say, and an exit status that tells why."""
-    return ["python", "-m", "components.train.node", *_escaped(train_arguments(work))]
-
-
-def tpu_command(work: Work) -> list[str]:
-    """What a JobSet's container runs: one process a host."""
-    return ["python", "-m", "components.train", *_escaped(train_arguments(work))]
-
-
 def _pytorch_job(job: JobConfig, work: Work, extras: PodExtras, images: Images) -> dict[str, Any]:
     resources: dict[str, Any] = {"nvidia.com/gpu": job.gpus} if job.gpus else {}
     selector = {"cloud.google.com/gke-accelerator": job.accelerator} if job.accelerator and job.gpus else {}
-    pod = _pod(
+    pod = pod_spec(
         job,
         extras,
         name="pytorch",  # the operator looks for that name
@@ -263,7 +186,7 @@ def _job_set(job: JobConfig, work: Work, extras: PodExtras, images: Images) -> d
     slice_ = tpu_slice(job.accelerator, job.topology)
     # Said in settings too: workers refuse another slice than the one that was asked for.
     work = replace(work, config=replace(work.config, backend="xla", topology=slice_.topology))
-    pod = _pod(
+    pod = pod_spec(
         job,
         extras,
         name="hanflow",
@@ -322,85 +245,6 @@ def _job_set(job: JobConfig, work: Work, extras: PodExtras, images: Images) -> d
             "replicatedJobs": [{"name": "slice", "replicas": job.slices, "template": {"spec": hosts}}],
         },
     }
-
-
-def _pod(
-    job: JobConfig,
-    extras: PodExtras,
-    *,
-    name: str,
-    image: str,
-    command: list[str],
-    environment: Mapping[str, str],
-    port: Mapping[str, Any],
-    devices: Mapping[str, Any],
-    selector: Mapping[str, str],
-) -> dict[str, Any]:
-    """A pod spec that meets the `restricted` profile: nothing is writable but the scratch folder."""
-    tolerations = [{"key": resource, "operator": "Exists", "effect": "NoSchedule"} for resource in devices]
-    if job.spot:
-        selector = {**selector, "cloud.google.com/gke-spot": "true"}
-        tolerations.append(
-            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}
-        )
-    environment = {
-        "HOME": SCRATCH,  # caches of Hugging Face, Triton, Weights & Biases …
-        "TMPDIR": SCRATCH,
-        "USER": "hanflow",  # asked for by torch's compiler; the image's user may have no name
-        **environment,
-        **{key: _as_text(value) for key, value in job.environment.items()},
-    }
-    variables: list[dict[str, Any]] = [{"name": key, "value": value} for key, value in environment.items()]
-    for key, place in job.secrets.items():
-        secret, _, inside = place.partition("/")
-        variables.append({"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": inside}}})
-    known = {variable["name"] for variable in variables}
-    variables += [dict(variable) for variable in extras.environment if variable["name"] not in known]
-    volumes: list[dict[str, Any]] = [{"name": "scratch", "emptyDir": {"sizeLimit": job.scratch}}]
-    mounts: list[dict[str, Any]] = [{"name": "scratch", "mountPath": SCRATCH}]
-    spec: dict[str, Any] = {
-        "serviceAccountName": job.service_account or "default",
-        "automountServiceAccountToken": False,  # gs:// is reached through the node's metadata server
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
-        "nodeSelector": {**selector, **extras.node_selector, **job.node_selector},
-        "tolerations": [*tolerations, *map(dict, extras.tolerations), *job.tolerations],
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "fsGroupChangePolicy": "OnRootMismatch",
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [
-            {
-                "name": name,
-                "image": image,
-                "imagePullPolicy": "IfNotPresent",
-                "command": command,
-                "env": variables,
-                "ports": [{**port, "protocol": "TCP"}],
-                "resources": {
-                    "requests": {"cpu": job.cpu, "memory": job.memory, **devices},
-                    "limits": {"memory": job.memory, **devices},
-                },
-                "securityContext": {
-                    "allowPrivilegeEscalation": False,
-                    "capabilities": {"drop": ["ALL"]},
-                    "readOnlyRootFilesystem": True,
-                },
-                "terminationMessagePolicy": "FallbackToLogsOnError",
-                "volumeMounts": [*mounts, *map(dict, extras.volume_mounts)],
-            }
-        ],
-        "volumes": [*volumes, *map(dict, extras.volumes)],
-    }
-    if job.priority_class:
-        spec["priorityClassName"] = job.priority_class
-    if extras.affinity:
-        spec["affinity"] = dict(extras.affinity)
-    return spec
 
 
 def _copy(value: Any) -> Any:

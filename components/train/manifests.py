@@ -17,7 +17,9 @@ import yaml
 
 from components.shared.config import Experiment, JobConfig, UserError, load_experiment
 from components.shared.images import DEFAULT, Images, add_options, from_options
-from components.train.jobs import Origin, PodExtras, Work, build, pod_templates
+from components.train.jobs import Origin, build, pod_templates
+from components.train.pod_spec import PodExtras
+from components.train.work import Work
 
 NAMESPACE = "kubeflow"
 CONFIG_MAP = "hanflow"

@@ -8,7 +8,8 @@ from components.shared.artifacts import Manifest
 from components.shared.config import UserError, to_mapping
 from components.shared.steps import Report
 from components.shared.storage import manifest_at
-from components.train.jobs import PodExtras, Work
+from components.train.pod_spec import PodExtras
+from components.train.work import Work
 
 
 def report(work: Work) -> Report:

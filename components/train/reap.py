@@ -12,7 +12,7 @@ from components.shared.progress import log
 from components.shared.steps import setup_logging
 from components.train.jobs import RUN_LABEL, label_value
 from components.train.kube import Cluster, ClusterError, NotFound
-from components.train.launch import PATHS
+from components.train.submission import PATHS
 
 
 def remove_jobs(run_id: str, namespace: str = "") -> list[str]:

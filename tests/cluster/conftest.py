@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.shared.progress import log
-from components.train import follow, kube, launch
+from components.train import follow, kube, life, submission, waits
 from tests.cluster import world as worlds
 from tests.cluster.world import World
 
@@ -18,8 +18,10 @@ from tests.cluster.world import World
 @pytest.fixture
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of the launcher that are made for real clusters, shortened."""
-    monkeypatch.setattr(launch, "TICK_SECONDS", 0.05)
-    monkeypatch.setattr(launch, "DRAIN_SECONDS", 3.0)
+    monkeypatch.setattr(life, "TICK_SECONDS", 0.05)
+    monkeypatch.setattr(life, "DRAIN_SECONDS", 3.0)
+    monkeypatch.setattr(submission, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(waits, "EVENTS_SECONDS", 0.5)
     monkeypatch.setattr(follow, "RETRY_SECONDS", 0.1)
     monkeypatch.setattr(kube, "_PAUSES", (0.05, 0.1, 0.2, 0.3))
 

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from components.shared.config import ConfigError, JobConfig, TrainConfig, UserError, load_experiment, step_config
 from components.train import manifests
-from components.train.jobs import Origin, PodExtras, Work, build, job_name, pod_count, pod_templates, train_arguments
+from components.train.jobs import Origin, build, job_name, pod_count, pod_templates
+from components.train.pod_spec import PodExtras
+from components.train.work import Work, train_arguments
 from pipelines.package import compile_pipeline
 from tests.cluster.schemas import CRDS, ROOT, problems
 

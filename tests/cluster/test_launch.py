@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from components.train import kube, launch, reap
+from components.train import kube, launch, pods, reap, waits
 from components.train.kube import ClusterError
-from components.train.launch import JobFailed
+from components.train.life import JobFailed
 from tests.cluster.world import World
 
 Told = pytest.LogCaptureFixture
@@ -148,7 +148,7 @@ def test_an_unschedulable_job_says_so_and_ends_at_its_deadline(world: World, tol
 
 
 def test_an_image_that_is_not_there_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(waits, "STUCK_SECONDS", 0.3)
     body = world.body("echo never", image="registry.invalid/hanflow:1")
     with pytest.raises(JobFailed, match="cannot start: (ErrImagePull|ImagePullBackOff): .*registry.invalid"):
         see_through(world, body)
@@ -189,7 +189,7 @@ def test_a_retried_step_adopts_the_running_job(world: World, told: Told, capfd: 
 def test_a_retried_step_adopts_the_job_that_has_succeeded(world: World, told: Told) -> None:
     body = world.body("echo done")
     world.create(body)
-    world.wait("success", lambda: launch.pods.phase(world.job(body)).name == "succeeded")
+    world.wait("success", lambda: pods.phase(world.job(body)).name == "succeeded")
     see_through(world, body)
     assert "it is succeeded" in told.text and "submitted" not in told.text
 
@@ -198,7 +198,7 @@ def test_a_retried_step_replaces_the_job_that_failed(world: World, told: Told) -
     moment = world.soon()
     body = world.body(f"if [ $(date +%s) -lt {moment} ]; then exit 1; fi; echo done")
     world.create(body)
-    world.wait("failure", lambda: launch.pods.phase(world.job(body)).name == "failed")
+    world.wait("failure", lambda: pods.phase(world.job(body)).name == "failed")
     world.wait("later", lambda: time.time() > moment + 1)
     see_through(world, body)
     assert "replacing job" in told.text and "it failed" in told.text and "submitted" in told.text

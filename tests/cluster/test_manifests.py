@@ -216,7 +216,8 @@ def test_an_overlay_of_another_project_says_its_name_everywhere(overlay: str, tm
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     """What the ConfigMap says of jobs goes through the settings' own checks, and gives a job that fits the queue."""
     from components.shared.config import TrainConfig, parse_text, step_config
-    from components.train.jobs import Origin, Work, build, pod_templates
+    from components.train.jobs import Origin, build, pod_templates
+    from components.train.work import Work
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]
@@ -271,12 +272,12 @@ def test_the_demo_can_show_a_claim(tmp_path: Path) -> None:
 
 def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     """Every request in the launcher's source, by method and path."""
-    from components.train.launch import PATHS
+    from components.train.submission import PATHS
 
     verbs = {"GET": {"get", "list", "watch"}, "POST": {"create"}, "DELETE": {"delete"}, "PATCH": {"patch"}}
     source = "".join(
         (ROOT / "components" / "train" / f"{name}.py").read_text(encoding="utf-8")
-        for name in ("launch", "kube", "follow", "pods", "reap", "outcome")
+        for name in ("launch", "submission", "life", "waits", "own_pod", "kube", "follow", "pods", "reap", "outcome")
     )
     methods = set(re.findall(r'request\(\s*"([A-Z]+)"', source))
     assert methods == {"GET", "POST", "DELETE"}

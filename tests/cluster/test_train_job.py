@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from components.shared.config import JobConfig, TrainConfig, UserError, settings_of, to_mapping
-from components.train import launch, node, outcome
-from components.train.jobs import Origin, PodExtras, Work, build
-from components.train.launch import JobFailed
+from components.train import launch, node, outcome, own_pod
+from components.train.jobs import Origin, build
+from components.train.life import JobFailed
+from components.train.pod_spec import PodExtras
+from components.train.work import Work
 from tests.cluster.world import World
 from tests.steps import tasks
 
@@ -162,13 +164,13 @@ def test_the_workflow_owns_the_job(fake: World) -> None:
             "ownerReferences": [owner],
         }
     }
-    assert launch._workflow_of(pod, fake.cluster) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
-    assert launch._run_of(pod) == "r-1"
+    assert own_pod.workflow_of(pod, fake.cluster) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    assert own_pod.run_of(pod) == "r-1"
     pod["metadata"]["namespace"] = "elsewhere"
-    assert launch._workflow_of(pod, fake.cluster) is None, (
+    assert own_pod.workflow_of(pod, fake.cluster) is None, (
         "an owner in another namespace would be collected with the job"
     )
-    assert launch._own_pod(fake.cluster) is None, "outside of a cluster there is none"
+    assert own_pod.own_pod(fake.cluster) is None, "outside of a cluster there is none"
 
 
 def test_the_own_pod_is_found_inside_a_cluster(
@@ -180,10 +182,10 @@ def test_the_own_pod_is_found_inside_a_cluster(
     )
     monkeypatch.setattr(fake.cluster, "inside", True)
     monkeypatch.setenv("KFP_POD_NAME", "step-1")
-    own = launch._own_pod(fake.cluster)
+    own = own_pod.own_pod(fake.cluster)
     assert own is not None and own["metadata"]["name"] == "step-1"
     fake.fake.forbidden = {("GET", "pods")}
-    assert launch._own_pod(fake.cluster) is None
+    assert own_pod.own_pod(fake.cluster) is None
     assert "the job gets no owner" in told.text
 
 

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from components.shared.config import JobConfig, TrainConfig
-from components.train.jobs import JOB_LABEL, Origin, Work, build, pod_templates
+from components.train.jobs import JOB_LABEL, Origin, build, pod_templates
 from components.train.kube import Cluster, NotFound
-from components.train.launch import PATHS
+from components.train.submission import PATHS
+from components.train.work import Work
 from tests.cluster.fake import FakeCluster, fake_cluster
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from components.shared.images import DEFAULT
-from components.train.jobs import USER
+from components.train.pod_spec import USER
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_DATA = ROOT / "pipelines" / "sample_data"

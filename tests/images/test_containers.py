@@ -17,7 +17,7 @@ import pytest
 
 from components.shared.artifacts import KINDS, read_manifest
 from components.shared.config import load_experiment
-from components.train.jobs import USER
+from components.train.pod_spec import USER
 from images.pins import normalized, pinned
 from pipelines.cli import EXPERIMENTS
 from tests.images.containers import ROOT, SAMPLE_DATA, image, locked_up, podman, run_in, writable_by

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.train import jobs
+from components.train.pod_spec import USER
 from images.build import DOCKERFILES, KINDS
 from tests.images.dockerfiles import parse, problems
 
@@ -96,7 +96,7 @@ def test_the_images_share_their_beginning() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_jobs_run_as_the_images_user(kind: str) -> None:
     users = [user for stage in parse(dockerfile(kind))[1].values() for user in stage.all("USER")]
-    assert users == [f"{jobs.USER}:{jobs.USER}"]
+    assert users == [f"{USER}:{USER}"]
 
 
 def test_the_context_holds_only_what_is_needed() -> None:

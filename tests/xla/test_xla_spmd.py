@@ -20,7 +20,8 @@ from components.shared.config import JobConfig, TrainConfig
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from components.train.data import Data
-from components.train.jobs import Origin, Work, build, pod_templates
+from components.train.jobs import Origin, build, pod_templates
+from components.train.work import Work
 from tests.steps.forked import Zygote
 from tests.xla.runs import ARCHITECTURES, TASKS, Run, environment, make_shards
 
