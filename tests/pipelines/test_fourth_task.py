@@ -11,8 +11,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from components.predict.bundle import answer, open_bundle
-from components.shared.config import load_experiment
-from components.shared.tasks import REGISTRY
+from components.shared.config import UserError, load_experiment
+from components.shared.tasks import REGISTRY, get_task
+from components.shared.tasks.common import CommonTask
 from pipelines.build import arguments_of, make_pipeline
 from tests.steps import tasks
 from tests.toy.stars import Guesser, Stars
@@ -51,9 +52,26 @@ def test_a_fourth_task_runs_through_the_whole_dag(tmp_path: Path, monkeypatch: p
     found = answer(bundle, bundle.predictor(), ["정말 재미있어요", "최악"]).predictions.texts
     (model,) = (tmp_path / "kfp").rglob("model.json")
     trained = Stars().load_model(str(model.parent))
-    guesser = Guesser(Stars(), trained, AutoTokenizer.from_pretrained(model.parent))
+    guesser = Guesser(trained, AutoTokenizer.from_pretrained(model.parent), bundle.settings)
     rows = Stars().inputs(["정말 재미있어요", "최악"], guesser.tokenizer, bundle.encoding)
     assert found == guesser(rows).texts
+
+
+class WithoutScores(CommonTask):
+    name = "unfinished"
+    columns, text_roles, sequences = Stars.columns, Stars.text_roles, Stars.sequences
+    input_role = split_role = "text"
+    generates = labels = packs = False
+    verb, rank_by, shown_measures = Stars.verb, Stars.rank_by, Stars.shown_measures
+    clean, longest, predictor = Stars.clean, Stars.longest, Stars.predictor
+    references, reference_of, card = Stars.references, Stars.reference_of, Stars.card
+
+
+def test_an_unfinished_task_is_refused_before_any_work() -> None:
+    with pytest.raises(UserError, match=r"WithoutScores': lacks best_metric, score, overall; .*base.py says"):
+        get_task(f"{__name__}:WithoutScores")
+    with pytest.raises(UserError, match="lacks name, columns, .* clean, "):
+        get_task("builtins:object")
 
 
 def code_outside_the_tasks() -> Iterator[Path]:

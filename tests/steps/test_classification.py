@@ -153,7 +153,7 @@ def test_label_order_is_that_of_numbers() -> None:
 def test_morphemes_reach_vocabulary_and_inputs_alike() -> None:
     from dataclasses import replace
 
-    from components.shared.tasks.base import prepared
+    from components.shared.tasks.encoding import prepared
 
     config = replace(tasks.ENCODING, morphemes=True)
     assert prepared(["영화가 재미있었다", ""], config) == ["영화 가 재미있 었 다", ""]

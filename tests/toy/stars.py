@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,14 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, plain_ids, uncombined
-from components.shared.text import clean_text
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
+from components.shared.tasks.common import CommonTask, ModelPredictor
 
 
 class StarsConfig(PretrainedConfig):
@@ -49,7 +49,7 @@ AutoConfig.register("toy_stars", StarsConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(StarsConfig, StarsModel, exist_ok=True)
 
 
-class Stars:
+class Stars(CommonTask):
     name = "tests.toy.stars:Stars"
     columns = (Column("stars", ("stars", "label")), Column("text", ("text", "document")))
     text_roles = ("text",)
@@ -67,9 +67,6 @@ class Stars:
             raise Rejected("no text or no stars")
         return {"stars": row["stars"], "text": text}
 
-    def clean_input(self, text: str, config: PreprocessConfig) -> str:
-        return clean_text(text, config, br=" ")
-
     def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
         stars = [int(value) for batch in rows for value in batch["stars"]]
         return {"mean": sum(stars) / len(stars)}
@@ -85,15 +82,8 @@ class Stars:
         facts: Mapping[str, Any],
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
-        plain = plain_ids(rows["text"], tokenizer, config)
-        texts = [[*ids[: config.max_source_tokens - 1], tokenizer.eos_token_id] for ids in plain]
-        cut = sum(len(ids) >= config.max_source_tokens for ids in plain)
-        columns = {"text": texts, "stars": [[int(value)] for value in rows["stars"]]}
-        return Encoded(columns, {"text": cut}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain))
-
-    def inputs(self, texts: Sequence[str], tokenizer: Any, config: TokenizeConfig) -> list[tuple[np.ndarray, ...]]:
-        rows = self.encode({"text": texts, "stars": ["0"] * len(texts)}, tokenizer, config, {}).columns["text"]
-        return [(np.array(row, dtype=np.int32),) for row in rows]
+        texts = super().encode(rows, tokenizer, config, facts)
+        return replace(texts, columns={**texts.columns, "stars": [[int(value)] for value in rows["stars"]]})
 
     def check_model(self, config: TrainConfig) -> list[str]:
         return []
@@ -105,18 +95,6 @@ class Stars:
 
     def load_model(self, folder: str) -> PreTrainedModel:
         return StarsModel.from_pretrained(folder).eval()
-
-    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
-        raise uncombined(self.name)
-
-    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-        return {}
-
-    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        return {"max_source_tokens": lengths[:, 0]}
-
-    def targets(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths[:, 1]
 
     def collate(
         self,
@@ -142,15 +120,8 @@ class Stars:
         known = ~batch["stars"].isnan()
         return ((found - batch["stars"].nan_to_num()) ** 2 * known).sum(), known.sum()
 
-    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        return [row[0] for row in rows]
-
     def predictor(self, model: Any, tokenizer: Any, config: EvaluateConfig, *, scoring: bool = False) -> Guesser:
-        return Guesser(self, model, tokenizer)
-
-    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Guesser:
-        place = f"{folder}/huggingface"
-        return Guesser(self, self.load_model(place), AutoTokenizer.from_pretrained(place))
+        return Guesser(model, tokenizer, config)
 
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["stars"])
@@ -171,34 +142,14 @@ class Stars:
         closeness = measures["closeness"]
         return {"within_one": float((closeness >= -1).mean()) if len(closeness) else 0.0}
 
-    def describe(self, rows: Any, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
-        return {}
-
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Any]:
-        return []
-
-    def confusion(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        return None
-
-    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
-        return list(rows["text"])
-
-    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
-        pass
-
     def card(self) -> dict[str, Any]:
         auto = "AutoModelForSequenceClassification"
         return {"pipeline_tag": "text-classification", "auto_class": auto, "example": "see tests/toy/stars.py"}
 
 
-class Guesser:
-    description = "a line"
-
-    def __init__(self, task: Stars, model: PreTrainedModel, tokenizer: Any):
-        self.task, self.model, self.tokenizer = task, model, tokenizer
-
+class Guesser(ModelPredictor):
     def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Any = None) -> Predictions:
-        batch = self.task.collate([row[:1] for row in rows], (len(rows), max(len(row[0]) for row in rows)), self.model)
+        batch = Stars().collate([row[:1] for row in rows], (len(rows), max(len(row[0]) for row in rows)), self.model)
         with torch.inference_mode():
             found = self.model(batch["input_ids"], batch["attention_mask"]).logits[:, 0]
         if progress is not None:

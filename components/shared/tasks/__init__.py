@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 
 from components.shared.config import UserError
 from components.shared.tasks.base import Task
@@ -20,7 +21,7 @@ def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-        UserError: no such task; the message lists those that exist.
+        UserError: no such task; the message lists those that exist. Or it lacks something of `Task`; says what.
     """
     target = REGISTRY.get(name, name if ":" in name else "")
     if not target:
@@ -29,6 +30,20 @@ def get_task(name: str) -> Task:
         raise UserError(f"task {name!r}: no such task; {hint}")
     module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)()
+        task = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError) as error:
         raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
+    lacking = _lacking(task)
+    if lacking:
+        raise UserError(
+            f"task {name!r}: lacks {', '.join(lacking)}; components/shared/tasks/base.py says what they are"
+        )
+    return task
+
+
+def _lacking(task: object) -> list[str]:
+    """The members of `Task` that an object does not have, or only as the protocol's own empty methods."""
+    methods = {name: member for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_"}
+    return [name for name in Task.__annotations__ if not hasattr(task, name)] + [
+        name for name, empty in methods.items() if getattr(type(task), name, empty) is empty
+    ]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,7 +64,7 @@ class Predictions:
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """More that is worth a column beside the texts, e.g. a probability; one plain value a row."""
     measures: dict[str, np.ndarray] = field(default_factory=dict)
-    """What `Task.score` needs beside the texts; arrays whose first dimension is the rows."""
+    """What `Task.score` needs beside the texts: floating-point arrays of shape (rows,) or (rows, classes)."""
     classes: tuple[str, ...] = ()
     """Names of the classes by index, where texts are classes."""
 
@@ -80,8 +80,8 @@ class Predictor(Protocol):
         """Predictions for rows of token ids, in order.
 
         Args:
-            rows: int32 token ids of the input sequences of every row, as `Task.inputs` gives them; further sequences
-                (those of a shard's row) are not looked at.
+            rows: int32 arrays of shape (length,) of every row: token ids of its input sequences, as `Task.inputs` gives
+                them; further sequences (those of a shard's row) are not looked at.
             progress: told of every finished row.
         """
         ...
@@ -100,7 +100,11 @@ class Adjustable(Protocol):
 
 
 class Task(Protocol):
-    """What a step may ask of a task. Heavy imports (torch, transformers) belong inside the methods."""
+    """What a step may ask of a task. Heavy imports (torch, transformers) belong inside the methods.
+
+    A *row of the shards* is one int32 array of shape (length,) of token ids for each of `sequences`, in their order.
+    `components.shared.tasks.common.CommonTask` has the answers that most tasks give.
+    """
 
     name: str
     columns: tuple[Column, ...]
@@ -152,7 +156,7 @@ class Task(Protocol):
         ...
 
     def longest(self, config: TokenizeConfig) -> dict[str, int]:
-        """Name of each sequence → its longest length in tokens."""
+        """Name of each sequence → its longest length in tokens, special ones included."""
         ...
 
     def encode(
@@ -174,7 +178,11 @@ class Task(Protocol):
     def inputs(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
     ) -> list[tuple[np.ndarray, ...]]:
-        """Cleaned input texts as a `Predictor` takes them: encoded as `encode` does it, without what is to be predicted."""
+        """Cleaned input texts as a `Predictor` takes them: encoded as `encode` does it, without what is to be predicted.
+
+        Returns:
+            int32 arrays of shape (length,), for every text one a sequence that is read of it.
+        """
         ...
 
     def check_model(self, config: TrainConfig) -> list[str]:
@@ -247,22 +255,31 @@ class Task(Protocol):
         """Rows as one batch of static shape.
 
         Args:
-            rows: one row each: int32 token ids of every sequence, in the order of `sequences`.
-            shape: rows of the batch, then the padded length of every sequence; missing rows are padding.
+            rows: rows of the shards.
+            shape: rows of the batch, then the padded length in tokens of every sequence; missing rows are padding.
             model: the model that the batch is for (its ids of padding and start).
             static: which tensors the batch has, and their shapes, follow from `shape` alone, and the first dimension of
                 each is the rows; else what the rows do not need may be left out.
+
+        Returns:
+            What `loss` takes: name → tensor on the CPU, token ids in int64.
         """
         ...
 
     def loss(
         self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(sum of the loss over target tokens, number of target tokens), float32 and int64 scalars on the device."""
+        """(sum of the loss over target tokens, number of target tokens), float32 and int64 scalars on the device.
+
+        Args:
+            model: one that `new_model` or `load_model` gave.
+            batch: what `collate` gave, on the model's device.
+            label_smoothing: share of the probability that is spread over the whole vocabulary, from 0 to below 1.
+        """
         ...
 
     def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """What a `Generator` reads of rows as in `collate`; only for tasks that generate."""
+        """What a `Generator` reads of rows of the shards: int32 arrays of shape (length,); for tasks that generate."""
         ...
 
     def predictor(
@@ -299,7 +316,7 @@ class Task(Protocol):
     def reference_of(
         self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> str:
-        """The right answer of one row of the shards, as in `collate`; what truncation cut is missing from it."""
+        """The right answer of one row of the shards; what truncation cut is missing from it."""
         ...
 
     def baselines(
@@ -309,9 +326,9 @@ class Task(Protocol):
         ...
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
-        """What of each row the scores follow from: float64 arrays of shape (rows,).
+        """What of each row the scores follow from: name → float64 array of shape (rows,).
 
-        The arrays of several batches of rows, concatenated, are those of all their rows.
+        The arrays of several batches of rows, concatenated, are those of all their rows. No row at all is a batch, too.
         """
         ...
 
@@ -336,7 +353,8 @@ class Task(Protocol):
     def confusion(
         self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
     ) -> tuple[list[str], np.ndarray] | None:
-        """(classes, int64 matrix of right class × predicted class); None: predictions are no classes."""
+        """(names of C classes, int64 matrix of shape (C, C): rows by right class × predicted class); None: predictions
+        are no classes."""
         ...
 
     def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -352,37 +370,3 @@ class Task(Protocol):
         (lines of Python that use it), and `ctranslate2_example` (lines that use it as a CTranslate2 model; absent where
         the task has no use for that format)."""
         ...
-
-
-def uncombined(task: str) -> UserError:
-    """What a task answers to `Task.combine` that cannot."""
-    return UserError(f"models of the task {task} cannot be combined; classifiers can: set task=classification")
-
-
-def check_length(what: str, text: str, config: PreprocessConfig) -> None:
-    """Refuse an input text of a length that the settings do not want.
-
-    Raises:
-        Rejected: it is too short or too long.
-    """
-    if len(text) < config.min_source_chars:
-        raise Rejected(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
-    if config.max_source_chars and len(text) > config.max_source_chars:
-        raise Rejected(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")
-
-
-def prepared(texts: Sequence[str], config: TokenizeConfig) -> list[str]:
-    """Texts as the tokenizer is to see them: cut into morphemes first, if the settings say so."""
-    if not config.morphemes:
-        return list(texts)
-    from components.shared.tokenizations import get_tokenization
-
-    analyser = get_tokenization("morpheme")
-    whole = [analyser.clean(text).replace("\n", " ") for text in texts]
-    return [" ".join(map(str, tokens)) for tokens in analyser.cut(whole)]
-
-
-def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> list[list[int]]:
-    """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(prepared(texts, config), add_special_tokens=False)
-    return [encoding.ids for encoding in encodings]

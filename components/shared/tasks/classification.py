@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids
-from components.shared.text import clean_text
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
+from components.shared.tasks.common import CommonTask, ModelPredictor, check_length
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from components.shared.html import Section
@@ -39,7 +40,7 @@ with torch.inference_mode():
 print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))"""
 
 
-class Classification:
+class Classification(CommonTask):
     """See `components.shared.tasks.base.Task` for the meaning of every member."""
 
     name = "classification"
@@ -70,9 +71,6 @@ class Classification:
             raise Rejected(f"the label {label} is one of preprocess.drop_labels")
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
-
-    def clean_input(self, text: str, config: PreprocessConfig) -> str:
-        return clean_text(text, config, br=" ")
 
     def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
         counts: Counter[str] = Counter()
@@ -105,26 +103,19 @@ class Classification:
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
         index = {label: place for place, label in enumerate(facts["labels"])}
-        plain = plain_ids(rows["text"], tokenizer, config)
-        framed = _framed(plain, tokenizer, config.max_source_tokens)
-        room = config.max_source_tokens - sum(map(len, _frame(tokenizer)))
-        cut = sum(len(ids) > room for ids in plain)
-        columns = {"text": framed, "label": [[index.get(label, UNKNOWN)] for label in rows["label"]]}
-        characters = sum(map(len, rows["text"]))
-        return Encoded(columns, {"text": cut}, sum(map(len, plain)), characters, len(plain))
+        labels = [[index.get(label, UNKNOWN)] for label in rows["label"]]
+        texts = super().encode(rows, tokenizer, config, facts)
+        return replace(texts, columns={**texts.columns, "label": labels})
 
-    def inputs(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
-    ) -> list[tuple[np.ndarray, ...]]:
-        import numpy as np
+    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """What the tokenizer's models expect at both ends."""
+        begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+        return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
 
-        framed = _framed(plain_ids(texts, tokenizer, config), tokenizer, config.max_source_tokens)
-        return [(np.array(row, dtype=np.int32),) for row in framed]
-
-    def check_model(self, config: TrainConfig) -> list[str]:
+    def models(self) -> ModuleType:
         from components.shared.models import classifiers
 
-        return [] if config.pretrained else classifiers.check(config.architecture)
+        return classifiers
 
     def new_model(
         self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
@@ -133,11 +124,6 @@ class Classification:
 
         weights = classifiers.balanced_weights(facts["counts"]) if config.class_weights == "balanced" else None
         return classifiers.new_model(config, tokenizer, facts["labels"], weights)
-
-    def load_model(self, folder: str) -> PreTrainedModel:
-        from components.shared.models import classifiers
-
-        return classifiers.load(folder)
 
     def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
         from components.shared.models import ensemble
@@ -151,34 +137,6 @@ class Classification:
             return {}
         return dict(zip(model.config.names, model.members, strict=True))
 
-    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
-        return {"max_source_tokens": lengths[:, 0]}
-
-    def targets(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths[:, 1]
-
-    def collate(
-        self,
-        rows: Sequence[Sequence[np.ndarray]],
-        shape: Sequence[int],
-        model: PreTrainedModel,
-        *,
-        static: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        from components.shared.models import classifiers
-
-        return classifiers.collate(rows, shape, model.config, static=static)
-
-    def loss(
-        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        from components.shared.models import classifiers
-
-        return classifiers.loss(model, batch, label_smoothing)
-
-    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        return [row[0] for row in rows]
-
     def predictor(
         self,
         model: PreTrainedModel,
@@ -187,12 +145,6 @@ class Classification:
         *,
         scoring: bool = False,
     ) -> Classifier:
-        return Classifier(model, tokenizer, config)
-
-    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Classifier:
-        from components.shared.models import pretrained
-
-        model, tokenizer = pretrained.open_folder(folder, self.load_model)
         return Classifier(model, tokenizer, config)
 
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -223,11 +175,6 @@ class Classification:
 
         return classes.overall(measures)
 
-    def describe(
-        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        return {}
-
     def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
         from components.shared import classes
 
@@ -239,12 +186,6 @@ class Classification:
         from components.shared import classes
 
         return list(facts["labels"]), classes.confusion(measures, len(facts["labels"]))
-
-    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
-        return list(rows["text"])
-
-    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
-        pass
 
     def card(self) -> dict[str, Any]:
         imports = (
@@ -258,14 +199,13 @@ class Classification:
         }
 
 
-class Classifier:
+class Classifier(ModelPredictor):
     """A model with its classes, see `components.shared.tasks.base.Predictor`."""
 
     adjusts = ("top_classes",)
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
-        self.model, self.tokenizer, self._config = model, tokenizer, config
-        self.description = "transformers, float32"
+        super().__init__(model, tokenizer, config)
         self.classes = tuple(model.config.id2label[place] for place in range(len(model.config.id2label)))
 
     def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
@@ -275,7 +215,7 @@ class Classifier:
 
         found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
         for members, probabilities in classifiers.probabilities(
-            self.model, [row[0] for row in rows], self._config.batch_tokens
+            self.model, [row[0] for row in rows], self.config.batch_tokens
         ):
             found[members] = probabilities
             if progress is not None:
@@ -284,7 +224,7 @@ class Classifier:
         columns: dict[str, list[Any]] = {
             "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]
         }
-        most = min(self._config.top_classes, len(self.classes))
+        most = min(self.config.top_classes, len(self.classes))
         if most > 1:
             columns["top"] = [
                 json.dumps(
@@ -298,15 +238,3 @@ class Classifier:
     def with_settings(self, config: EvaluateConfig) -> Classifier:
         """The same model under other settings; nothing is loaded again."""
         return Classifier(self.model, self.tokenizer, config)
-
-
-def _framed(rows: Sequence[list[int]], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[list[int]]:
-    """Token ids of rows between what the tokenizer's models expect at both ends, cut to `longest` with the ends kept."""
-    begin, end = _frame(tokenizer)
-    room = longest - len(begin) - len(end)
-    return [[*begin, *ids[:room], *end] for ids in rows]
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
-    return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
 from components.shared.progress import log
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids, uncombined
+from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
+from components.shared.tasks.common import CommonTask, ModelPredictor, check_length
+from components.shared.tasks.encoding import as_inputs, plain_ids, plain_text
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:
@@ -16,7 +19,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from components.shared.html import Section
     from components.shared.progress import Progress
 
 _EXAMPLE = """\
@@ -33,7 +35,7 @@ output = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=40, do_sam
 print(tokenizer.decode(output[0][1:]))"""
 
 
-class LanguageModeling:
+class LanguageModeling(CommonTask):
     """See `components.shared.tasks.base.Task` for the meaning of every member."""
 
     name = "language_modeling"
@@ -63,9 +65,6 @@ class LanguageModeling:
     def clean_input(self, text: str, config: PreprocessConfig) -> str:
         return clean_text(text, config, br="\n")
 
-    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
-        return {}
-
     def longest(self, config: TokenizeConfig) -> dict[str, int]:
         return {"tokens": config.chunk_tokens + 1}
 
@@ -94,33 +93,12 @@ class LanguageModeling:
     def inputs(
         self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
     ) -> list[tuple[np.ndarray, ...]]:
-        import numpy as np
+        return as_inputs([[tokenizer.eos_token_id, *ids] for ids in plain_ids(texts, tokenizer, config)])
 
-        end = tokenizer.eos_token_id
-        return [(np.array([end, *ids], dtype=np.int32),) for ids in plain_ids(texts, tokenizer, config)]
-
-    def check_model(self, config: TrainConfig) -> list[str]:
+    def models(self) -> ModuleType:
         from components.shared.models import language
 
-        return [] if config.pretrained else language.check(config.architecture)
-
-    def new_model(
-        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
-        from components.shared.models import language
-
-        return language.new_model(config, tokenizer)
-
-    def load_model(self, folder: str) -> PreTrainedModel:
-        from components.shared.models import language
-
-        return language.load(folder)
-
-    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
-        raise uncombined(self.name)
-
-    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-        return {}
+        return language
 
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"chunk_tokens": lengths[:, 0] - 1}
@@ -140,16 +118,6 @@ class LanguageModeling:
 
         return language.collate(rows, shape, model.config)
 
-    def loss(
-        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        from components.shared.models import language
-
-        return language.loss(model, batch, label_smoothing)
-
-    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        return [row[0] for row in rows]
-
     def predictor(
         self,
         model: PreTrainedModel,
@@ -160,23 +128,13 @@ class LanguageModeling:
     ) -> Judge | Continuer:
         return (Judge if scoring else Continuer)(model, tokenizer, config)
 
-    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Judge | Continuer:
-        from components.shared.models import pretrained
-
-        return self.predictor(*pretrained.open_folder(folder, self.load_model), config, scoring=scoring)
-
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows["text"])
 
     def reference_of(
         self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> str:
-        return tokenizer.decode(row[0][1:], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
-    ) -> dict[str, Predictions]:
-        return {}
+        return plain_text(row[0][1:], tokenizer)
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -201,39 +159,16 @@ class LanguageModeling:
             "bits_per_byte": nats / math.log(2) / max(size, 1.0),
         }
 
-    def describe(
-        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        return {}
-
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
-        return []
-
-    def confusion(
-        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
-    ) -> tuple[list[str], np.ndarray] | None:
-        return None
-
-    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
-        return list(rows["text"])
-
-    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
-        pass
-
     def card(self) -> dict[str, Any]:
         return {"pipeline_tag": "text-generation", "auto_class": "AutoModelForCausalLM", "example": _EXAMPLE}
 
 
-class Judge:
+class Judge(ModelPredictor):
     """How likely texts are, see `components.shared.tasks.base.Predictor`: `measures` are `nats` and `tokens` of each,
     the end of the text included; its `texts` are empty.
 
     A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
     """
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
-        self.model, self.tokenizer, self._config = model, tokenizer, config
-        self.description = "transformers, float32"
 
     def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
         import numpy as np
@@ -251,7 +186,7 @@ class Judge:
         self.model.eval()
         try:
             with torch.inference_mode():
-                for members in language.batches([len(piece) for _, piece in pieces], self._config.batch_tokens):
+                for members in language.batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
                     found = language.row_losses(self.model, [pieces[at][1] for at in members])
                     for at, value in zip(members, found, strict=True):
                         number, piece = pieces[at]
@@ -264,7 +199,7 @@ class Judge:
         return Predictions([""] * len(rows), measures={"nats": nats, "tokens": counts})
 
 
-class Continuer:
+class Continuer(ModelPredictor):
     """What could come after texts, see `components.shared.tasks.base.Predictor`."""
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
@@ -272,8 +207,7 @@ class Continuer:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
         from components.shared.models.sampling import SamplingOptions
 
-        self.model, self.tokenizer = model, tokenizer
-        self.description = "transformers, float32"
+        super().__init__(model, tokenizer, config)
         context = getattr(model.config, "max_position_embeddings", None)
         longest = config.max_new_tokens
         if context is not None and longest >= context:
@@ -294,10 +228,7 @@ class Continuer:
         found = sampling.generate(self.model, [row[0] for row in rows], self.options)
         if progress is not None:
             progress.update(len(rows))
-        decode = self.tokenizer.decode
-        return Predictions(
-            [decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in found]
-        )
+        return Predictions([plain_text(ids, self.tokenizer) for ids in found])
 
     def with_settings(self, config: EvaluateConfig) -> Continuer:
         """The same model under other settings; nothing is loaded again."""

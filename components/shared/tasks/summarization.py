@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected, check_length, plain_ids, uncombined
+from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
+from components.shared.tasks.base import Column, Predictions, Rejected
+from components.shared.tasks.common import CommonTask, check_length
+from components.shared.tasks.encoding import plain_text
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from components.shared.generation import Generator
-    from components.shared.html import Section
     from components.shared.progress import Progress
 
 _SENTENCE = re.compile(r"(?<=[.!?。…])\s+|\n+")
@@ -49,7 +50,7 @@ frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 print(tokenizer.decode([token for token in output if token not in frame]))"""
 
 
-class Summarization:
+class Summarization(CommonTask):
     """See `components.shared.tasks.base.Task` for the meaning of every member."""
 
     name = "summarization"
@@ -83,93 +84,16 @@ class Summarization:
             raise Rejected("the source text is no longer than its summary")
         return {"source": source, "target": target, "id": row.get("id", ""), "topic": row.get("topic", "")}
 
-    def clean_input(self, text: str, config: PreprocessConfig) -> str:
-        return clean_text(text, config, br=" ")
-
-    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
-        return {}
-
     def longest(self, config: TokenizeConfig) -> dict[str, int]:
         return {"source": config.max_source_tokens, "target": config.max_target_tokens}
 
-    def encode(
-        self,
-        rows: Mapping[str, Sequence[str]],
-        tokenizer: PreTrainedTokenizerBase,
-        config: TokenizeConfig,
-        facts: Mapping[str, Any],
-        rest: Mapping[str, list[int]] | None = None,
-    ) -> Encoded:
-        columns, truncated, tokens, characters = {}, {}, 0, 0
-        for role, longest in self.longest(config).items():
-            ids = plain_ids(rows[role], tokenizer, config)
-            tokens += sum(map(len, ids))
-            characters += sum(map(len, rows[role]))
-            truncated[role] = sum(len(row) > longest - 1 for row in ids)
-            columns[role] = [[*row[: longest - 1], tokenizer.eos_token_id] for row in ids]
-        return Encoded(columns, truncated, tokens, characters, len(rows[self.input_role]))
-
-    def inputs(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
-    ) -> list[tuple[np.ndarray, ...]]:
-        import numpy as np
-
-        kept = config.max_source_tokens - 1
-        return [
-            (np.array([*row[:kept], tokenizer.eos_token_id], dtype=np.int32),)
-            for row in plain_ids(texts, tokenizer, config)
-        ]
-
-    def check_model(self, config: TrainConfig) -> list[str]:
+    def models(self) -> ModuleType:
         from components.shared.models import bart
 
-        return [] if config.pretrained else bart.check(config.architecture)
-
-    def new_model(
-        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
-        from components.shared.models import bart
-
-        return bart.new_model(config, tokenizer)
-
-    def load_model(self, folder: str) -> PreTrainedModel:
-        from components.shared.models import bart
-
-        return bart.load(folder)
-
-    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
-        raise uncombined(self.name)
-
-    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
-        return {}
+        return bart
 
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}
-
-    def targets(self, lengths: np.ndarray) -> np.ndarray:
-        return lengths[:, 1]
-
-    def collate(
-        self,
-        rows: Sequence[Sequence[np.ndarray]],
-        shape: Sequence[int],
-        model: PreTrainedModel,
-        *,
-        static: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        from components.shared.models import bart
-
-        return bart.collate(rows, shape, model.config, static=static)
-
-    def loss(
-        self, model: torch.nn.Module, batch: Mapping[str, torch.Tensor], label_smoothing: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        from components.shared.models import bart
-
-        return bart.loss(model, batch, label_smoothing)
-
-    def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        return [row[0] for row in rows]
 
     def predictor(
         self,
@@ -194,7 +118,7 @@ class Summarization:
     def reference_of(
         self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> str:
-        return tokenizer.decode(row[1][:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return plain_text(row[1][:-1], tokenizer)
 
     def baselines(
         self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
@@ -219,17 +143,6 @@ class Summarization:
         from components.shared import summaries
 
         return summaries.describe(rows["source"], predictions.texts, references, predictions.measures.get("cut"))
-
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
-        return []
-
-    def confusion(
-        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
-    ) -> tuple[list[str], np.ndarray] | None:
-        return None
-
-    def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
-        return list(rows["source"])
 
     def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
         from components.shared.generation import GenerationOptions, generation_config
