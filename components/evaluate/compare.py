@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from components.shared.cells import csv_writer
 from components.shared.config import UserError
 from components.shared.progress import Progress
 from components.shared.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
-from components.shared.text_files import Source, csv_writer, read, unequal
+from components.shared.text_files import Source, read, unequal
 from components.shared.tokenizations import Tokenization
 
 

@@ -11,9 +11,9 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from components.shared.cells import csv_writer, safe_cell
 from components.shared.config import UserError
 from components.shared.tasks.base import Predictions, Task
-from components.shared.text_files import csv_writer, safe_cell
 
 CHUNK = 2_000
 """Rows in memory at once: enough that rows of like length find each other, so that memory stays the same for any split."""

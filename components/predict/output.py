@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.shared.artifacts import json_ready
-from components.shared.text_files import FORMATS, csv_writer, safe_cell
+from components.shared.cells import csv_writer, safe_cell
+from components.shared.text_files import FORMATS
 
 OUTPUT_FORMATS = (*FORMATS, "pairs")
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Iterator
 from operator import itemgetter
 
 from components.preprocess.lines import ROW_LIMIT, Block, empty, line_blocks
 from components.preprocess.rows import ColumnMapping, Row, without_surrogates
+from components.shared.cells import left_open, unquoted
 from components.shared.config import PreprocessConfig, UserError
 
 LOOKAHEAD = 10_000
 """Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
-
-_QUOTED = re.compile(r'"((?:[^"]|"")*+)"', re.DOTALL)
 
 
 def read(path: str, kind: str, mapping: ColumnMapping, config: PreprocessConfig) -> Iterator[list[Row]]:
@@ -194,8 +192,8 @@ class _Table:
     def _quoted_tsv(self, index: int, fields: list[str]) -> tuple[int, list[str] | None, str]:
         """A line of tsv with quotes: most writers of tsv quote nothing, so the plain reading comes first."""
         plain = len(fields) == self.width
-        if plain and not (self.width > 1 and _left_open(fields[-1])):
-            return 1, [_unquoted(field) for field in fields], ""
+        if plain and not (self.width > 1 and left_open(fields[-1])):
+            return 1, [unquoted(field) for field in fields], ""
         used, found, _ = self._quoted(index)
         if (
             found is not None
@@ -204,7 +202,7 @@ class _Table:
         ):
             return used, found, ""
         if plain:
-            return 1, [_unquoted(field) for field in fields], ""
+            return 1, [unquoted(field) for field in fields], ""
         return 1, None, self._wrong_width(len(fields))
 
     def _whole_lines(self, start: int, stop: int) -> bool:
@@ -237,18 +235,6 @@ class _Table:
             if size > ROW_LIMIT:
                 return
             yield line + "\n"
-
-
-def _left_open(field: str) -> bool:
-    """Whether a field begins with a quote that nothing closes in it."""
-    return field.startswith('"') and field.count('"') % 2 == 1
-
-
-def _unquoted(field: str) -> str:
-    """The content of a properly quoted field; others as they are."""
-    if field[:1] == '"' and (match := _QUOTED.fullmatch(field)):
-        return match[1].replace('""', '"')
-    return field
 
 
 def _utterances(value: str) -> str:

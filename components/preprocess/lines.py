@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from components.shared.config import UserError
-from components.shared.progress import log
+from components.shared.encodings import HEAD, display_name, encoding_of
 from components.shared.storage import open_raw
 
 BLOCK = 1 << 20
@@ -24,17 +24,6 @@ ROW_LIMIT = 10_000_000
 
 RAW_LIMIT = 10_000
 """Characters kept of a rejected row's raw text."""
-
-HEAD = 1 << 16
-"""Bytes of a file's beginning that its encoding is told from."""
-
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark is its beginning
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
 
 BAD_BYTE = "\ufdd0"
 """What `as_utf8` puts where bytes could not be decoded: a code point that Unicode keeps for such inner uses."""
@@ -150,67 +139,25 @@ def decoded_blocks(path: str, encoding: str) -> tuple[Iterator[bytes], str]:
     Raises:
         UserError: see `byte_blocks`; or `encoding` is no text encoding that Python knows.
     """
-    if encoding != "auto":
-        try:
-            codec = codecs.lookup(encoding).name
-            b"x".decode(codec)  # a LookupError for codecs that are no text encoding (base64, zlib)
-        except UnicodeDecodeError:
-            pass  # half a character of UTF-16
-        except LookupError:
-            raise UserError(
-                f"preprocess.encoding: {encoding!r} is no text encoding; give auto, utf-8, cp949, euc-kr or utf-16"
-            ) from None
     blocks = byte_blocks(path)
     head = b""
     for block in blocks:
         head += block
         if len(head) >= HEAD:
             break
-    bom, marked = next(((bom, name) for bom, name in _BOMS if head.startswith(bom)), (b"", ""))
-    if encoding == "auto":
-        codec = marked or _guessed(head[:HEAD], path)
-    elif marked and codec.removesuffix("-sig") in (marked, marked.removesuffix("-le").removesuffix("-be")):
-        codec = marked
-    else:
-        bom = b""  # no mark, or that of another encoding than was asked for: then it is text
-        if codec in ("utf-16", "utf-32"):
-            codec += "-le"  # the byte order of Windows
+    found = encoding_of(head[:HEAD], encoding, path, "preprocess.encoding")
 
     def following() -> Iterator[bytes]:
-        if head[len(bom) :]:
-            yield head[len(bom) :]
+        if len(head) > len(found.mark):
+            yield head[len(found.mark) :]
         yield from blocks
 
-    return following(), codec
-
-
-def _guessed(head: bytes, path: str) -> str:
-    if _fits(head, "utf-8") or not _fits(head, "cp949"):
-        return "utf-8"
-    # A few bad bytes in UTF-8 may make up valid CP949 by chance; then most lines still are UTF-8.
-    lines = [line for line in head.split(b"\n") if not line.isascii()]
-    if sum(_fits(line, "utf-8", final=True) for line in lines) * 2 > len(lines):
-        return "utf-8"
-    log.warning("%s: is not UTF-8, read as CP949 (set preprocess.encoding if that is wrong)", path)
-    return "cp949"
-
-
-def _fits(data: bytes, codec: str, final: bool = False) -> bool:
-    try:
-        codecs.getincrementaldecoder(codec)().decode(data, final)
-    except UnicodeDecodeError:
-        return False
-    return True
+    return following(), found.codec
 
 
 def _line_safe(codec: str) -> bool:
     """Whether the byte 0x0A is always a newline in that encoding, so that bytes can be split before decoding."""
     return not codec.startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz"))
-
-
-def display_name(codec: str) -> str:
-    """`utf-16-le` → UTF-16, as messages name it."""
-    return codec.upper().removesuffix("-LE").removesuffix("-BE").removesuffix("-SIG")
 
 
 def as_utf8(path: str, encoding: str) -> Iterator[bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import gzip
 import io
@@ -12,34 +11,11 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain
-from typing import Any, TextIO
 
+from components.shared.cells import csv_rows, tab_rows, unguarded, without_end
 from components.shared.config import UserError
-from components.shared.progress import log
+from components.shared.encodings import HEAD, display_name, encoding_of
 from components.shared.storage import open_raw
-
-HEAD = 1 << 16
-"""Bytes of a file's beginning that its encoding is told from."""
-
-FIELD_LIMIT = 1 << 30
-"""Longest cell of a csv, in characters; Python's own limit is 131,072."""
-
-_BOMS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is its beginning
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_RETURN = "\x0b"
-"""What stands for a carriage return inside a text: the csv module takes a lone one for a line end, or for an error."""
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that spreadsheets take for a formula."""
-
-_GUARDED = tuple(f"'{mark}" for mark in (*FORMULA[:-1], _RETURN))
 
 FORMATS = ("lines", "csv", "tsv", "jsonl")
 
@@ -77,31 +53,6 @@ class Row:
     """None: there is no such column, or nobody asked for it."""
 
 
-def safe_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula; `read` takes the apostrophe away again."""
-    return f"'{text}" if text.startswith(FORMULA) else text
-
-
-def csv_writer(stream: TextIO, delimiter: str = ",") -> Any:
-    """A `csv.writer` whose rows end by newline alone.
-
-    Told to end them so itself, it leaves a carriage return inside a text unquoted (before Python 3.13): two broken rows.
-
-    Args:
-        stream: opened with `newline=""`.
-        delimiter: between two cells.
-    """
-    return csv.writer(_NewlineEnds(stream), delimiter=delimiter)
-
-
-class _NewlineEnds:
-    def __init__(self, stream: TextIO):
-        self._stream = stream
-
-    def write(self, line: str) -> int:
-        return self._stream.write(line.removesuffix("\r\n") + "\n")
-
-
 def format_of(path: str) -> str:
     """The one of `FORMATS` that a path's ending tells; any unknown ending means lines."""
     name = path.lower().removesuffix(".gz")
@@ -135,7 +86,7 @@ def read_rows(source: Source) -> Iterator[Row]:
                     yield row
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{source.path}: is not {error.encoding.upper()} at line {lines.number + 1} or soon after "
+                    f"{source.path}: is not {display_name(error.encoding)} at line {lines.number + 1} or soon after "
                     f"({error.reason}); give its encoding with --encoding, e.g. cp949"
                 ) from None
             if not lines.number:
@@ -170,49 +121,20 @@ class _Lines:
 @contextmanager
 def _opened(source: Source) -> Iterator[io.TextIOWrapper]:
     if source.path == STANDARD_INPUT:
-        piped = sys.stdin.buffer
-        stream = io.TextIOWrapper(piped, encoding=_codec(source, piped.peek(HEAD)), newline="\n")  # type: ignore[union-attr]
+        stream = _decoded(source, sys.stdin.buffer)  # type: ignore[arg-type]
         yield stream
         stream.detach()  # else it would close standard input
         return
     packed = source.path.lower().endswith(".gz")
     with open_raw(source.path) as raw, gzip.open(raw) if packed else raw as file:
-        head = io.BufferedReader(file, HEAD)  # type: ignore[type-var]
-        codec = _codec(source, head.peek(HEAD))
-        # Lines end at \n alone: a lone \r or U+2028 stands inside a text.
-        yield io.TextIOWrapper(head, encoding=codec, newline="\n")
+        yield _decoded(source, io.BufferedReader(file, HEAD))  # type: ignore[arg-type]
 
 
-def _codec(source: Source, head: bytes) -> str:
-    if source.encoding != "auto":
-        try:
-            b"".decode(source.encoding)
-            codec = codecs.lookup(source.encoding).name
-        except LookupError:
-            raise UserError(
-                f"--encoding: {source.encoding!r} is no text encoding; give auto, utf-8, cp949, euc-kr or utf-16"
-            ) from None
-        return "utf-8-sig" if codec == "utf-8" else codec
-    marked = next((codec for bom, codec in _BOMS if head.startswith(bom)), None)
-    if marked:
-        return marked
-    if _fits(head, "utf-8") or not _fits(head, "cp949"):
-        return "utf-8"
-    _tell_cp949(source.path)
-    return "cp949"
-
-
-@cache  # a file may be read twice
-def _tell_cp949(path: str) -> None:
-    log.warning("%s: is not UTF-8, read as CP949 (give --encoding if that is wrong)", path)
-
-
-def _fits(head: bytes, codec: str) -> bool:
-    try:
-        codecs.getincrementaldecoder(codec)().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True
+def _decoded(source: Source, stream: io.BufferedReader) -> io.TextIOWrapper:
+    encoding = encoding_of(stream.peek(HEAD)[:HEAD], source.encoding, source.path, "--encoding")
+    stream.read(len(encoding.mark))
+    # Lines end at \n alone: a lone \r or U+2028 stands inside a text.
+    return io.TextIOWrapper(stream, encoding=encoding.codec, newline="\n")
 
 
 def _format(source: Source) -> Callable[[Source, _Lines], Iterator[Row]]:
@@ -221,11 +143,7 @@ def _format(source: Source) -> Callable[[Source, _Lines], Iterator[Row]]:
 
 
 def _of_lines(_: Source, lines: _Lines) -> Iterator[Row]:
-    return (Row([_without_end(line)]) for line in lines)
-
-
-def _without_end(line: str) -> str:
-    return line.removesuffix("\n").removesuffix("\r")
+    return (Row([without_end(line)]) for line in lines)
 
 
 def _of_tabs(source: Source, lines: _Lines) -> Iterator[Row]:
@@ -233,8 +151,7 @@ def _of_tabs(source: Source, lines: _Lines) -> Iterator[Row]:
 
 
 def _of_table(source: Source, lines: _Lines, tabs: bool = False) -> Iterator[Row]:
-    csv.field_size_limit(FIELD_LIMIT)
-    rows = _tab_rows(lines) if tabs else _csv_rows(lines, ",")
+    rows = tab_rows(lines) if tabs else csv_rows(lines)
     try:
         header = next((row for row in rows if row), None)
         if header is None:
@@ -250,38 +167,10 @@ def _of_table(source: Source, lines: _Lines, tabs: bool = False) -> Iterator[Row
                         f"{source.path}: line {first}: expected {len(columns)} columns, found {len(row)}; quote texts that "
                         f"hold {'tabs' if tabs else 'commas'}, quotes or newlines, or give jsonl"
                     )
-                yield Row([_unguarded(row[place])], None if id_place is None else _unguarded(row[id_place]))
+                yield Row([unguarded(row[place])], None if id_place is None else unguarded(row[id_place]))
             first = lines.number + 1
     except csv.Error as error:
         raise UserError(f"{source.path}: line {lines.number}: {error}; write the file anew, or as jsonl") from None
-
-
-def _unguarded(cell: str) -> str:
-    return cell[1:] if cell.startswith(_GUARDED) else cell
-
-
-def _csv_rows(lines: Iterator[str], delimiter: str) -> Iterator[list[str]]:
-    return csv.reader((line.replace("\r\n", "\n").replace("\r", _RETURN) for line in lines), delimiter=delimiter)
-
-
-def _tab_rows(lines: _Lines) -> Iterator[list[str]]:
-    """Rows of a tsv: most writers quote nothing, so a line that is whole without its quotes is read as it stands."""
-    width = 0
-    for line in lines:
-        fields = _without_end(line).split("\t")
-        width = width or len(fields)
-        if len(fields) == width and not (fields[-1].startswith('"') and fields[-1].count('"') % 2):
-            yield [_unquoted(field) for field in fields] if fields != [""] else []
-        else:
-            yield next(_csv_rows(chain([line], lines), "\t"))
-
-
-def _unquoted(field: str) -> str:
-    """The content of a properly quoted field; others as they are."""
-    inner = field[1:-1].replace('""', "")
-    if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inner:
-        return field[1:-1].replace('""', '"')
-    return field
 
 
 def _of_json(source: Source, lines: _Lines) -> Iterator[Row]:

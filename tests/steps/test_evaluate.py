@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from components.evaluate.report import thinned
-from components.evaluate.rows import safe_cell
 from components.evaluate.score import passed, run, spread
 from components.shared import rouge
 from components.shared.artifacts import lineage, read_manifest
+from components.shared.cells import safe_cell
 from components.shared.config import EvaluateConfig, UserError, to_mapping
 from components.shared.steps import Report, main
 from components.shared.tasks.summarization import lead

@@ -22,7 +22,8 @@ import pytest
 from components.predict import command, output, stream
 from components.predict.bundle import answer, open_bundle
 from components.predict.output import one_line
-from components.shared.text_files import FORMATS, Source, read_rows, safe_cell
+from components.shared.cells import safe_cell
+from components.shared.text_files import FORMATS, Source, read_rows
 from pipelines.cli import main
 from tests import nasty
 from tests.steps.corpora import petitions

@@ -168,7 +168,7 @@ def test_columns_are_named_or_known(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_a_guarded_formula_is_the_text_that_it_guards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from components.shared.text_files import FORMULA, safe_cell
+    from components.shared.cells import FORMULA, safe_cell
 
     texts = [f"{mark}국민 청원" for mark in FORMULA]
     guarded = write_csv(tmp_path / "p.csv", [safe_cell(text) for text in texts])
@@ -176,6 +176,9 @@ def test_a_guarded_formula_is_the_text_that_it_guards(capsys: pytest.CaptureFixt
     plain = write_jsonl(tmp_path / "r.jsonl", texts, "reference")
     scores = scored(capsys, "--predictions", guarded, "--references", plain, "--tokenization", "character")["scores"]
     assert scores["rougeL_character"] == 1.0
+    unquoted = tmp_path / "p.tsv"
+    unquoted.write_bytes("".join(f"{cell}\n" for cell in ("prediction", "'\r국민 청원", "'=1+1")).encode())
+    assert list(read(Source(str(unquoted)))) == [["\r국민 청원"], ["=1+1"]]
 
 
 def test_several_references_in_files_and_in_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
