@@ -63,7 +63,8 @@ class Validator:
             return None
         figures = {"step": state.step, "loss": loss}
         if self._config.validation_rows:
-            figures |= self._scores()
+            # The scores' own loss, where a task has one, is of a few rows only.
+            figures = {**figures, **self._scores(), **figures}
         state.validation.append(figures)
         state.validated_step = state.step
         self._compare(figures, state)
