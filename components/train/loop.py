@@ -30,10 +30,9 @@ class Objective(torch.nn.Module):
         super().__init__()
         self.model, self._task, self._label_smoothing = model, task, label_smoothing
 
-    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum of the loss over the batch's target tokens, float32 scalar."""
-        smoothing = self._label_smoothing if self.training else 0.0
-        return self._task.loss(self.model, batch, smoothing)[0]
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of the loss over the batch's target tokens, number of them): float32 and int64 scalars."""
+        return self._task.loss(self.model, batch, self._label_smoothing if self.training else 0.0)
 
 
 def total_steps(config: TrainConfig, per_epoch: int) -> int:
@@ -117,7 +116,7 @@ def fit(
                 backend.seed(config.seed, data.step, micro)
                 with backend.accumulate(objective, last=micro == len(data.tensors) - 1):
                     with backend.autocast():
-                        part = objective(backend.put(tensors))
+                        part, _ = objective(backend.put(tensors))
                     # DistributedDataParallel averages over the workers; the sum is wanted.
                     backend.backward(part * scale)
                     loss = loss + part.detach()

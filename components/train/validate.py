@@ -93,7 +93,7 @@ class Validator:
     def _loss(self, stop: Callable[[], bool]) -> float | None:
         """Mean loss over the split's target tokens; without dropout and label smoothing."""
         self._objective.eval()
-        total = self._backend.send(torch.zeros(1, dtype=torch.float64))
+        total, targets = (self._backend.send(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
         batches = self._data.plan.epoch(0)
         with Progress("validating", total=len(batches), unit="batches") as progress:
             for batch in batches:
@@ -102,11 +102,15 @@ class Validator:
                     return None
                 tensors = self._backend.put(self._data.collate(batch, self._task, self._model, self._backend))
                 with self._backend.autocast():
-                    total += self._objective(tensors).double()
+                    part, count = self._objective(tensors)
+                total += part.double()
+                targets += count.double()
                 self._backend.flush()
                 progress.update(1)
         self._objective.train()
-        return float(self._backend.sum(total)) / int(self._data.targets.sum())
+        # Counted, not planned: a label that the train split does not have is no target.
+        count = float(self._backend.sum(targets))
+        return float(self._backend.sum(total)) / count if count else math.nan
 
     def _scores(self) -> dict[str, float]:
         """Scores of the first rows; every process predicts its share of them.

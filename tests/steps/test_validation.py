@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from components.shared.artifacts import read_manifest
 from components.shared.config import TrainConfig
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
+from components.tokenize.encode import run as tokenize
 from components.train.backends.torch_ddp import TorchBackend
 from components.train.checkpoint import LoopState
 from components.train.data import Data
 from components.train.loop import Objective
 from components.train.validate import Validator
 from tests.steps import tasks
+from tests.steps.model_fixtures import rewritten
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +53,28 @@ def test_the_loss_is_of_the_whole_split_also_where_some_rows_are_scored(language
     scored = measured(language_shards, "language_modeling", validation_rows=1)
     assert scored["loss"] == whole["loss"]
     assert list(scored)[:2] == ["step", "loss"] and "perplexity" in scored
+
+
+def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path: Path) -> None:
+    chain = tasks.make_shards(tmp_path, "classification", tasks.reviews(60))
+    path = chain.corpus / "validation.parquet"
+    table = pq.read_table(path)
+    labels = ["7", "7", "7", *table["label"].to_pylist()[3:]]
+    column = table.column_names.index("label")
+    pq.write_table(table.set_column(column, "label", pa.array(labels, pa.string())), path)
+    rewritten(chain.corpus, "corpus")
+    shards = tmp_path / "unknown"
+    tokenize(tasks.ENCODING, task="classification", output=str(shards), corpus=str(chain.corpus))
+    assert read_manifest(shards, "shards").details["facts"]["labels"] == ["0", "1"]
+
+    config = tasks.settings("classification")
+    subject = validator(shards, "classification", config)
+    figures = subject.run(LoopState({}, step=1), lambda: False)
+    assert figures is not None
+    rows = subject._data.shard.rows(range(3, len(labels)))
+    task, model = subject._task, subject._model.eval()
+    with torch.inference_mode():
+        total, count = task.loss(model, task.collate(rows, (len(rows), 40, 1), model), 0.0)
+    assert int(count) == len(labels) - 3
+    # float32 sums of a handful of rows in another order
+    assert figures["loss"] == pytest.approx(float(total / count), rel=1e-5)
