@@ -81,6 +81,8 @@ class Validator:
         mode = self._config.best_mode
         sign = -1.0 if mode == "min" or (mode == "auto" and metric in LESS_IS_BETTER) else 1.0
         gain = math.inf if state.best_step < 0 else sign * (figures[metric] - state.best_value)
+        if math.isnan(figures[metric]):  # nothing would ever be better
+            gain = -math.inf
         state.bad_validations = 0 if gain > self._config.threshold else state.bad_validations + 1
         if gain > 0:
             state.best_step, state.best_value = state.step, figures[metric]

@@ -53,6 +53,8 @@ def judged(losses: list[float], **settings: Any) -> tuple[LoopState, int]:
         ([3, 2, 1], {"best_metric": "rouge_sum", "patience": 1}, 3, 3),
         ([1, 2, 3], {"best_metric": "rouge_sum", "patience": 1}, 1, 2),
         ([1, 2, 3], {"best_mode": "max"}, 3, 3),
+        ([float("nan"), 3, 2, float("nan")], {}, 3, 4),
+        ([float("nan")] * 3, {"patience": 2}, -1, 2),
     ],
 )
 def test_best_and_patience_by_hand(losses: list[float], settings: dict[str, Any], best: int, stops_after: int) -> None:
