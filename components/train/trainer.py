@@ -98,11 +98,7 @@ def fit(
             "precision": trainer.precision,
             "device": trainer.args.device.type,
             "world_size": trainer.args.world_size,
-            "padding_efficiency": max(
-                (entry["step"], entry["padding_efficiency"])
-                for entry in end["log_history"]
-                if "padding_efficiency" in entry
-            )[1],
+            "padding_efficiency": trainer_state.padding_efficiency(end["log_history"], trainer.clock.efficiency),
         }
     finally:
         model.generation_config = own_search

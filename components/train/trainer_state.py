@@ -141,6 +141,12 @@ def validation_point(logs: Mapping[str, Any], step: int) -> dict[str, float] | N
     return {"step": step, **{name: value for name, value in named.items() if name not in _NOT_FIGURES}}
 
 
+def padding_efficiency(logs: Iterable[Mapping[str, Any]], otherwise: float) -> float:
+    """The last one that the Trainer's log holds; `otherwise`: no step was logged."""
+    logged = [(entry["step"], entry["padding_efficiency"]) for entry in logs if "padding_efficiency" in entry]
+    return max(logged)[1] if logged else otherwise
+
+
 def take_up(state: LoopState, logs: Iterable[Mapping[str, Any]]) -> None:
     """Add to the state's history what the Trainer's log (`log_history`) holds."""
     for entry in logs:

@@ -249,14 +249,12 @@ def _padding_efficiency(data: Data, backend: Backend) -> float:
 
 
 def _figures(model: PreTrainedModel, state: LoopState, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    speeds = sorted(point["tokens_per_second"] for point in state.train)
-    figures: dict[str, Any] = {
-        "steps": state.step,
-        "parameters": model.num_parameters(),
-        "train_loss": round(state.train[-1]["loss"], 4),
-        "tokens_per_second": round(speeds[len(speeds) // 2]),
-        "padding_efficiency": round(facts["padding_efficiency"], 4),
-    }
+    figures: dict[str, Any] = {"steps": state.step, "parameters": model.num_parameters()}
+    if state.train:  # early stopping may come before the first logged step
+        speeds = sorted(point["tokens_per_second"] for point in state.train)
+        figures["train_loss"] = round(state.train[-1]["loss"], 4)
+        figures["tokens_per_second"] = round(speeds[len(speeds) // 2])
+    figures["padding_efficiency"] = round(facts["padding_efficiency"], 4)
     if state.best_step >= 0:
         figures |= {f"validation_{config.best_metric}": round(state.best_value, 4), "best_step": state.best_step}
     return figures

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from components.shared.artifacts import read_manifest
 from components.shared.config import TrainConfig, UserError
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
@@ -79,6 +80,15 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(shards: Path, tmp_path: 
     assert training["best"]["step"] == points[-3]["step"], "two validations without improvement after the best"
     best = tmp_path / "model.checkpoints" / f"step-{training['best']['step']:08d}" / "model.safetensors"
     assert torch.equal(load_file(best)["model.shared.weight"], weights["model.shared.weight"])
+
+
+@pytest.mark.parametrize("engine", ["hanflow", "transformers"])
+def test_early_stopping_before_the_first_logged_step_leaves_a_model(shards: Path, tmp_path: Path, engine: str) -> None:
+    hopeless = {"epochs": 9, "patience": 1, "threshold": 1e9, "log_every": 1000}
+    training, _ = trained(shards, tmp_path / "model", engine=engine, **hopeless)
+    assert training["history"]["train"] == [] and len(training["history"]["validation"]) == 2
+    figures = read_manifest(tmp_path / "model", "model").details["figures"]
+    assert figures["steps"] == training["steps"] and "train_loss" not in figures
 
 
 def test_scores_of_generated_texts_can_decide(shards: Path, tmp_path: Path) -> None:
