@@ -1,0 +1,75 @@
+"""A training job whose artifacts lie in a bucket: its pods read and write there, its step reads what they left."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from components.preprocess.corpus import run as preprocess
+from components.shared import gcs, storage
+from components.shared.config import JobConfig, PreprocessConfig
+from components.tokenize.encode import run as tokenize
+from components.train import launch
+from tests.cluster.conftest import fake as fake
+from tests.cluster.conftest import hurry as hurry
+from tests.cluster.world import World
+from tests.steps import tasks
+from tests.storage.emulator import Emulator
+
+TASK = "classification"
+STEPS = 60
+
+
+def lose_the_node(cluster: World, emulator: Emulator, disk: Path) -> None:
+    """Once an upload of the only pod hangs: evict the pod, let the upload go on, and take the disk away before another
+    pod can start."""
+    assert cluster.fake
+    cluster.wait("an upload that hangs", lambda: emulator.fired == [1], 60)
+    with cluster.fake.store.changed:  # the cluster stands still
+        (pod,) = cluster.fake.store.all("pods")
+        cluster.fake.kubelet.evict(pod)
+        emulator.release()
+        cluster.fake.kubelet.runs[pod["metadata"]["uid"]].process.wait(60)
+        shutil.rmtree(disk)
+
+
+def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
+    fake: World, emulator: Emulator, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its step, which never saw what the pods wrote, reports it; tried again, it trains nothing."""
+    assert fake.fake
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        fake.fake.kubelet.port = probe.getsockname()[1]
+    fake.fake.kubelet.grace = 60.0
+    source = tasks.write_reviews(tmp_path / "reviews.tsv", tasks.reviews(80))
+    corpus, shards, model = (storage.join(bucket, name) for name in ("corpus", "shards", "model"))
+    preprocess(PreprocessConfig(source=str(source)), task=TASK, output=corpus)
+    tokenize(tasks.ENCODING, task=TASK, output=shards, corpus=corpus)
+    streamed = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", streamed)
+    disk = tmp_path / "node"
+    environment = {"STORAGE_EMULATOR_HOST": emulator.host, "HANFLOW_CACHE": str(disk)}
+    job = JobConfig(runtime="pytorchjob", gpus=0, environment=environment)
+    config = tasks.settings(TASK, epochs=1000, max_steps=STEPS, save_every=5, validate_every=STEPS)
+    emulator.order({"kind": "hold", "match": "^upload model.checkpoints/step-00000010/commit.json"})
+    accident = threading.Thread(target=lose_the_node, args=(fake, emulator, disk), daemon=True)
+    accident.start()
+    report = launch.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
+    accident.join(1)
+    assert report.figures["steps"] == STEPS and fake.jobs() == []
+    said = streamed.getvalue()
+    assert f"fetching {model}.checkpoints/step-" in said and "resuming from" in said
+    training = json.loads((storage.fetched(model, "model")[0] / "training.json").read_text(encoding="utf-8"))
+    assert [point["step"] for point in training["history"]["train"]] == list(range(1, STEPS + 1))
+    assert f"step-{STEPS:08d}/commit.json" in gcs.listing(f"{model}.checkpoints")
+    submitted = fake.fake.count("POST", "pytorchjobs")
+    again = launch.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
+    assert again.figures == report.figures and fake.fake.count("POST", "pytorchjobs") == submitted
