@@ -16,7 +16,7 @@ from components.shared.tasks import get_task
 
 def run(config: CombineConfig, *, task: str, output: str, shards: str, models: Sequence[str]) -> Report:
     """Combine models that were trained on the same shards; what evaluate and export take as if it had been trained."""
-    from transformers import AutoTokenizer
+    from components.shared.models import pretrained
 
     learnt = get_task(task)
     names = _names(config, models)
@@ -28,8 +28,8 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
         folder, manifests[name] = fetched(uri, "model", task=task)
         folders[name] = str(folder)
         artifacts.check_parent(manifests[name], of_shards, uri, shards)
-    combined = learnt.combine(folders, config.weights)
     told = {name: _training(folder) for name, folder in folders.items()}
+    combined = learnt.combine(folders, config.weights)
     training = {
         "settings": to_mapping(config),
         "history": {"train": [], "validation": []},
@@ -40,7 +40,7 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
     }
     with staged(output, "model") as target:
         combined.save_pretrained(target)
-        AutoTokenizer.from_pretrained(folders[names[0]]).save_pretrained(target)
+        pretrained.load_tokenizer(folders[names[0]]).save_pretrained(target)
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         parents = artifacts.lineage(of_shards) | artifacts.numbered(list(manifests.values()))
         counts = {"members": len(models), "steps": training["steps"], "parameters": training["parameters"]}
@@ -67,12 +67,7 @@ def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
 
 
 def _training(folder: str) -> Mapping[str, Any]:
-    path = local_path(folder) / "training.json"
-    try:
-        training = json.loads(path.read_text(encoding="utf-8"))
-        training["steps"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
+    training = artifacts.read_training(local_path(folder))
     if "members" in training:
         raise UserError(f"{folder}: is an ensemble itself; combine its members with the others instead")
     return training

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,9 +24,6 @@ from components.shared.steps import Report
 from components.shared.storage import fetched, fetched_model, local_path, nothing, staged, with_fetched_model
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Predictions, Predictor, Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 TRAINED = "trained model"
 EARLIER = "earlier model"
@@ -69,7 +66,7 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
     corpus_at, of_corpus = fetched(corpus, "corpus", task=task, only=lambda _: [f"{config.split}.parquet"])
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_shards, of_corpus, shards, corpus)
-    training = _training(model_at)
+    training = artifacts.read_training(model_at)
     if config.untrained and "members" in training:
         raise UserError(f"evaluate.untrained: {model} is an ensemble, which was never untrained; set it to false")
     check_gate(config, learnt)
@@ -166,9 +163,12 @@ def _systems(
     training: Mapping[str, Any],
     target: Path,
 ) -> tuple[list[System], Kept]:
-    """The trained model first, then what it is made of, the baselines, an earlier model and the untrained one, each loaded in its turn."""
+    """The trained model first, then what it is made of, the baselines, an earlier model and the untrained one, each
+    loaded in its turn."""
+    from components.shared.models import pretrained
+
     encoding, facts = step_config("tokenize", shards.config), shards.details["facts"]
-    tokenizer = load_tokenizer(model_at)
+    tokenizer = pretrained.load_tokenizer(model_at)
 
     def by(predictor: Predictor) -> Predict:
         def predict(rows: Mapping[str, list[str]], progress: Progress | None) -> Predictions:
@@ -229,32 +229,6 @@ def _judged(
 def spread(total: int, count: int) -> list[int]:
     """At most `count` of `total` row numbers, evenly spread, first and last among them."""
     return sorted({int(row) for row in np.linspace(0, total - 1, min(count, total)).round()}) if total else []
-
-
-def _training(model_at: Path) -> dict[str, Any]:
-    path = model_at / "training.json"
-    try:
-        training = json.loads(path.read_text(encoding="utf-8"))
-        for facts in artifacts.trainings(training).values():
-            facts["settings"], facts["history"]["train"], facts["history"]["validation"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
-    return training
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies beside a model.
-
-    Raises:
-        UserError: there is none.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({reason}); run the train step again") from error
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

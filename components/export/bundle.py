@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,7 @@ FORMATS = ("huggingface", "ctranslate2")
 
 def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation: str, shards: str) -> Report:
     """Pack a trained model for others, reload it and compare it with what was trained."""
-    from transformers import AutoTokenizer
+    from components.shared.models import pretrained
 
     learnt = get_task(task)
     model_at, of_model = fetched(model, "model", task=task)
@@ -39,9 +38,9 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_evaluation, of_model, evaluation, model)
     search: EvaluateConfig = step_config("evaluate", of_evaluation.config)
-    training = json.loads((model_at / "training.json").read_text(encoding="utf-8"))
+    training = artifacts.read_training(model_at)
     trained = learnt.load_model(str(model_at))
-    tokenizer = AutoTokenizer.from_pretrained(model_at)
+    tokenizer = pretrained.load_tokenizer(model_at)
     rows = _check_rows(config, learnt, shards_at, _check_split(of_shards))
     learnt.prepare_export(trained, search)
     formats, skipped = chosen_formats(config, learnt, trained)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from components.preprocess.lines import ROW_LIMIT, byte_blocks, empty, line_blocks
 from components.preprocess.rows import ColumnMapping, Row, without_surrogates
 from components.shared.config import PreprocessConfig, UserError
+from components.shared.reasons import first_line
 from components.shared.storage import fingerprint, is_remote, open_raw
 
 TRIALS = 1000
@@ -147,7 +148,7 @@ def _parquet_rows(file: str, path: str, mapping: ColumnMapping) -> Iterator[list
                 yield _batch_rows(number, batch.num_rows, columns, mapping)
                 number += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0].rstrip(".")
+        first = first_line(error).rstrip(".")
         raise UserError(
             f"{path}: cannot be read as parquet after row {number} ({first}); it is cut short, damaged or another "
             f"format: fetch or write it again"

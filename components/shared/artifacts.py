@@ -221,6 +221,22 @@ def trainings(training: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return dict(training["members"]) if "members" in training else {"": training}
 
 
+def read_training(folder: Path) -> dict[str, Any]:
+    """training.json of a model's folder.
+
+    Raises:
+        UserError: there is none that tells how the model was trained.
+    """
+    path = folder / "training.json"
+    try:
+        training = json.loads(path.read_text(encoding="utf-8"))
+        for facts in (training, *trainings(training).values()):
+            facts["settings"], facts["steps"], facts["history"]["train"], facts["history"]["validation"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
+    return training
+
+
 def json_ready(value: Any) -> Any:
     """Mappings and sequences with numpy scalars turned into plain JSON values."""
     if isinstance(value, Mapping):

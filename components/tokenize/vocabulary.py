@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from components.shared.config import TokenizeConfig, UserError
 from components.shared.progress import log
+from components.shared.reasons import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -46,9 +47,8 @@ def pretrained(name: str, special_tokens: Iterable[str] = ()) -> PreTrainedToken
         else:
             tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"tokenize.tokenizer={name}: no tokenizer can be loaded from there ({reason}); give a folder with a "
+            f"tokenize.tokenizer={name}: no tokenizer can be loaded from there ({first_line(error)}); give a folder with a "
             "tokenizer.json, or the name of a model on the hub with network or a filled cache"
         ) from error
     if not tokenizer.is_fast:
@@ -72,13 +72,12 @@ def pretrained(name: str, special_tokens: Iterable[str] = ()) -> PreTrainedToken
     return tokenizer
 
 
-def trained(texts: Iterable[str], config: TokenizeConfig, total: int | None = None) -> PreTrainedTokenizerFast:
+def trained(texts: Iterable[str], config: TokenizeConfig) -> PreTrainedTokenizerFast:
     """A tokenizer trained on texts: byte-level BPE (nothing is ever unknown) or Unigram.
 
     Args:
         texts: the train split's texts, each once; streamed.
         config: algorithm, size and special tokens.
-        total: number of texts, for the progress bar.
 
     Raises:
         UserError: the corpus is too small for anything to be learnt.
@@ -107,7 +106,7 @@ def trained(texts: Iterable[str], config: TokenizeConfig, total: int | None = No
             vocab_size=config.vocabulary_size, special_tokens=special, unk_token="<unk>", show_progress=False
         )
     try:
-        tokenizer.train_from_iterator(texts, trainer, length=total)
+        tokenizer.train_from_iterator(texts, trainer)
     except Exception as error:  # the Unigram trainer raises bare Exception on a corpus without enough distinct pieces
         raise UserError(
             f"no {config.algorithm} tokenizer of {config.vocabulary_size} tokens can be trained on this corpus "

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from components.shared import artifacts
-from components.shared.artifacts import Manifest, check_parent, lineage, read_manifest, write_manifest
+from components.shared.artifacts import Manifest, check_parent, lineage, read_manifest, read_training, write_manifest
 from components.shared.config import UserError
 from components.shared.storage import find_raw, local_path, staged
 
@@ -128,3 +128,22 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
         find_raw(str(tmp_path / "*.csv"), (".csv",))
     with pytest.raises(UserError, match="cannot read s3://"):
         local_path("s3://bucket/x")
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"settings": {}, "steps": 1}', '{"members": {"rnn": {"steps": 1}}}']
+)
+def test_what_tells_no_training_is_refused(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "training.json").write_text(content, encoding="utf-8")
+    with pytest.raises(
+        UserError, match=r"training\.json: tells no training .*give the folder that the train step wrote"
+    ):
+        read_training(tmp_path)
+
+
+def test_a_training_is_read(tmp_path: Path) -> None:
+    training = {"settings": {}, "steps": 1, "history": {"train": [], "validation": []}}
+    for whole in (training, {**training, "members": {"rnn": training}}):
+        (tmp_path / "training.json").write_text(json.dumps(whole), encoding="utf-8")
+        assert read_training(tmp_path) == whole

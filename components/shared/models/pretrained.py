@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from components.shared.config import UserError
+from components.shared.reasons import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,9 +37,8 @@ def load(auto_class: Any, name: str, kind: str, **settings: Any) -> PreTrainedMo
     try:
         return auto_class.from_pretrained(name, dtype=torch.float32, **settings).eval()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{name}: no pretrained {kind} can be loaded from there ({reason}); give a folder in Hugging Face "
+            f"{name}: no pretrained {kind} can be loaded from there ({first_line(error)}); give a folder in Hugging Face "
             "format, or the name of a model on the hub with network or a filled cache"
         ) from error
 
@@ -75,16 +75,23 @@ def open_folder(
     Raises:
         UserError: one of them is not there.
     """
-    from transformers import AutoTokenizer
-
     inner = Path(folder) / "huggingface"
     place = str(inner if inner.is_dir() else folder)
-    model = load_model(place)
+    return load_model(place), load_tokenizer(place)
+
+
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
     try:
-        return model, AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(str(folder))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise UserError(
-            f"{place}: no tokenizer can be loaded from there ({reason}); give a bundle, or a folder with a model and its "
-            "tokenizer"
+            f"{folder}: no tokenizer can be loaded from there ({first_line(error)}); give a bundle, or a folder with a "
+            "model and its tokenizer"
         ) from error
