@@ -52,6 +52,15 @@ def read(*folders: str) -> list[Document]:
     return [document for path in paths for document in documents(path.read_text(encoding="utf-8"))]
 
 
+def identity(document: Document) -> tuple[str, str]:
+    return document["kind"], document["metadata"]["name"]
+
+
+def pick(objects: Sequence[Document], kind: str, name: str = "hanflow") -> Document:
+    """The object of that kind and name."""
+    return next(each for each in objects if identity(each) == (kind, name))
+
+
 def problems(objects: Sequence[Document]) -> list[str]:
     """Everything that is wrong with objects that are applied together; empty: nothing."""
     found = [problem for each in objects for problem in _schema_problems(each)]

@@ -6,10 +6,8 @@ import copy
 import json
 import os
 import re
-import runpy
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,21 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from components.shared.config import load_experiment, settings_of, to_mapping
 from components.shared.images import DEFAULT
-from components.shared.steps import Report
-from pipelines.cli import EXPERIMENTS
-from tests.cluster.manifests import (
-    CRDS,
-    MANIFESTS,
-    Document,
-    documents,
-    problems,
-    read,
-    workflow_pods,
-)
+from tests.cluster.argo import ROOT, step, tasks, workflow
+from tests.cluster.manifests import CRDS, MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
 
-ROOT = MANIFESTS.parent
 OVERLAYS = ("gke-gpu", "gke-tpu")
 pytestmark = pytest.mark.skipif(not CRDS.is_dir(), reason="no CRD schemas beside the repository (HANFLOW_SHARED)")
 
@@ -42,14 +29,6 @@ def kubectl(*arguments: str) -> str:
     done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def identity(document: Document) -> tuple[str, str]:
-    return document["kind"], document["metadata"]["name"]
-
-
-def pick(objects: list[Document], kind: str, name: str = "hanflow") -> Document:
-    return next(each for each in objects if identity(each) == (kind, name))
 
 
 def test_what_kubectl_applies_is_valid() -> None:
@@ -158,20 +137,6 @@ def demo_pod(objects: list[Document]) -> Document:
 
 def demo(objects: list[Document]) -> Document:
     found: Document = demo_pod(objects)["containers"][0]
-    return found
-
-
-def workflow(objects: list[Document]) -> Document:
-    found: Document = pick(objects, "WorkflowTemplate")["spec"]
-    return found
-
-
-def step(objects: list[Document], name: str) -> Document:
-    return next(each for each in workflow(objects)["templates"] if each["name"] == name)
-
-
-def tasks(objects: list[Document]) -> list[Document]:
-    found: list[Document] = step(objects, "pipeline")["dag"]["tasks"]
     return found
 
 
@@ -296,161 +261,7 @@ def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     assert core == {"pods", "events"}, "what else the launcher asks for belongs into the role"
 
 
-# --- Argo's steps are the command lines
-
-
-STEP_MODULES = {
-    "preprocess": "components.preprocess.corpus",
-    "tokenize": "components.tokenize.encode",
-    "evaluate": "components.evaluate.score",
-    "export": "components.export.bundle",
-}
-
-
-@pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
-    """What the steps would have done: the functions behind their command lines write down how they were called."""
-    calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(name: str, returned: Any) -> Callable[..., Any]:
-        def run(*arguments: Any, **named: Any) -> Any:
-            calls.append((name, arguments, named))
-            return returned
-
-        return run
-
-    for name, module in STEP_MODULES.items():
-        monkeypatch.setattr(f"{module}.run", note(name, Report()))
-    monkeypatch.setattr("components.train.launch.run", note("train", Report()))
-    monkeypatch.setattr("components.evaluate.score.passed", note("gate", True))
-    monkeypatch.setattr("components.shared.steps.left_at", lambda *_, **__: None)  # nobody was there before
-    return calls
-
-
-def argument(text: str, values: dict[str, str]) -> str:
-    return re.sub(r"\{\{(.*?)\}\}", lambda found: values[found[1]], text)
-
-
-def command_line(
-    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> str:
-    """Run a step's command line in this process; returns what it printed."""
-    if module == "components.train.launch":  # what it does is patched in the module itself
-        from components.train import launch
-
-        assert launch.command(arguments) == 0, capsys.readouterr().err
-        return capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    main = module if (ROOT / module.replace(".", "/")).with_suffix(".py").is_file() else f"{module}.__main__"
-    sys.modules.pop(main, None)
-    with pytest.raises(SystemExit) as ended:
-        runpy.run_module(main, run_name="__main__")
-    told = capsys.readouterr()
-    assert ended.value.code == 0, f"{module} {' '.join(arguments)}: {told.err}"
-    return told.out
-
-
-@pytest.mark.parametrize("name", ["summarization", "classification", "language_modeling"])
-def test_argos_steps_are_the_command_lines(
-    name: str, called: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Every command of the template goes through the step's real parser, with the settings of each task."""
-    objects = read(".", "argo")
-    given = workflow(objects)
-    path = tmp_path / "experiment.yaml"
-    shutil.copyfile(EXPERIMENTS / f"{name}.yaml", path)
-    values = {f"workflow.parameters.{key}": value for key, value in pick(objects, "ConfigMap")["data"].items()}
-    values |= {
-        "workflow.parameters.source": "gs://bucket/raw.tsv",
-        "workflow.name": "hanflow-x",
-        "workflow.uid": "uid-1",
-    }
-    printed = {}
-    for template in given["templates"]:
-        if "container" not in template or template["name"] == "remove-jobs":
-            continue
-        python, flag, module = template["container"]["command"]
-        assert (python, flag) == ("python", "-m")
-        arguments = [argument(text, values) for text in template["container"]["args"]]
-        arguments = [text.replace("/etc/hanflow/experiment.yaml", str(path)) for text in arguments]
-        printed[template["name"]] = command_line(module, arguments, monkeypatch, capsys)
-    assert printed["gate"].strip() == "true", "what the condition of export compares"
-    steps = {call[0]: call for call in called}
-    assert set(steps) == {"preprocess", "tokenize", "train", "evaluate", "gate", "export"}
-    root = "gs://my-project-hanflow/runs/hanflow-x"
-    experiment = load_experiment(
-        path, ["preprocess.source=gs://bucket/raw.tsv", f"train.checkpoints={root}/checkpoints"]
-    )
-    for step_name in ("preprocess", "tokenize", "train", "evaluate", "export"):
-        _, (config,), named = steps[step_name]
-        assert to_mapping(config) == to_mapping(getattr(experiment, step_name))
-        assert named["task"] == experiment.task
-        for kind in ("corpus", "shards", "model", "evaluation"):
-            if kind in named:
-                assert named[kind] == f"{root}/{kind}"
-    made = {
-        "preprocess": "corpus",
-        "tokenize": "shards",
-        "train": "model",
-        "evaluate": "evaluation",
-        "export": "bundle",
-    }
-    assert {name: steps[name][2]["output"] for name in made} == {name: f"{root}/{kind}" for name, kind in made.items()}
-    assert steps["gate"][1] == (f"{root}/evaluation",)
-    assert steps["train"][2]["run_id"] == "uid-1" and steps["train"][2]["job"].runtime == "local"
-
-
-def test_argos_exit_handler_means_the_runs_jobs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The run's id is the one that the train step gave its job."""
-    objects = read("argo")
-    handler, train = step(objects, workflow(objects)["onExit"])["container"], step(objects, "train")["container"]
-    assert (
-        [text for text in train["args"] if text.startswith("--run=")] == handler["args"] == ["--run={{workflow.uid}}"]
-    )
-    from components.train import reap
-
-    seen: list[tuple[str, str]] = []
-    monkeypatch.setattr(reap, "remove_jobs", lambda run, namespace: seen.append((run, namespace)) or [])
-    assert handler["command"] == ["python", "-m", "components.train.reap"]
-    assert reap.main([argument(text, {"workflow.uid": "uid-1"}) for text in handler["args"]]) == 0
-    assert seen == [("uid-1", "")] and "uid-1" in capsys.readouterr().out
-
-
-def test_a_wrong_option_of_a_step_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(AssertionError, match="unrecognized"):
-        command_line("components.evaluate.gate", ["--evaluation=x", "--evaluaton=x"], monkeypatch, capsys)
-
-
-def test_argos_dag_is_kubeflows() -> None:
-    """The same tasks wait for each other, directly or by way of others."""
-    spec, _ = yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "summarization.yaml").read_text(encoding="utf-8"))
-    theirs = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    waits = {name: set(task.get("dependentTasks", ())) for name, task in theirs.items()}
-    rename = {"good-enough": "gate", "condition-2": "export"}
-    ours = {task["name"]: set(task.get("dependencies", ())) for task in tasks(read("argo"))}
-
-    def closure(graph: dict[str, set[str]], name: str) -> set[str]:
-        return graph[name] | {far for near in graph[name] for far in closure(graph, near)}
-
-    for name in waits:
-        kubeflow = {rename.get(each, each) for each in closure(waits, name)}
-        assert closure(ours, rename.get(name, name)) == kubeflow
-
-
-def test_argos_default_experiment_is_the_bundled_one() -> None:
-    parameters = {p["name"]: p for p in workflow(read("argo"))["arguments"]["parameters"]}
-    bundled = (EXPERIMENTS / "summarization.yaml").read_text(encoding="utf-8")
-    assert yaml.safe_load(parameters["experiment"]["value"]) == yaml.safe_load(bundled)
-
-
-def test_argos_job_settings_exist() -> None:
-    known = {f"--job-{s.name.replace('_', '-')}" for s in settings_of("job")}
-    given = {
-        text.split("=")[0] for text in step(read("argo"), "train")["container"]["args"] if text.startswith("--job")
-    }
-    assert given and given <= known
+# --- images
 
 
 def test_the_images_are_this_versions() -> None:

@@ -38,11 +38,11 @@ class Zygote:
 
         Args:
             job: `environment`: variables to set; `pid_file`: where to write the child's process id; `stderr`: file for
-                what it says. `config`, `task`, `output`, `shards` of the train step; `kill_at_event`: number of the file
-                operation in the checkpoint folder (from 1) to be killed at, counted into `events` (a path);
-                `signal_at_step`: when that step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself;
+                what it says; `stdout`: file for what it prints. `config`, `task`, `output`, `shards` of the train step;
+                `kill_at_event`: number of the file operation in the checkpoint folder (from 1) to be killed at, counted into
+                `events` (a path); `signal_at_step`: when that step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself;
                 `compilations`: a path, gets the number of graphs that torch_xla compiled. Or `step` and the `argv` of its
-                command line. Or `argv` of a `hanflow` command,
+                command line (`train.launch`: of a module of it). Or `argv` of a `hanflow` command,
                 `kill_at_event` (with `signum`, SIGKILL) in the folder `watch`, or `kill_after` so many seconds.
         """
         assert self._process.stdin and self._process.stdout
@@ -84,6 +84,9 @@ def _child(job: dict[str, Any]) -> int:
     os.environ.update(job.get("environment", {}))
     if "stderr" in job:
         os.dup2(os.open(job["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if "stdout" in job:  # by lines: a child ends without flushing
+        os.dup2(os.open(job["stdout"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if "pid_file" in job:
         Path(job["pid_file"]).write_text(str(os.getpid()))
     if "step" in job:

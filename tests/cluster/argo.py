@@ -1,0 +1,165 @@
+"""Argo's part, played here: a WorkflowTemplate's tasks in their order, each step's command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.cluster.manifests import MANIFESTS, Document, pick
+from tests.steps.forked import Zygote
+
+ROOT = MANIFESTS.parent
+
+
+def workflow(objects: list[Document]) -> Document:
+    """What the WorkflowTemplate asks for."""
+    found: Document = pick(objects, "WorkflowTemplate")["spec"]
+    return found
+
+
+def step(objects: list[Document], name: str) -> Document:
+    """One template of the workflow."""
+    return next(each for each in workflow(objects)["templates"] if each["name"] == name)
+
+
+def tasks(objects: list[Document]) -> list[Document]:
+    """The tasks of the DAG."""
+    found: list[Document] = step(objects, "pipeline")["dag"]["tasks"]
+    return found
+
+
+def values_of(objects: list[Document], parameters: Mapping[str, str], name: str, uid: str) -> dict[str, str]:
+    """What stands for `{{…}}` in a run of that name: the ConfigMap's entries, the parameters that are given."""
+    held = pick(objects, "ConfigMap")["data"]
+    values = {}
+    for parameter in workflow(objects)["arguments"]["parameters"]:
+        reference = parameter.get("valueFrom", {}).get("configMapKeyRef", {})
+        default = held[reference["key"]] if reference else parameter.get("value")
+        values[f"workflow.parameters.{parameter['name']}"] = parameters.get(parameter["name"], default)
+    return {**values, "workflow.name": name, "workflow.uid": uid}
+
+
+def filled(text: str, values: Mapping[str, str]) -> str:
+    return re.sub(r"\{\{(.*?)\}\}", lambda found: values[found[1]], text)
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A step's pod, as far as it matters here."""
+
+    module: str
+    """What `python -m` runs."""
+    arguments: list[str]
+    environment: dict[str, str]
+    """Its variables, but for those of Secrets."""
+    folder: Path
+    """All that it may write to."""
+
+
+def pod_of(template: Document, values: Mapping[str, str], folder: Path) -> Pod:
+    """The pod that Argo makes of a step's template; its input artifacts are written.
+
+    Args:
+        template: of the step.
+        values: name → what stands for it.
+        folder: the pod's disk; made.
+    """
+    container = template["container"]
+    python, flag, module = container["command"]
+    assert (python, flag) == ("python", "-m")
+    arguments = [filled(text, values) for text in container["args"]]
+    folder.mkdir()
+    for artifact in template.get("inputs", {}).get("artifacts", ()):
+        path = folder / Path(artifact["path"]).name
+        path.write_text(filled(artifact["raw"]["data"], values), encoding="utf-8")
+        arguments = [text.replace(artifact["path"], str(path)) for text in arguments]
+    own = {v["name"]: filled(v["value"], values) for v in container["env"] if "value" in v}
+    environment = {"HANFLOW_CACHE": str(folder / "cache"), "HOME": str(folder), **own}
+    return Pod(module, arguments, environment, folder)
+
+
+class Ended(NamedTuple):
+    """How a step's command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Runner = Callable[[Pod], Ended]
+
+
+def start(pod: Pod) -> subprocess.Popen[str]:
+    """The command of a pod as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", pod.module, *pod.arguments],
+        cwd=pod.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **pod.environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def as_process(pod: Pod) -> Ended:
+    """Run a pod's command as it is written."""
+    process = start(pod)
+    out, err = process.communicate()
+    return Ended(process.returncode, out, err)
+
+
+def as_fork_of(zygote: Zygote, environment: Mapping[str, str]) -> Runner:
+    """Runs pods' commands in forks of a process that has imported everything already; `environment` is the forks'."""
+
+    def run(pod: Pod) -> Ended:
+        out, err = pod.folder / "stdout", pod.folder / "stderr"
+        status = zygote.run(
+            step=pod.module.removeprefix("components."),
+            argv=pod.arguments,
+            environment={**environment, **pod.environment},
+            stdout=str(out),
+            stderr=str(err),
+        )
+        return Ended(status, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
+
+    return run
+
+
+def succeed(template: Document, values: Mapping[str, str], folder: Path, runner: Runner = as_process) -> Ended:
+    """Run a step that must succeed; see `pod_of`."""
+    ended = runner(pod_of(template, values, folder))
+    assert ended.status == 0, f"{template['name']} ended with {ended.status}: {ended.err}"
+    return ended
+
+
+def play(objects: list[Document], values: Mapping[str, str], folder: Path, runner: Runner) -> dict[str, str]:
+    """All tasks of the DAG, each as soon as those that it depends on are done; a condition that fails leaves one out.
+
+    Args:
+        objects: the WorkflowTemplate and its ConfigMap.
+        values: name → what stands for it.
+        folder: gets one folder a task.
+        runner: runs a pod.
+
+    Returns:
+        Task → what it printed, in the order of their ends; without those that were left out.
+    """
+    results: dict[str, str] = {}
+    over: set[str] = set()
+    waiting = tasks(objects)
+    while waiting:
+        task = next(each for each in waiting if set(each.get("dependencies", ())) <= over)
+        waiting = [each for each in waiting if each is not task]
+        over.add(task["name"])
+        told = {f"tasks.{name}.outputs.result": text.strip() for name, text in results.items()}
+        left, _, right = filled(task.get("when", "true == true"), {**values, **told}).partition(" == ")
+        if left == right:
+            template = step(objects, task["template"])
+            results[task["name"]] = succeed(template, values, folder / task["name"], runner).out
+    return results

@@ -1,0 +1,190 @@
+"""The workflow for Argo: its commands really run, in the order of its DAG, and are the steps that Kubeflow runs."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from components.shared import artifacts, gcs, storage
+from components.shared.config import load_experiment, settings_of, to_mapping
+from components.shared.gcs import service
+from components.train.jobs import RUN_LABEL, pod_templates
+from pipelines.cli import EXPERIMENTS
+from tests.cluster import argo
+from tests.cluster.argo import ROOT, step, tasks, workflow
+from tests.cluster.manifests import read
+from tests.cluster.world import World
+from tests.steps.corpora import ARCHITECTURE, petitions
+from tests.steps.forked import Zygote
+from tests.steps.tasks import ARCHITECTURES, reviews
+from tests.storage.emulator import Emulator
+
+BUCKET = "my-project-hanflow"
+"""Of the ConfigMap's `root`."""
+SMALL: dict[str, dict[str, dict[str, Any]]] = {
+    "summarization": {
+        "tokenize": {"tokenizer": "", "vocabulary_size": 500, "max_source_tokens": 64, "max_target_tokens": 24},
+        "train": {"pretrained": "", "architecture": ARCHITECTURE, "epochs": 1, "precision": "fp32"},
+        "evaluate": {"max_new_tokens": 8, "limit_rows": 4, "untrained": True},
+        "export": {"check_rows": 2},
+    },
+    "classification": {
+        "tokenize": {"tokenizer": "", "vocabulary_size": 500},
+        "train": {"pretrained": "", "architecture": ARCHITECTURES["classification"], "epochs": 1, "precision": "fp32"},
+        "export": {"check_rows": 2},
+    },
+    "language_modeling": {
+        "tokenize": {"vocabulary_size": 500, "chunk_tokens": 32},
+        "train": {"architecture": ARCHITECTURES["language_modeling"], "epochs": 1, "precision": "fp32"},
+        "export": {"check_rows": 2},
+    },
+}
+"""Task → where it differs from its bundled experiment: so a chain takes seconds and downloads nothing."""
+
+
+def small_experiment(task: str) -> str:
+    settings = yaml.safe_load((EXPERIMENTS / f"{task}.yaml").read_text(encoding="utf-8"))
+    for name, changes in SMALL[task].items():
+        settings[name] = {**settings.get(name, {}), **changes}
+    return yaml.safe_dump(settings, allow_unicode=True)
+
+
+def raw_data(task: str) -> bytes:
+    """A few rows of the bundled samples."""
+    columns, rows = ("document\tsummary", petitions(60)) if task == "summarization" else ("label\ttext", reviews(120))
+    return "".join(f"{line}\n" for line in (columns, *("\t".join(row) for row in rows))).encode()
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as emulator:
+        emulator.make_bucket(BUCKET)
+        yield emulator
+
+
+@pytest.fixture
+def bucket(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The bucket that the ConfigMap names is in the emulator; for steps that are started, too."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.host)
+    monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "cache"))
+    service._client_of.cache_clear()  # a client keeps the host that it was made for: other tests have their emulator
+    yield
+    service._client_of.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as zygote:
+        yield zygote
+
+
+def test_argos_commands_make_a_bundle_of_raw_data(bucket: None, tmp_path: Path) -> None:
+    """As the template writes them: every step a `python -m` of its own."""
+    check_chain("summarization", argo.as_process, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["classification", "language_modeling"])
+def test_argos_commands_serve_every_task(
+    task: str, emulator: Emulator, bucket: None, zygote: Zygote, tmp_path: Path
+) -> None:
+    check_chain(task, argo.as_fork_of(zygote, {"STORAGE_EMULATOR_HOST": emulator.host}), tmp_path)
+
+
+def check_chain(task: str, runner: argo.Runner, folder: Path) -> None:
+    """corpus → shards → model → evaluation → bundle, with the settings of the experiment, each from the one before."""
+    objects, text, name = read(".", "argo"), small_experiment(task), f"hanflow-{task}"
+    source, place = f"gs://{BUCKET}/{task}.tsv", f"gs://{BUCKET}/runs/{name}"
+    gcs.put(source, raw_data(task))
+    values = argo.values_of(objects, {"source": source, "experiment": text}, name=name, uid="uid-1")
+    printed = argo.play(objects, values, folder, runner)
+    assert list(printed) == ["preprocess", "tokenize", "train", "evaluate", "gate", "export"]
+    assert printed["gate"] == "true\n", "what the condition of export compares"
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    experiment = load_experiment(path, [f"preprocess.source={source}", f"train.checkpoints={place}/checkpoints"])
+    assert experiment.task == task
+    made = {}
+    for kind, maker in artifacts.KINDS.items():
+        _, made[kind] = storage.fetched(f"{place}/{kind}", kind, task=task)
+        assert made[kind].config == json.loads(json.dumps(to_mapping(getattr(experiment, maker)))), maker
+    digests = {kind: manifest.digest for kind, manifest in made.items()}
+    assert {kind: set(manifest.parents) for kind, manifest in made.items()} == {
+        "corpus": set(),
+        "shards": {"corpus"},
+        "model": {"shards"},
+        "evaluation": {"corpus", "shards", "model"},
+        "bundle": {"shards", "model", "evaluation"},
+    }
+    for manifest in made.values():
+        assert manifest.parents.items() <= digests.items(), "made of what this very run made"
+    assert {path.split("/")[0] for path in gcs.listing(place)} == {*artifacts.KINDS, "checkpoints"}
+    again = argo.succeed(step(objects, "preprocess"), values, folder / "again", runner)
+    assert "was done by an earlier attempt" in again.err, "a pod that was lost after its work is made anew"
+
+
+def test_argos_exit_handler_removes_the_runs_job(bucket: None, fake: World, tmp_path: Path) -> None:
+    """A train step that is lost leaves its job: it is found by the run's id, and no other run's is."""
+    assert fake.fake
+    fake.fake.admit = False
+    objects = read(".", "argo")
+    given = {"experiment": small_experiment("summarization"), "runtime": "pytorchjob", "image-tag": "1.2.3"}
+    values = argo.values_of(objects, {"source": "gs://b/raw.tsv", **given}, name="hanflow-x", uid="uid-1")
+    train = argo.start(argo.pod_of(step(objects, "train"), values, tmp_path / "train"))
+    fake.wait("the job", lambda: fake.fake.store.all("pytorchjobs") or train.poll() is not None, 60)  # type: ignore[union-attr]
+    train.kill()
+    _, said = train.communicate()
+    assert fake.fake.store.all("pytorchjobs"), said
+    (job,) = fake.fake.store.all("pytorchjobs")
+    assert job["metadata"]["labels"][RUN_LABEL] == "uid-1"
+    (template,) = pod_templates(job)
+    (container,) = template["spec"]["containers"]
+    assert container["image"] == "ghcr.io/hanflow/hanflow-gpu:1.2.3"
+    assert f"gs://{BUCKET}/runs/hanflow-x/model" in container["command"]
+    bystander = fake.body("sleep 300", run="uid-2")
+    fake.create(bystander)
+    handler = step(objects, workflow(objects)["onExit"])
+    assert argo.succeed(handler, values, tmp_path / "handler").out == "removed 1 jobs of run uid-1\n"
+    assert [job["metadata"]["name"] for job in fake.fake.store.all("pytorchjobs")] == [bystander["metadata"]["name"]]
+
+
+def test_a_wrong_option_of_a_step_is_found(tmp_path: Path) -> None:
+    template = copy.deepcopy(step(read("argo"), "gate"))
+    template["container"]["args"] = ["--evaluation=x", "--evaluaton=x"]
+    with pytest.raises(AssertionError, match="(?s)gate ended with 2: .*unrecognized arguments: --evaluaton=x"):
+        argo.succeed(template, {}, tmp_path / "gate")
+
+
+def test_argos_dag_is_kubeflows() -> None:
+    """The same tasks wait for each other, directly or by way of others."""
+    spec, _ = yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "summarization.yaml").read_text(encoding="utf-8"))
+    theirs = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
+    waits = {name: set(task.get("dependentTasks", ())) for name, task in theirs.items()}
+    rename = {"good-enough": "gate", "condition-2": "export"}
+    ours = {task["name"]: set(task.get("dependencies", ())) for task in tasks(read("argo"))}
+
+    def closure(graph: dict[str, set[str]], name: str) -> set[str]:
+        return graph[name] | {far for near in graph[name] for far in closure(graph, near)}
+
+    for name in waits:
+        kubeflow = {rename.get(each, each) for each in closure(waits, name)}
+        assert closure(ours, rename.get(name, name)) == kubeflow
+
+
+def test_argos_default_experiment_is_the_bundled_one() -> None:
+    parameters = {p["name"]: p for p in workflow(read("argo"))["arguments"]["parameters"]}
+    bundled = (EXPERIMENTS / "summarization.yaml").read_text(encoding="utf-8")
+    assert yaml.safe_load(parameters["experiment"]["value"]) == yaml.safe_load(bundled)
+
+
+def test_argos_job_settings_exist() -> None:
+    known = {f"--job-{s.name.replace('_', '-')}" for s in settings_of("job")}
+    given = {
+        text.split("=")[0] for text in step(read("argo"), "train")["container"]["args"] if text.startswith("--job")
+    }
+    assert given and given <= known
