@@ -13,7 +13,7 @@ from components.shared.cells import csv_writer
 from components.shared.config import UserError
 from components.shared.progress import Progress
 from components.shared.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
-from components.shared.text_files import Source, read, unequal
+from components.shared.text_files import Source, read, rereadable, unequal
 from components.shared.tokenizations import Tokenization
 
 
@@ -59,7 +59,7 @@ def score_files(
         tokenizations: ways to cut the texts; each gives its own scores.
 
     Raises:
-        UserError: a file cannot be used (`files.read`), a row has several predictions, or the files differ in rows.
+        UserError: a file cannot be used (`text_files.read`), a row has several predictions, or the files differ in rows.
     """
     total = _count([predictions, *references])
     parts: list[dict[str, np.ndarray]] = []
@@ -86,7 +86,7 @@ def score_files(
 
 def _count(sources: Sequence[Source]) -> int | None:
     """The rows that all files hold, so that a mistake shows before the work; None if one can be read only once."""
-    if not all(Path(source.path).is_file() for source in sources if Path(source.path).exists()):
+    if not all(rereadable(source.path) for source in sources):
         return None
     counts = {source.path: sum(1 for _ in read(source)) for source in sources}
     if len(set(counts.values())) > 1:

@@ -72,6 +72,6 @@ def good_enough(evaluation: str) -> bool:
     Returns:
         Whether the model may be exported.
     """
-    from components.evaluate.score import passed
+    from components.evaluate.gate import passed
 
     return passed(evaluation)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from components.evaluate.gate import check_gate, failures
 from components.evaluate.rows import Kept, PredictionsFile, chunks
 from components.shared import artifacts
 from components.shared.artifacts import Manifest
@@ -117,41 +118,6 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
         html="report.html",
         confusion=learnt.confusion(systems[0].measures, of_shards.details["facts"]),
     )
-
-
-def passed(evaluation: str) -> bool:
-    """Whether an evaluation says that the model is good enough to be exported."""
-    return bool(fetched(evaluation, "evaluation", only=nothing)[1].details["gate"]["passed"])
-
-
-def check_gate(config: EvaluateConfig, task: Task) -> None:
-    """Refuse limits of scores that the task does not have, before anything is computed.
-
-    Raises:
-        UserError: an unknown score, or a limit that is no number.
-    """
-    known = task.overall(task.score(Predictions([]), []))
-    for setting, limits in (("minimum", config.minimum), ("maximum", config.maximum)):
-        for name, limit in limits.items():
-            if name not in known:
-                raise UserError(f"evaluate.{setting}: the task has no score {name!r}; known: {', '.join(known)}")
-            if isinstance(limit, bool) or not isinstance(limit, (int, float)):
-                raise UserError(f"evaluate.{setting}.{name}: expected a number, found {limit!r}")
-
-
-def failures(config: EvaluateConfig, scores: Mapping[str, float]) -> list[str]:
-    """The limits that scores do not keep, one text each."""
-    low = [
-        f"{name} is {scores[name]:.4f}, below evaluate.minimum {limit}"
-        for name, limit in config.minimum.items()
-        if not scores[name] >= limit
-    ]
-    high = [
-        f"{name} is {scores[name]:.4f}, above evaluate.maximum {limit}"
-        for name, limit in config.maximum.items()
-        if not scores[name] <= limit
-    ]
-    return low + high
 
 
 def _systems(

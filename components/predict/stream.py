@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import gzip
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any, BinaryIO
 
 from components.predict.bundle import Bundle, answer
+from components.predict.inputs import Inputs, check_first_rows, inputs_of
 from components.predict.output import OUTPUT_FORMATS, encoded
 from components.predict.partial import PartialFile
 from components.shared.artifacts import program_version
 from components.shared.config import UserError
 from components.shared.progress import Progress, log
-from components.shared.storage import exists, find_raw, fingerprint, is_remote, publish_file, work_folder
-from components.shared.text_files import FORMATS, STANDARD_INPUT, Row, Source, format_of, read_rows
-
-READABLE = tuple(f"{name}{packed}" for name in (".csv", ".tsv", ".jsonl", ".ndjson", ".txt") for packed in ("", ".gz"))
-"""Endings of the files that are taken from a folder."""
+from components.shared.storage import exists, is_remote, publish_file, work_folder
+from components.shared.text_files import STANDARD_INPUT, format_of
 
 CHUNK_CHARACTERS = 8_000_000
 """Characters of a chunk from which it is full, however few rows they are."""
@@ -89,45 +85,6 @@ class Told:
     """Of predicting and writing alone."""
 
 
-@dataclass
-class _Inputs:
-    """The rows of all input files, one after the other."""
-
-    paths: list[str]
-    source: Source
-    several: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.several = len(self.paths) > 1
-
-    @property
-    def rereadable(self) -> bool:
-        return all(
-            is_remote(path) or (path != STANDARD_INPUT and S_ISREG(os.stat(path).st_mode)) for path in self.paths
-        )
-
-    def fingerprint(self) -> list[dict[str, Any]]:
-        """What tells whether the files are still the same."""
-        return [fingerprint(path) for path in self.paths]
-
-    def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
-        """(`file` where there are several, `row` from 0 in its file, `id` where there is one; text) of every row.
-
-        Raises:
-            UserError: see `read_rows`; or a row holds a list of texts.
-        """
-        for path in self.paths:
-            for number, row in enumerate(read_rows(replace(self.source, path=path))):
-                names = ({"file": path} if self.several else {}) | {"row": number} | _id(row)
-                if len(row.texts) > 1:
-                    raise UserError(f"{path}: row {number} holds {len(row.texts)} texts; give one text a row")
-                yield names, row.texts[0]
-
-
-def _id(row: Row) -> dict[str, str]:
-    return {} if row.id is None else {"id": row.id}
-
-
 def run(bundle: Bundle, request: Request) -> Told:
     """Predict every row of the input, one row of output each, in order.
 
@@ -143,8 +100,8 @@ def run(bundle: Bundle, request: Request) -> Told:
     """
     if request.chunk_rows < 1:
         raise UserError(f"--chunk-rows: {request.chunk_rows} rows are no chunk; give 1 or more")
-    inputs = _inputs(bundle, request)
-    _check_first_rows(inputs)
+    inputs = inputs_of(bundle, request)
+    check_first_rows(inputs)
     kind = request.output_format
     if kind == "auto":
         written = "pairs" if bundle.task.labels else "lines"
@@ -158,47 +115,7 @@ def run(bundle: Bundle, request: Request) -> Told:
     return _to_file(bundle, request, inputs, kind, Path(request.output))
 
 
-def _inputs(bundle: Bundle, request: Request) -> _Inputs:
-    if request.input_format not in ("auto", *FORMATS):
-        raise UserError(f"--input-format: {request.input_format!r} is no format; give one of {', '.join(FORMATS)}")
-    paths = [STANDARD_INPUT]
-    if request.input != STANDARD_INPUT:
-        special = os.path.exists(request.input) and not os.path.isdir(request.input)  # a pipe is one, too
-        paths = [request.input] if special else find_raw(request.input, READABLE)
-        output = Path(request.output).absolute()
-        own = {f"{output}{ending}" for ending in (".partial", ".partial.json", ".partial.json.new")}
-        paths = [path for path in paths if str(Path(path).absolute()) not in own]
-        if request.output != STANDARD_INPUT and any(Path(path).resolve() == output.resolve() for path in paths):
-            raise UserError(f"--output: {request.output} is one of the input files; give another one")
-    source = Source(
-        "",
-        request.column,
-        bundle.input_names,
-        "--column",
-        request.encoding,
-        request.input_format,
-        bundle.id_names,
-    )
-    return _Inputs(paths, source)
-
-
-def _check_first_rows(inputs: _Inputs) -> None:
-    """Let a missing column or an empty file show before a model is loaded.
-
-    Raises:
-        UserError: of several files one has ids and another has none, or a file cannot be used.
-    """
-    if not inputs.rereadable:
-        return
-    named = {}
-    for path in inputs.paths:
-        named[path] = next(read_rows(replace(inputs.source, path=path))).id is not None
-    if len(set(named.values())) > 1:
-        with_id, without = (next(path for path, there in named.items() if there is wanted) for wanted in (True, False))
-        raise UserError(f"{without}: has no column for the rows' ids, but {with_id} has; predict them one by one")
-
-
-def _to_stream(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, stream: BinaryIO) -> Told:
+def _to_stream(bundle: Bundle, request: Request, inputs: Inputs, kind: str, stream: BinaryIO) -> Told:
     told = Told()
 
     def write(content: bytes, _: int) -> None:
@@ -209,7 +126,7 @@ def _to_stream(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, str
     return told
 
 
-def _to_bucket(bundle: Bundle, request: Request, inputs: _Inputs, kind: str) -> Told:
+def _to_bucket(bundle: Bundle, request: Request, inputs: Inputs, kind: str) -> Told:
     """By way of a file on this machine, where an interrupted run goes on; it is uploaded when whole."""
     if exists(request.output) and not request.force:
         raise UserError(f"--output: {request.output}: exists already; give another, or replace it with --force")
@@ -220,7 +137,7 @@ def _to_bucket(bundle: Bundle, request: Request, inputs: _Inputs, kind: str) -> 
     return told
 
 
-def _to_file(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, path: Path) -> Told:
+def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: Path) -> Told:
     if not path.parent.is_dir():
         raise UserError(f"--output: {path}: its folder does not exist; make it first")
     if path.is_dir():
@@ -268,7 +185,7 @@ def _to_file(bundle: Bundle, request: Request, inputs: _Inputs, kind: str, path:
 def _predict(
     bundle: Bundle,
     request: Request,
-    inputs: _Inputs,
+    inputs: Inputs,
     kind: str,
     told: Told,
     total: int | None,

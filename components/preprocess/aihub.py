@@ -9,7 +9,7 @@ from typing import Any
 
 import ijson
 
-from components.preprocess.lines import BAD_BYTE, ROW_LIMIT, as_utf8
+from components.preprocess.lines import BAD_BYTE, ROW_LIMIT, TOO_LONG, as_utf8
 from components.preprocess.rows import ColumnMapping, Row, without_surrogates
 from components.preprocess.structured import as_text
 from components.shared.config import PreprocessConfig, UserError
@@ -82,7 +82,7 @@ def _row(
         values[role] = without_surrogates(text)
     reason = ""
     if sum(map(len, values.values())) > ROW_LIMIT:
-        reason = f"the row is longer than {ROW_LIMIT // 1_000_000} MB"
+        reason = TOO_LONG
     elif any(BAD_BYTE in text for text in values.values()):
         reason = "not valid text in the file's encoding"
     return Row(number, None, json.dumps(values, ensure_ascii=False), reason) if reason else Row(number, values, None)

@@ -22,6 +22,9 @@ BLOCK = 1 << 20
 ROW_LIMIT = 10_000_000
 """Longest row, in bytes; a longer one is rejected, so that a missing newline cannot fill the memory."""
 
+TOO_LONG = f"the row is longer than {ROW_LIMIT // 1_000_000} MB"
+"""Why such a row is rejected."""
+
 RAW_LIMIT = 10_000
 """Characters kept of a rejected row's raw text."""
 
@@ -88,7 +91,7 @@ def line_blocks(path: str, encoding: str) -> Iterator[Block]:
             end = block.find(b"\n")
             if end < 0:
                 continue
-            yield Block([overlong], {0: _too_long()})
+            yield Block([overlong], {0: TOO_LONG})
             block, overlong = block[end + 1 :], ""
         end = block.rfind(b"\n")
         if end < 0:
@@ -99,13 +102,9 @@ def line_blocks(path: str, encoding: str) -> Iterator[Block]:
         if len(rest) > ROW_LIMIT:
             rest, overlong = b"", rest[: RAW_LIMIT * 4].decode(codec, "backslashreplace")[:RAW_LIMIT]
     if overlong:
-        yield Block([overlong], {0: _too_long()})
+        yield Block([overlong], {0: TOO_LONG})
     elif rest:
         yield _decoded(rest, codec, name)
-
-
-def _too_long() -> str:
-    return f"the row is longer than {ROW_LIMIT // 1_000_000} MB"
 
 
 def _decoded(whole: bytes, codec: str, name: str) -> Block:
@@ -122,7 +121,7 @@ def _decoded(whole: bytes, codec: str, name: str) -> Block:
     for index, line in enumerate(whole.split(b"\n")):
         line = line.removesuffix(b"\r")
         if len(line) > ROW_LIMIT:
-            block.bad[index] = _too_long()
+            block.bad[index] = TOO_LONG
             block.lines.append(line[: RAW_LIMIT * 4].decode(codec, "backslashreplace")[:RAW_LIMIT])
             continue
         try:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from components.preprocess.lines import ROW_LIMIT, byte_blocks, empty, line_blocks
+from components.preprocess.lines import ROW_LIMIT, TOO_LONG, byte_blocks, empty, line_blocks
 from components.preprocess.rows import ColumnMapping, Row, without_surrogates
 from components.shared.config import PreprocessConfig, UserError
 from components.shared.reasons import first_line
@@ -200,7 +200,7 @@ def _batch_rows(before: int, count: int, columns: dict[str, list[str | None]], m
             shown = {role: text for role, text in values.items() if text}
             rows.append(Row(number, None, json.dumps(shown, ensure_ascii=False), "not valid UTF-8"))
         elif sum(map(len, texts)) > ROW_LIMIT:
-            rows.append(Row(number, None, str(texts[0]), f"the row is longer than {ROW_LIMIT // 1_000_000} MB"))
+            rows.append(Row(number, None, str(texts[0]), TOO_LONG))
         else:
             rows.append(Row(number, values, None))
     return rows

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from components.shared.cells import csv_rows, tab_rows, unguarded, without_end
 from components.shared.config import UserError
 from components.shared.encodings import HEAD, display_name, encoding_of
-from components.shared.storage import open_raw
+from components.shared.storage import is_remote, open_raw
 
 FORMATS = ("lines", "csv", "tsv", "jsonl")
 
@@ -59,6 +60,11 @@ def format_of(path: str) -> str:
     if name.endswith((".jsonl", ".ndjson")):
         return "jsonl"
     return name[-3:] if name.endswith((".csv", ".tsv")) else "lines"
+
+
+def rereadable(path: str) -> bool:
+    """Whether a file can be read a second time: neither standard input nor a pipe."""
+    return is_remote(path) or (path != STANDARD_INPUT and os.path.isfile(path))
 
 
 def read(source: Source) -> Iterator[list[str]]:

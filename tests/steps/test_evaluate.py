@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from components.evaluate.gate import passed
 from components.evaluate.report import thinned
-from components.evaluate.score import passed, run, spread
+from components.evaluate.score import run, spread
 from components.shared import rouge
 from components.shared.artifacts import lineage, read_manifest
 from components.shared.cells import safe_cell

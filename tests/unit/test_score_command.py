@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
 import threading
@@ -99,6 +100,15 @@ def test_the_table_names_the_tokenization_of_every_score(
     assert "4 rows" in out
     assert "1 predictions are empty and score 0" in out
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_predictions_come_from_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    references = write_lines(tmp_path / "r.txt", REFERENCES)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO("\n".join(REFERENCES).encode()))))
+    found = scored(capsys, "--predictions", "-", "--references", references, "--tokenization", "word")
+    assert (found["rows"], found["scores"]["rouge1_word"]) == (4, 1.0)
 
 
 def test_no_intervals(capsys: pytest.CaptureFixture[str], lines: tuple[str, Path, str, Path]) -> None:
