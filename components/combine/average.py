@@ -15,7 +15,21 @@ from components.shared.tasks import get_task
 
 
 def run(config: CombineConfig, *, task: str, output: str, shards: str, models: Sequence[str]) -> Report:
-    """Combine models that were trained on the same shards; what evaluate and export take as if it had been trained."""
+    """Combine models that were trained on the same shards; what evaluate and export take as if it had been trained.
+
+    Args:
+        config: names and weights of the members.
+        task: name of the task.
+        output: URI of the model to write; must not hold anything yet.
+        shards: URI of what all of them were trained on.
+        models: URI of every member, in the order of names and weights.
+
+    Returns:
+        Figures: names of the `members`, and `parameters` of all together.
+
+    Raises:
+        UserError: the models do not fit together, or the task cannot combine any.
+    """
     from components.shared.models import pretrained
 
     learnt = get_task(task)

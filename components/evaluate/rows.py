@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from components.shared.cells import csv_writer, safe_cell
-from components.shared.config import UserError
+from components.shared.corpora import batches
 from components.shared.tasks.base import Predictions, Task
 
 CHUNK = 2_000
@@ -28,19 +28,7 @@ def chunks(path: Path, task: Task, limit: int) -> Iterator[dict[str, list[str]]]
     Raises:
         UserError: the file cannot be read.
     """
-    import pyarrow.parquet as pq
-
-    roles, left = [column.role for column in task.columns], limit or -1
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(CHUNK, columns=roles):
-                columns = batch.slice(0, left if left >= 0 else batch.num_rows).to_pydict()
-                yield columns
-                left -= len(columns[roles[0]]) if left >= 0 else 0
-                if not left:
-                    return
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); run the preprocess step again") from None
+    return batches(path, [column.role for column in task.columns], CHUNK, limit)
 
 
 @dataclass(frozen=True)

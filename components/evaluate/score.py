@@ -60,7 +60,21 @@ class Split:
 
 
 def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: str, corpus: str) -> Report:
-    """Score a trained model and its baselines on the same held-out rows."""
+    """Score a trained model and its baselines on the same held-out rows.
+
+    Args:
+        config: the step's settings.
+        task: name of the task.
+        output: URI of the evaluation to write; must not hold anything yet.
+        model, shards, corpus: URIs of what is scored, of what it was trained on, and of what that was made from.
+
+    Returns:
+        Figures: every score of the trained model, the deciding one of the other systems, `rows` scored, and which limits
+        of `config.minimum` and `config.maximum` are not kept (`gate`).
+
+    Raises:
+        UserError: an input or a setting cannot be used, or there is no row to score.
+    """
     learnt = get_task(task)
     model_at, of_model = fetched(model, "model", task=task)
     _, of_shards = fetched(shards, "shards", task=task, only=nothing)

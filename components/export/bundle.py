@@ -26,7 +26,21 @@ FORMATS = ("huggingface", "ctranslate2")
 
 
 def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation: str, shards: str) -> Report:
-    """Pack a trained model for others, reload it and compare it with what was trained."""
+    """Pack a trained model for others, reload it and compare it with what was trained.
+
+    Args:
+        config: the step's settings.
+        task: name of the task.
+        output: URI of the bundle to write; must not hold anything yet.
+        model, evaluation, shards: URIs of what is packed, of its scores, and of what it was trained on.
+
+    Returns:
+        Figures: `size_mb` of all files in 10^6 bytes, `parameters`, rows that formats were compared on
+        (`checked_rows`), and the `formats`.
+
+    Raises:
+        UserError: an input or a setting cannot be used, or a format is, reloaded, not the model that was trained.
+    """
     from components.shared.models import pretrained
 
     learnt = get_task(task)

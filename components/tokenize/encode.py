@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from components.shared import artifacts, lengths
 from components.shared.artifacts import SPLITS, Manifest
 from components.shared.config import TokenizeConfig, UserError, to_mapping
+from components.shared.corpora import batches
 from components.shared.progress import Progress, log
 from components.shared.shards import Shard, ShardWriter
 from components.shared.steps import Report
@@ -34,7 +34,21 @@ BATCH_ROWS = 2_000
 
 
 def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Report:
-    """Encode a corpus with a pretrained tokenizer, or with one trained on its train split."""
+    """Encode a corpus with a pretrained tokenizer, or with one trained on its train split.
+
+    Args:
+        config: the step's settings.
+        task: name of the task.
+        output: URI of the shards to write; must not hold anything yet.
+        corpus: URI of the corpus.
+
+    Returns:
+        Figures: `rows` of the shards, their `tokens`, tokens in the `vocabulary`, `tokens_per_character` of the texts before
+        truncation; rows cut, by sequence, or the share of the shards' room that tokens fill (`packing_efficiency`).
+
+    Raises:
+        UserError: the corpus or the tokenizer cannot be used, or nothing can be learnt from the train split.
+    """
     # The Rust tokenizers read both when they start their threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     os.environ["RAYON_NUM_THREADS"] = str(config.workers or os.cpu_count() or 1)
@@ -58,9 +72,9 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         with Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 rest: dict[str, list[int]] | None = None
-                batches = _batches(folder / f"{split}.parquet", learnt)
+                of_split = _batches(folder / f"{split}.parquet", learnt)
                 with ShardWriter(target / f"{split}.arrow", learnt.sequences) as writer:
-                    for encoded in _encoded(batches, learnt, tokenizer, config, facts):
+                    for encoded in _encoded(of_split, learnt, tokenizer, config, facts):
                         rest = encoded.rest
                         writer.write(encoded.columns)
                         for name, count in encoded.truncated.items():
@@ -111,7 +125,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
 
 
 def _encoded(
-    batches: Iterable[dict[str, list[str]]],
+    rows: Iterable[dict[str, list[str]]],
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
     config: TokenizeConfig,
@@ -124,14 +138,14 @@ def _encoded(
     """
     if task.packs:
         rest = None
-        for batch in batches:
+        for batch in rows:
             encoded = task.encode(batch, tokenizer, config, facts, rest)
             rest = encoded.rest
             yield encoded
         return
     with ThreadPoolExecutor(AT_ONCE) as threads:
         waiting: deque[Future[Encoded]] = deque()
-        for batch in batches:
+        for batch in rows:
             waiting.append(threads.submit(task.encode, batch, tokenizer, config, facts))
             if len(waiting) > AT_ONCE:
                 yield waiting.popleft().result()
@@ -144,12 +158,10 @@ def _splits(_: Manifest) -> list[str]:
 
 
 def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:
-    roles = [column.role for column in task.columns]
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=roles):
-        yield batch.to_pydict()
+    return batches(path, [column.role for column in task.columns], BATCH_ROWS)
 
 
 def _texts(path: Path, task: Task, config: TokenizeConfig) -> Iterator[str]:
-    for batch in _batches(path, task):
+    for batch in batches(path, task.text_roles, BATCH_ROWS):
         for role in task.text_roles:
             yield from prepared(batch[role], config)
