@@ -260,6 +260,16 @@ def test_an_error_leaves_nothing(bucket: str) -> None:
         assert not any((storage.cache_folder() / "staging").iterdir())
 
 
+def test_a_machine_without_room_for_copies_leaves_no_claim(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="cannot be made .*set HANFLOW_CACHE"):
+        publish(f"{bucket}/corpus")
+    assert gcs.listing(bucket) == {}
+
+
 def test_an_upload_that_fails_leaves_nothing(bucket: str, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "RETRY_SECONDS", 0.5)
     emulator.order({"kind": "503", "match": "^compose", "times": 99})

@@ -63,7 +63,6 @@ def _staged_remote(uri: str, kind: str) -> Iterator[Path]:
 
     if not kind:
         raise UserError(f"{uri}: is in a bucket; give a local folder and upload it with `gcloud storage cp -r`")
-    claimed = gcs.claim(uri, f"{kind}.json")
     parent = cache_folder() / "staging"
     parent.mkdir(exist_ok=True)
     _sweep(parent)
@@ -71,13 +70,17 @@ def _staged_remote(uri: str, kind: str) -> Iterator[Path]:
     descriptor = lock(staging.with_suffix(".lock"))
     try:
         staging.mkdir()
-        yield staging
-        size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-        log.info("uploading %.1f MB to %s", size / 1e6, uri)
-        gcs.publish(claimed, staging)
-    except BaseException as error:
-        gcs.abandon(claimed)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        claimed = gcs.claim(uri, f"{kind}.json")  # not before this machine has room for it: no claim is left behind
+        try:
+            yield staging
+            size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+            log.info("uploading %.1f MB to %s", size / 1e6, uri)
+            gcs.publish(claimed, staging)
+        except BaseException:
+            gcs.abandon(claimed)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{parent}: the disk is full; make room, or set HANFLOW_CACHE to a folder on a larger disk"
             ) from error
