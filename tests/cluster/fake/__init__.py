@@ -1,0 +1,13 @@
+"""A cluster in the test process: an API server over real HTTP, the operators' control loops, and a kubelet.
+
+Only what the launcher uses, and that as the real ones do it: resource versions, watches that end, 404, 409, 410, 401 and
+422, preconditions, cascading deletion. Containers really run, as processes of this machine: a job's life is played by the
+script that is its command, here as on a real cluster. The operators follow kubeflow/training-operator v1.9
+(pkg/controller.v1/common/pod.go) and kubernetes-sigs/jobset v0.12 in what a job's status and restarts are.
+"""
+
+from __future__ import annotations
+
+from tests.cluster.fake.cluster import FakeCluster, fake_cluster
+
+__all__ = ["FakeCluster", "fake_cluster"]
