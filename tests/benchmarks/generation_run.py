@@ -1,6 +1,7 @@
-"""Rows a second of beam search, ours in float32 and int8 and transformers' `generate`; prints one JSON line.
+"""Rows a second of beam search: one engine in a process of its own, as its users run it; prints one JSON line.
 
-`python -m tests.benchmarks.generation_run FOLDER`
+`python -m tests.benchmarks.generation_run FOLDER fit` makes the model, `… FOLDER ENGINE [kept]` measures one of ENGINES;
+`kept`: with freed memory kept, as in hanflow's training. `… FOLDER compare` scores what all of them said.
 
 Random weights give noise that rounding decides, so the model first learns to say how each of the rows begins: texts and
 scores can then be compared. Speed does not depend on it.
@@ -30,52 +31,77 @@ from tests.benchmarks.data import KOBART, make_shards
 ROWS, NEW_TOKENS, BATCH = 24, 64, 8
 FIT_STEPS, FIT_LOSS, FIT_SOURCE = (100, 12), 0.05, 96
 """Steps on the first tokens of all rows, then on whole rows; the loss, in nats a token, that ends either; those tokens."""
-REPEATS = 2
+ENGINES = ("float32", "int8", "transformers")
 
 
 def main() -> None:
+    folder, what = Path(sys.argv[1]), sys.argv[2]
+    if what == "fit":
+        make_model(folder)
+    elif what == "compare":
+        print(json.dumps(compared(folder), ensure_ascii=False))
+    else:
+        if "kept" in sys.argv:
+            keep_freed_memory()
+        print(json.dumps({"rows_per_second": ROWS / measured(folder, what)}))
+
+
+def make_model(folder: Path) -> None:
+    """Shards, and a model that knows how their first rows begin."""
     keep_freed_memory()
-    shards = make_shards(Path(sys.argv[1]), 180)
+    shards = make_shards(folder, 180)
     task, tokenizer = get_task("summarization"), AutoTokenizer.from_pretrained(shards / "tokenizer")
-    sources = [row[0] for row in Shard(shards / "train.arrow", task.sequences).rows(range(ROWS))]
-    rows = [(source, source[:NEW_TOKENS]) for source in sources]
     model = task.new_model(TrainConfig(architecture={**KOBART, "dropout": 0.0}), tokenizer, {})
-    fit(model, rows)
-    model.eval()
+    fit(model, known_rows(folder))
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+
+
+def known_rows(folder: Path) -> list[tuple[np.ndarray, ...]]:
+    """Rows of (source, its first NEW_TOKENS tokens): int32 arrays of shape (length,)."""
+    path = next(folder.glob("**/train.arrow"))
+    sources = [row[0] for row in Shard(path, get_task("summarization").sequences).rows(range(ROWS))]
+    return [(source, source[:NEW_TOKENS]) for source in sources]
+
+
+def measured(folder: Path, engine: str) -> float:
+    """Seconds that an engine takes for all rows; what it found is left in the folder."""
+    task, tokenizer = get_task("summarization"), AutoTokenizer.from_pretrained(folder / "model")
+    sources, model = task.sources(known_rows(folder)), task.load_model(str(folder / "model")).eval()
     options = GenerationOptions(beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
-    engines = {kind: Generator.of(model, tokenizer, "ctranslate2", kind) for kind in ("float32", "int8")}
-    reference = Generator.of(model, tokenizer, "transformers")
-    seconds: dict[str, list[float]] = {"float32": [], "int8": [], "transformers": []}
-    found: dict[str, list[list[int]]] = {}
-    for repeat in range(REPEATS):
-        for kind, engine in engines.items():
-            engine.search(sources[:2], options)  # the first products of a process are slow
-            started = time.perf_counter()
-            found[kind] = engine.search(sources, options)
-            seconds[kind].append(time.perf_counter() - started)
-        if not repeat:  # it takes half a minute
-            theirs(model, sources[:1], 2)
-            started = time.perf_counter()
-            found["transformers"] = theirs(model, sources, NEW_TOKENS)
-            seconds["transformers"].append(time.perf_counter() - started)
-    texts = {kind: reference.decode(ids) for kind, ids in found.items()}
-    references = [task.reference_of(row, tokenizer, model) for row in rows]
-    scores = {
-        kind: task.overall(task.score(Predictions(list(made)), references))["rougeL_morpheme"]
-        for kind, made in texts.items()
+    if engine == "transformers":
+        theirs(model, sources[:1], 2)  # the first products of a process are slow
+        started = time.perf_counter()
+        found = theirs(model, sources, NEW_TOKENS)
+    else:
+        ours = Generator.of(model, tokenizer, "ctranslate2", engine)
+        ours.search(sources[:2], options)
+        started = time.perf_counter()
+        found = ours.search(sources, options)
+    seconds = time.perf_counter() - started
+    (folder / f"{engine}.json").write_text(json.dumps(found), encoding="utf-8")
+    return seconds
+
+
+def compared(folder: Path) -> dict[str, Any]:
+    """Share of texts equal to transformers' and ROUGE-L of every engine; how many texts differ, and one."""
+    task, tokenizer = get_task("summarization"), AutoTokenizer.from_pretrained(folder / "model")
+    model = task.load_model(str(folder / "model"))
+    decode = Generator.of(model, tokenizer, "transformers").decode
+    texts = {engine: decode(json.loads((folder / f"{engine}.json").read_text(encoding="utf-8"))) for engine in ENGINES}
+    references = [task.reference_of(row, tokenizer, model) for row in known_rows(folder)]
+    theirs = texts["transformers"]
+    return {
+        "equal": {
+            kind: float(np.mean([a == b for a, b in zip(made, theirs, strict=True)])) for kind, made in texts.items()
+        },
+        "rougeL_morpheme": {
+            kind: task.overall(task.score(Predictions(list(made)), references))["rougeL_morpheme"]
+            for kind, made in texts.items()
+        },
+        "distinct": len(set(theirs)),
+        "example": theirs[0],
     }
-    equal = {
-        kind: float(np.mean([a == b for a, b in zip(texts[kind], texts["transformers"], strict=True)]))
-        for kind in texts
-    }
-    result = {
-        "rows_per_second": {kind: [ROWS / s for s in each] for kind, each in seconds.items()},
-        "equal": equal,
-        "rougeL_morpheme": scores,
-        "distinct": len(set(texts["transformers"])),
-        "example": texts["transformers"][0],
-    }
-    print(json.dumps(result, ensure_ascii=False))
 
 
 def fit(model: Any, rows: list[tuple[np.ndarray, ...]]) -> float:

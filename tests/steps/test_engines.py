@@ -176,6 +176,16 @@ def test_a_generator_holds_the_weights_it_was_built_from(trained: Trained) -> No
     assert model.training
 
 
+def test_torch_keeps_its_threads(trained: Trained) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        Generator.of(trained.model, trained.tokenizer, "ctranslate2")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_what_ctranslate2_cannot_run_goes_to_transformers(trained: Trained) -> None:
     class Own(BartForConditionalGeneration):
         """May compute anything."""

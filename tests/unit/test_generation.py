@@ -214,11 +214,13 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
 
 @given(st.lists(st.integers(1, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5), st.integers(1, 4))
 def test_few_batches_come_in_rounds_of_all_workers(lengths: list[int], budget: int, beams: int, workers: int) -> None:
-    plain, even = list(batches(lengths, budget, beams)), even_batches(lengths, budget, beams, workers)
+    even = even_batches(lengths, budget, beams, workers)
     assert sorted(row for batch in even for row in batch) == list(range(len(lengths)))
     for batch in even:
         assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) * beams <= budget
-    assert len(plain) <= len(even) <= -(-len(plain) // workers) * workers
+    for start in range(0, len(even), workers):  # nobody of a round has more than one row more than the others
+        sizes = [len(batch) for batch in even[start : start + workers]]
+        assert max(sizes) - min(sizes) <= 1 and (len(sizes) == workers or set(sizes) == {1})
 
 
 def test_like_rows_are_shared_out_evenly() -> None:

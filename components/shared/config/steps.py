@@ -116,7 +116,7 @@ class EvaluateConfig:
     min_new_tokens: int = setting(0, "Shortest generated text, in tokens.", at_least=0)
     length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
     no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
-    batch_tokens: int = setting(16384, "Padded source tokens times beams in one generation batch.", at_least=16)
+    batch_tokens: int = setting(32768, "Most padded source tokens times beams in one generation batch.", at_least=16)
     remove_tokens: list = setting(
         [], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.'
     )

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from components.shared.progress import Progress
 
+BATCH_SHARE = {"float32": 1.0, "int8": 0.5}
+"""How much of `batch_tokens` a batch takes: in float32 a step waits for the weights, which many rows then share; in int8
+for the rows' own numbers, of which few fit the caches."""
+
 MOST_WORKERS = 8
 """Batches computed at once at most; each needs memory of its own, further cores share their work."""
 
@@ -50,7 +54,8 @@ class CTranslate2Engine:
         self._tokens: list[str] = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
         self._ids = {token: row for row, token in enumerate(self._tokens)}
         # One core a batch: nothing waits for anything, while products of few rows on several cores do.
-        cores = threads or torch.get_num_threads()
+        torchs = torch.get_num_threads()
+        cores = threads or torchs
         self._workers = min(cores, MOST_WORKERS)
         try:
             self._translator = ctranslate2.Translator(
@@ -65,6 +70,8 @@ class CTranslate2Engine:
                 f"{folder}: CTranslate2 cannot load it as {compute_type} on {device} ({error}); export the model again, "
                 "or use the transformers engine"
             ) from error
+        finally:
+            torch.set_num_threads(torchs)  # both share one OpenMP, and CTranslate2 sets that to its own number
 
     @classmethod
     def of(
@@ -97,7 +104,8 @@ class CTranslate2Engine:
                 progress.update(len(rows))
 
         lengths = [len(source) for source in sources]
-        for rows in even_batches(lengths, options.batch_tokens, options.beams, self._workers):
+        room = int(options.batch_tokens * BATCH_SHARE[self.compute_type])
+        for rows in even_batches(lengths, room, options.beams, self._workers):
             texts = [self._source(sources[row]) for row in rows]
             waiting.append((rows, self._translator.translate_batch(texts, asynchronous=True, **arguments)))
             if len(waiting) > self._workers:  # one batch always lies ready

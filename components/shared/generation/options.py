@@ -11,7 +11,7 @@ from components.shared.config import EvaluateConfig, UserError
 from components.shared.progress import log
 
 ROUNDS = 8
-"""Batches a worker from which it does not matter that some workers end before the others."""
+"""Batches a worker beyond which it does not matter that the last ones are small."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class GenerationOptions:
     min_new_tokens: int = 0
     length_penalty: float = 1.0
     no_repeat_ngram: int = 0
-    batch_tokens: int = 16384
+    batch_tokens: int = 32768
     remove_tokens: tuple[str, ...] = ()
 
     @classmethod
@@ -90,23 +90,33 @@ def batches(lengths: Sequence[int], batch_tokens: int, beams: int) -> Iterator[l
 
 
 def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers: int) -> list[list[int]]:
-    """`batches` for workers that compute one each at a time: where they are few, as many to each and of like size.
+    """Batches for workers that compute one each at a time: the batches of a round are alike, so that nobody waits.
+
+    A round takes the longest rows that are left and deals them out to the workers one by one. Where rounds are few, they
+    are of like size, too.
 
     Args:
         lengths, batch_tokens, beams: as for `batches`.
         workers: batches computed at once.
     """
-    made = list(batches(lengths, batch_tokens, beams))
-    if not made or len(made) > ROUNDS * workers:
-        return made  # the last round, where some have nothing to do, is short beside the others
-    most = -(-len(made) // workers) * workers
-    budget = max(1, sum(lengths) * beams // most)
-    while budget < batch_tokens:
-        smaller = list(batches(lengths, budget, beams))
-        if len(smaller) <= most:
-            return smaller
-        budget += max(1, budget // 16)
-    return made
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+    def rounds(budget: int) -> list[list[int]]:
+        made, at = [], 0
+        while at < len(order):
+            size = workers * max(budget // (max(lengths[order[at]], 1) * beams), 1)
+            made.append(order[at : at + size])
+            at += size
+        return made
+
+    made, budget = rounds(batch_tokens), batch_tokens
+    while 1 < len(made) <= ROUNDS:  # of as many rounds, those of the smallest budget are the most even
+        budget -= max(budget // 16, 1)
+        smaller = rounds(budget)
+        if budget < 1 or len(smaller) > len(made):
+            break
+        made = smaller
+    return [part[worker::workers] for part in made for worker in range(min(workers, len(part)))]
 
 
 def check_positions(positions: int | None, sources: Sequence[np.ndarray]) -> None:
