@@ -60,6 +60,8 @@ class LogFollower:
                 query["sinceTime"] = since
             try:
                 with self._cluster.stream(path, query=query) as lines:
+                    if self._uid(name) != uid:
+                        return  # made anew under the same name: the log is its successor's, who has a thread of its own
                     # `sinceTime` counts in seconds: of its second, so many lines were told already.
                     seen = 0
                     for raw in lines:
@@ -85,6 +87,11 @@ class LogFollower:
                 if was_over:
                     return
             self._stopped.wait(0.2 if uid in self._ended else RETRY_SECONDS)
+
+    def _uid(self, name: str) -> str:
+        return self._cluster.request("GET", f"/api/v1/namespaces/{{namespace}}/pods/{name}", patience=0.0)["metadata"][
+            "uid"
+        ]
 
     def _tell(self, text: str) -> None:
         self.last.append(text)

@@ -66,7 +66,7 @@ def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
     accident.join(1)
     assert report.figures["steps"] == STEPS and fake.jobs() == []
     said = streamed.getvalue()
-    assert f"fetching {model}.checkpoints/step-" in said and "resuming from" in said
+    assert f"fetching {model}.checkpoints/step-" in said and said.count("resuming from") == 1, "no line twice"
     training = json.loads((storage.fetched(model, "model")[0] / "training.json").read_text(encoding="utf-8"))
     assert [point["step"] for point in training["history"]["train"]] == list(range(1, STEPS + 1))
     assert f"step-{STEPS:08d}/commit.json" in gcs.listing(f"{model}.checkpoints")
