@@ -145,6 +145,7 @@ def fit(
                 save()
             if signum:
                 checkpoints.wait()
+                backend.barrier()  # whoever ends with a status of its own ends the others, after little grace
                 raise Stopped(signum, state.step, checkpoints.place)
             progress.update(1)
     checkpoints.wait()

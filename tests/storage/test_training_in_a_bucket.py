@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,28 @@ def test_two_workers_go_on_where_one_stopped(run: Run, straight: Run) -> None:
     run.config["processes"] = 2
     assert run.go() == 0
     assert run.result()[1]["order"] == straight.result()[1]["order"]
+
+
+def test_no_worker_leaves_before_the_last_upload_is_done(run: Run, emulator: Emulator) -> None:
+    """Whoever leaves first has the others killed 15 seconds later: a slow upload would be cut off."""
+    emulator.order({"kind": "hold", "match": "^upload checkpoints/step-.*/model.safetensors"})
+    run.config |= {"processes": 2, "save_every": 0, "validate_every": 1000}
+    alive: list[str] = []
+
+    def look() -> None:
+        while not any(emulator.fired):
+            time.sleep(0.05)
+        time.sleep(2.0)  # to end, a worker needs a fraction of that
+        threads = Path(f"/proc/{run.pid_file.read_text()}/task").glob("*/children")
+        alive.extend(child for path in threads for child in path.read_text().split())
+        emulator.release()
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    assert run.go(signal_at_step=5) == 143
+    thread.join()
+    assert len(alive) == 2
+    assert run.committed()[-1] >= 5
 
 
 def test_refusals(run: Run, emulator: Emulator, tmp_path: Path) -> None:
