@@ -94,6 +94,7 @@ def fit(
         state.backend = backend.state()
         if backend.is_main and saved_step != state.step:
             checkpoints.save(model, optimizer, state)
+        backend.barrier()  # nobody runs ahead into a sum of gradients: that one is not patient
         saved_step, saved_at = state.step, time.monotonic()
         window.pause(time.perf_counter() - started)
 

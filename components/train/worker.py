@@ -167,6 +167,7 @@ def _open_checkpoints(config: TrainConfig, output: str, backend: Backend) -> Che
     step = -1
     if first:
         step = checkpoints.pull(int(checkpoints.local(config.resume).name[5:]) if asked else None)
+    backend.barrier()  # fetching takes as long as it takes
     (agreed,) = backend.agree(step)
     if first and agreed != step:  # committed between two machines' looks
         checkpoints.pull(agreed)

@@ -127,7 +127,8 @@ class Backend(Protocol):
         ...
 
     def barrier(self) -> None:
-        """Wait for all workers."""
+        """Wait for all workers, patiently: one of them may be saving or fetching, which outlasts what `agree` and the
+        sums of gradients wait."""
         ...
 
     def close(self) -> None:

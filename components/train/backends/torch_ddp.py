@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 """How long a worker waits for the others; a rank that died must not hold the rest for torch's ten minutes."""
 
+PATIENCE = datetime.timedelta(hours=1)
+"""How long a worker waits for the one that saves or fetches: every request to a bucket is tried again for minutes."""
+
 
 def system_compiler(device: str) -> str | None:
     """The program by which torch.compile builds its kernels (C++, CPU) or their launchers (C, CUDA); None: not there."""
@@ -82,10 +85,12 @@ class TorchBackend:
             self.static_shapes = True  # a graph a shape, and at most eight shapes
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._host_group: Any = None
+        self._patient_group: Any = None
         if self.world_size > 1:
             dist.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
             # Flags travel between processors: over NCCL every step would wait for the device.
             self._host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
+            self._patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -186,7 +191,7 @@ class TorchBackend:
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier(group=self._host_group)
+            dist.barrier(group=self._patient_group)
 
     def close(self) -> None:
         if self.world_size > 1:

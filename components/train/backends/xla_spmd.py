@@ -44,6 +44,9 @@ if TYPE_CHECKING:
 HOSTS_TIMEOUT = datetime.timedelta(minutes=5)
 """How long a host waits for the others' word; longer than the slowest compilation differs between hosts."""
 
+PATIENCE = datetime.timedelta(hours=1)
+"""How long a host waits for the one that saves or fetches: every request to a bucket is tried again for minutes."""
+
 
 class XlaBackend:
     """See `components.train.backends.base.Backend`.
@@ -98,6 +101,7 @@ class XlaBackend:
                 world_size=self.readers,
                 timeout=HOSTS_TIMEOUT,
             )
+            self._patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     @property
     def is_main(self) -> bool:
@@ -224,7 +228,7 @@ class XlaBackend:
 
     def barrier(self) -> None:
         if self.readers > 1:
-            dist.barrier()
+            dist.barrier(group=self._patient_group)
 
     def close(self) -> None:
         self._cache.publish()
