@@ -7,17 +7,15 @@ and renamed into place. A folder without an intact commit record does not count.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -26,46 +24,14 @@ from components.shared.artifacts import file_sha256
 from components.shared.config import UserError
 from components.shared.progress import log
 from components.shared.storage import local_path, readable_by_umask
+from components.train.checkpoint_tensors import copied, in_memory, load_optimizer, model_tensors, optimizer_tensors
+from components.train.loop_state import LoopState
+from components.train.retention import staying
 
 COMMIT = "commit.json"
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-
-
-@dataclass
-class LoopState:
-    """Where training stands, beside weights and optimizer."""
-
-    identity: dict[str, Any]
-    """The settings and data that the run is made of; another run must not resume from it."""
-    step: int = 0
-    """Optimizer steps done. Epoch and place within it, learning rate and dropout seeds all follow from this."""
-    validated_step: int = 0
-    """Last step after which a validation was finished."""
-    best_step: int = -1
-    """Step with the best validation so far; -1: none yet."""
-    best_value: float = 0.0
-    """Its value of the metric that decides."""
-    bad_validations: int = 0
-    """Validations in a row without an improvement."""
-    skipped: int = 0
-    """Steps skipped because their gradient was not finite."""
-    skipped_in_row: int = 0
-    """How many of them were the last ones."""
-    order: str = ""
-    """Chained sha256 over the row numbers of all global batches so far: equal digests mean equal samples in equal order."""
-    window: dict[str, float] = field(default_factory=dict)
-    """Sums since the last logged step."""
-    backend: dict[str, Any] = field(default_factory=dict)
-    """What the backend needs (the fp16 scaler)."""
-    train: list[dict[str, float]] = field(default_factory=list)
-    """Logged training figures, in order."""
-    validation: list[dict[str, float]] = field(default_factory=list)
-    """Logged validation figures, in order."""
-
-    def saw(self, batches: Iterable[np.ndarray]) -> None:
-        """Note the rows of one step's global batches, int64 arrays."""
-        for rows in batches:
-            self.order = hashlib.sha256(self.order.encode() + rows.astype("<i8").tobytes()).hexdigest()
+NAME = re.compile(r"step-\d{8}")
+"""Name of a checkpoint's folder."""
 
 
 class Checkpoints:
@@ -73,14 +39,19 @@ class Checkpoints:
 
     Args:
         folder: where they are; made if missing.
-        limit: newest checkpoints kept; the best one is kept beside them.
+        limit: newest checkpoints kept; the best one of each is kept beside them.
         behind: write them in a thread, from a copy, while training goes on.
     """
+
+    fetches = False
+    """Whether every machine has to fetch what it goes on from."""
 
     def __init__(self, folder: Path, limit: int, *, behind: bool = False):
         self.folder, self.limit = folder, limit
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
         self._pending: Future[None] | None = None
+        self._best: dict[int, int] = {}
+        """Step of a checkpoint → the best step when it was saved, where that is known."""
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -88,37 +59,37 @@ class Checkpoints:
         """Where they are, as a person would write it."""
         return str(self.folder)
 
-    def local(self, place: str) -> Path:
-        """The path of one checkpoint, from what a person calls it.
+    def step_of(self, place: str) -> int:
+        """The step of one checkpoint, from what a person calls it.
 
         Raises:
             UserError: it is not in this folder.
         """
         path = local_path(place)
-        if path.parent.resolve() != self.folder.resolve():
+        if path.parent.resolve() != self.folder.resolve() or not NAME.fullmatch(path.name):
             raise UserError(
                 f"train.resume={place}: is not in the checkpoint folder {self.folder}; give auto, never, or the path of a "
                 "committed checkpoint in train.checkpoints"
             )
-        return path
+        return int(path.name[5:])
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint of that step."""
         return self.folder / f"step-{step:08d}"
 
     def save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: LoopState) -> None:
-        """Write and commit the checkpoint of `state.step`, then delete those beyond the limit.
+        """Write and commit the checkpoint of `state.step`, then delete those that need not stay (see `staying`).
 
         Raises:
             UserError: the disk is full. Earlier checkpoints stand; behind, it is raised by the next call.
         """
-        weights, moments = _in_memory(_model_tensors(model)), _in_memory(_optimizer_tensors(model, optimizer))
-        text, keep = json.dumps(state.__dict__), state.best_step
+        weights, moments = in_memory(model_tensors(model)), in_memory(optimizer_tensors(model, optimizer))
+        text, best = json.dumps(state.__dict__), state.best_step
         if self._writer is None:
-            self._write(state.step, weights, moments, text, keep)
+            self._write(state.step, weights, moments, text, best)
             return
         self.wait()
-        self._pending = self._writer.submit(self._write, state.step, _copied(weights), _copied(moments), text, keep)
+        self._pending = self._writer.submit(self._write, state.step, copied(weights), copied(moments), text, best)
 
     def wait(self) -> None:
         """Until what is being written is committed."""
@@ -127,7 +98,7 @@ class Checkpoints:
             pending.result()
 
     def _write(
-        self, step: int, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: str, keep: int
+        self, step: int, weights: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], state: str, best: int
     ) -> None:
         target = self.path(step)
         staging = self.folder / f".{target.name}.partial"
@@ -155,24 +126,86 @@ class Checkpoints:
                 f"{target}: the checkpoint cannot be written: {why}; earlier checkpoints stand: make room and start the "
                 "same command again"
             ) from error
-        self._committed(target, keep)
+        self._committed(target, best)
 
-    def _committed(self, target: Path, keep: int) -> None:
-        """What follows when `target` is whole and `keep` is the best step."""
-        self._delete_old(keep)
+    def _committed(self, target: Path, best: int) -> None:
+        """What follows when `target` is whole; `best`: the best step when it was saved."""
+        saved = int(target.name[5:])
+        self._best[saved] = best
+        for step in self._steps_here() - staying(self._steps_here(), saved, self.limit, self._best_of):
+            if not self._in_use(self.path(step)):
+                shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def _steps_here(self) -> set[int]:
+        return {int(path.name[5:]) for path in self.folder.glob("step-*") if NAME.fullmatch(path.name)}
 
     def _in_use(self, path: Path) -> bool:
         """Whether a checkpoint must not be deleted yet."""
         return False
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is committed and intact; damaged ones are passed over with a warning."""
-        for path in sorted(self.folder.glob("step-*"), reverse=True):
-            problem = self.problem(path)
+    def choose(self, asked: int | None = None, *, exactly: bool = False) -> int:
+        """The step to go on from: that of the newest checkpoint that is committed and intact; -1: there is none.
+
+        Damaged ones are passed over with a warning.
+
+        Args:
+            asked: the step of the checkpoint that was asked for: chosen is then the newest of those that went on from it
+                when it was asked for before, or else itself.
+            exactly: itself alone.
+
+        Raises:
+            UserError: the one asked for is not intact, or the best one so far is not.
+        """
+        steps = sorted(self._steps_there(), reverse=True)
+        if asked is not None:
+            later = [] if exactly else [s for s in steps if s > asked and self._told(s).get("resumed") == asked]
+            steps = [*later, asked]
+        for step in steps:
+            problem = self._usable(step)
             if problem is None:
-                return path
-            log.warning("%s: %s; looking for an older one", path, problem)
-        return None
+                self._check_best(step)
+                return step
+            if step == asked:
+                raise UserError(
+                    f"train.resume={self.place}/{self.path(step).name}: {problem}; give auto, never, or a committed "
+                    "checkpoint in train.checkpoints"
+                )
+            log.warning("%s/%s: %s; looking for an older one", self.place, self.path(step).name, problem)
+        return -1
+
+    def _steps_there(self) -> set[int]:
+        """Steps of the checkpoints that are to choose from."""
+        return self._steps_here()
+
+    def _usable(self, step: int) -> str | None:
+        """What is wrong with a checkpoint; None: it is intact, and on this machine."""
+        return self.problem(self.path(step))
+
+    def _check_best(self, step: int) -> None:
+        best = self.read_state(self.path(step)).best_step
+        problem = None if best in (-1, step) else self._usable(best)
+        if problem is not None:
+            raise UserError(
+                f"{self.place}/{self.path(best).name}, the best checkpoint so far: {problem}; give an earlier "
+                "checkpoint in train.resume"
+            )
+
+    def _told(self, step: int) -> dict[str, Any]:
+        """The state of a checkpoint that need not be intact; empty if it cannot be read."""
+        try:
+            return json.loads((self.path(step) / FILES[2]).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+
+    def _best_of(self, step: int) -> int:
+        if step not in self._best:
+            self._best[step] = self._told(step).get("best_step", -1)
+        return self._best[step]
+
+    def begin(self) -> None:
+        """Be the one who writes: remove what a killed save left half-written."""
+        for path in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def problem(self, path: Path) -> str | None:
         """What is wrong with a checkpoint; None: it is intact."""
@@ -201,7 +234,7 @@ class Checkpoints:
         """
         try:
             saved = load_file(path / FILES[0])
-            ours = _model_tensors(model)
+            ours = model_tensors(model)
             if saved.keys() != ours.keys() or any(saved[name].shape != ours[name].shape for name in saved):
                 raise UserError(f"{path}: its weights do not fit this model; give another train.checkpoints folder")
             with torch.no_grad():
@@ -210,7 +243,7 @@ class Checkpoints:
         except SafetensorError as error:
             raise UserError(f"{path}: cannot be read: {error}") from error
         if optimizer is not None:
-            _load_optimizer(model, optimizer, load_file(path / FILES[1]))
+            load_optimizer(model, optimizer, load_file(path / FILES[1]))
 
     def dump(
         self, model: torch.nn.Module, step: int, batches: Sequence[dict[str, torch.Tensor]], rows: Sequence[int]
@@ -228,66 +261,11 @@ class Checkpoints:
         """
         folder = self.folder / f"nonfinite-{step:08d}"
         folder.mkdir(exist_ok=True)
-        save_file(_in_memory(_model_tensors(model)), folder / "model.safetensors")
+        save_file(in_memory(model_tensors(model)), folder / "model.safetensors")
         for number, batch in enumerate(batches):
             save_file(batch, folder / f"batch-{number}.safetensors")
         (folder / "rows.json").write_text(json.dumps({"step": step, "rows": list(rows)}), encoding="utf-8")
         return str(folder)
-
-    def clean(self) -> None:
-        """Remove what a killed save left half-written."""
-        for path in self.folder.glob(".step-*.partial"):
-            shutil.rmtree(path, ignore_errors=True)
-
-    def _delete_old(self, keep: int) -> None:
-        paths = sorted(self.folder.glob("step-*"))
-        for path in paths[: -self.limit]:
-            if path != self.path(keep) and not self._in_use(path):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def _in_memory(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors that processors can read: those of a CPU or a GPU themselves, a TPU's as copies."""
-    return {name: t.detach().cpu() if t.device.type == "xla" else t.detach() for name, t in tensors.items()}
-
-
-def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-
-
-def _model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Name → tensor of every parameter and persistent buffer; tied ones once, under their first name."""
-    seen: set[int] = set()
-    tensors = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name] = tensor
-    return tensors
-
-
-def _optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """`<parameter>/<slot>` → tensor of the optimizer's state."""
-    return {
-        f"{name}/{slot}": value
-        for name, parameter in model.named_parameters()
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, torch.Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    slots: dict[str, dict[str, torch.Tensor]] = {}
-    for key, value in saved.items():
-        name, _, slot = key.rpartition("/")
-        slots.setdefault(name, {})[slot] = value
-    for name, values in slots.items():
-        parameter = parameters[name]
-        present = optimizer.state.get(parameter, {})
-        optimizer.state[parameter] = {
-            slot: value.reshape(present[slot].shape if slot in present else value.shape).to(parameter.device)
-            for slot, value in values.items()
-        }
 
 
 def _sync(path: Path) -> None:

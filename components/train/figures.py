@@ -7,7 +7,7 @@ import time
 import torch
 
 from components.train.backends.base import Backend
-from components.train.checkpoint import LoopState
+from components.train.loop_state import LoopState
 
 
 class Window:

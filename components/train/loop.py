@@ -11,10 +11,11 @@ from components.shared.config import TrainConfig, UserError
 from components.shared.progress import Progress, log
 from components.shared.tasks.base import Task
 from components.train.backends.base import Backend
-from components.train.checkpoint import Checkpoints, LoopState
+from components.train.checkpoint import Checkpoints
 from components.train.data import Data, StepData, step_batches, step_data
 from components.train.figures import Window, gradient_norms
 from components.train.interrupt import Stopped, StopRequest
+from components.train.loop_state import LoopState
 from components.train.optim import learning_rate, make_optimizer
 from components.train.trackers import Trackers
 from components.train.validate import Validator

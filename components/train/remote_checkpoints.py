@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,8 @@ from components.shared import gcs
 from components.shared.config import UserError
 from components.shared.progress import log
 from components.shared.storage import hold, join, work_folder
-from components.train.checkpoint import COMMIT, FILES, Checkpoints
+from components.train.checkpoint import COMMIT, FILES, NAME, Checkpoints
+from components.train.retention import staying
 
 WAITING = 2
 """Checkpoints that may wait for their upload; with more, training waits: so much is lost at most."""
@@ -35,18 +37,19 @@ FAILURES = 3
 LOGS = ("metrics.jsonl", "train.log", "tensorboard")
 """What else lies in the folder of checkpoints."""
 
-_STEP = re.compile(r"step-\d{8}")
-_RECORD = re.compile(rf"step-\d{{8}}/{re.escape(COMMIT)}")
+_RECORD = re.compile(rf"{NAME.pattern}/{re.escape(COMMIT)}")
 
 
 class RemoteCheckpoints(Checkpoints):
-    """The checkpoints of one run in a bucket; the first worker of every machine calls `pull` before all else.
+    """The checkpoints of one run in a bucket; the first worker of every machine calls `choose` before all else.
 
     Args:
         uri: folder in the bucket.
-        limit: newest checkpoints kept, in the bucket and on this machine; the best one is kept beside them.
+        limit: newest checkpoints kept, in the bucket and on this machine; the best one of each is kept beside them.
         behind: also write them to this machine in a thread.
     """
+
+    fetches = True
 
     def __init__(self, uri: str, limit: int, *, behind: bool = False):
         super().__init__(work_folder(uri), limit, behind=behind)
@@ -54,10 +57,13 @@ class RemoteCheckpoints(Checkpoints):
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self._uploads: list[Future[None]] = []
         self._room = threading.Semaphore(WAITING)
-        self._unsent: dict[Path, int] = {}
-        """Checkpoint to be uploaded → the best step when it was saved."""
+        self._unsent: set[Path] = set()
+        """Checkpoints that are to be uploaded."""
         self._steps: set[int] = set()
         """Steps that are committed in the bucket."""
+        self._records: dict[int, bytes] = {}
+        self._there: dict[str, gcs.Object] = {}
+        """What the bucket held when `choose` looked: commit records by step, and everything by name."""
         self._failures = 0
         self._held = self._writes = False
 
@@ -65,27 +71,21 @@ class RemoteCheckpoints(Checkpoints):
     def place(self) -> str:
         return self.uri
 
-    def local(self, place: str) -> Path:
+    def step_of(self, place: str) -> int:
         folder, _, name = place.rstrip("/").rpartition("/")
-        if folder != self.uri or not _STEP.fullmatch(name):
+        if folder != self.uri or not NAME.fullmatch(name):
             raise UserError(
                 f"train.resume={place}: is not in the checkpoint folder {self.uri}; give auto, never, or the URI of a "
                 "committed checkpoint in train.checkpoints"
             )
-        return self.folder / name
+        return int(name[5:])
 
-    def pull(self, step: int | None = None) -> int:
-        """Make this machine's folder hold one checkpoint of the bucket, the best one beside it, and the logs; no more.
-
-        Args:
-            step: of the checkpoint; None: the newest that is committed and intact.
-
-        Returns:
-            Its step; -1: there is none.
+    def choose(self, asked: int | None = None, *, exactly: bool = False) -> int:
+        """As everywhere; then this machine's folder holds that checkpoint, the best one beside it, and the logs; no more.
 
         Raises:
-            UserError: the bucket cannot be used, the checkpoint is not intact, or another process on this machine trains
-                with these checkpoints.
+            UserError: the bucket cannot be used, the checkpoint or the best one is not intact, or another process on this
+                machine trains with these checkpoints.
         """
         self._held = self._held or hold(self.folder.with_suffix(".lock"))
         if not self._held:
@@ -93,37 +93,29 @@ class RemoteCheckpoints(Checkpoints):
                 f"{self.uri}: another process on this machine trains with these checkpoints; wait for it, or give another "
                 "train.checkpoints"
             )
-        there = gcs.listing(self.uri)
-        records = {int(name[5:13]): gcs.content(one) for name, one in there.items() if _RECORD.fullmatch(name)}
-        self._steps = {number for number, record in records.items() if gcs.claim_note(record) is None}
-        chosen = -1
-        for candidate in sorted(self._steps, reverse=True) if step is None else [step]:
-            problem = self._fetch(candidate, records, there)
-            if problem is None:
-                chosen = candidate
-                break
-            told = f"{join(self.uri, self.path(candidate).name)}: {problem}"
-            if step is not None:
-                raise UserError(f"{told}; give auto, never, or a committed checkpoint in train.resume")
-            log.warning("%s; looking for an older one", told)
-        best = self.read_state(self.path(chosen)).best_step if chosen >= 0 else -1
-        if best not in (-1, chosen):
-            problem = self._fetch(best, records, there)
-            if problem is not None:
-                raise UserError(
-                    f"{join(self.uri, self.path(best).name)}, the best checkpoint so far: {problem}; give an earlier "
-                    "checkpoint in train.resume"
-                )
-        for path in self.folder.glob("step-*"):
-            if path not in (self.path(chosen), self.path(best)):
-                shutil.rmtree(path, ignore_errors=True)  # never uploaded, or no longer in the bucket
-        self._fetch_logs(there)
+        self._there = dict(gcs.listing(self.uri))
+        self._records = {
+            int(name[5:13]): gcs.content(one) for name, one in self._there.items() if _RECORD.fullmatch(name)
+        }
+        self._steps = {number for number, record in self._records.items() if gcs.claim_note(record) is None}
+        chosen = super().choose(asked, exactly=exactly)
+        for step in self._steps_here() - {chosen, self._best_of(chosen)}:
+            shutil.rmtree(self.path(step), ignore_errors=True)  # never uploaded, or no longer in the bucket
+        self._fetch_logs(self._there)
         return chosen
 
-    def _fetch(self, step: int, records: Mapping[int, bytes], there: Mapping[str, gcs.Object]) -> str | None:
-        """Have an intact checkpoint on this machine; what is wrong with it if that cannot be."""
+    def _steps_there(self) -> set[int]:
+        return self._steps
+
+    def _told(self, step: int) -> dict[str, Any]:
+        one = self._there.get(f"{self.path(step).name}/{FILES[2]}")
+        with contextlib.suppress(ValueError):
+            return json.loads(gcs.content(one)) if one else {}
+        return {}
+
+    def _usable(self, step: int) -> str | None:
         path = self.path(step)
-        content = records.get(step)
+        content = self._records.get(step)
         if content is None or gcs.claim_note(content):
             return "was never committed"
         with contextlib.suppress(OSError):
@@ -134,7 +126,7 @@ class RemoteCheckpoints(Checkpoints):
         shutil.rmtree(staging, ignore_errors=True)
         try:
             digests = {staging / name: json.loads(content)[name]["sha256"] for name in FILES}
-            objects = {name: there[f"{path.name}/{name}"] for name in FILES}
+            objects = {name: self._there[f"{path.name}/{name}"] for name in FILES}
         except (ValueError, KeyError, TypeError) as error:
             return f"{error} is missing" if isinstance(error, KeyError) else f"{COMMIT} is damaged"
         log.info("fetching %s (%.1f MB)", join(self.uri, path.name), sum(o.bytes for o in objects.values()) / 1e6)
@@ -162,6 +154,7 @@ class RemoteCheckpoints(Checkpoints):
         Raises:
             UserError: the bucket cannot be written to.
         """
+        super().begin()
         self._writes = True
         note = {"host": socket.gethostname(), "started": time.strftime("%FT%TZ", time.gmtime())}
         gcs.put(join(self.uri, "started.json"), json.dumps(note).encode())
@@ -178,8 +171,9 @@ class RemoteCheckpoints(Checkpoints):
         if self._writes:
             self._send()
 
-    def _committed(self, target: Path, keep: int) -> None:
-        self._unsent[target] = keep
+    def _committed(self, target: Path, best: int) -> None:
+        self._best[int(target.name[5:])] = best
+        self._unsent.add(target)
         done = [upload for upload in self._uploads if upload.done()]
         self._uploads = [upload for upload in self._uploads if upload not in done]
         for error in [upload.exception() for upload in done]:
@@ -190,7 +184,7 @@ class RemoteCheckpoints(Checkpoints):
                 log.warning("a checkpoint could not be uploaded, it goes with the next one: %s", error)
         self._room.acquire()
         self._uploads.append(self._uploader.submit(self._upload))
-        super()._committed(target, keep)
+        super()._committed(target, best)
 
     def _in_use(self, path: Path) -> bool:
         return path in self._unsent
@@ -202,16 +196,16 @@ class RemoteCheckpoints(Checkpoints):
             self._room.release()
 
     def _send(self) -> None:
-        """Upload what is not in the bucket yet, remove there what is beyond the limit, and renew the logs."""
-        for path, keep in sorted(self._unsent.copy().items()):
+        """Upload what is not in the bucket yet, remove there what need not stay, and renew the logs."""
+        for path in sorted(self._unsent.copy()):
             claimed = gcs.claim(join(self.uri, path.name), COMMIT, replace=True)
             gcs.publish(claimed, path)
-            self._steps.add(int(path.name[5:]))
-            del self._unsent[path]
-            for step in sorted(self._steps)[: -self.limit]:
-                if step != keep:
-                    gcs.remove(join(self.uri, self.path(step).name), COMMIT)
-                    self._steps.discard(step)
+            saved = int(path.name[5:])
+            self._steps.add(saved)
+            self._unsent.discard(path)
+            for step in self._steps - staying(self._steps, saved, self.limit, self._best_of):
+                gcs.remove(join(self.uri, self.path(step).name), COMMIT)
+                self._steps.discard(step)
         for name in LOGS:
             path = self.folder / name
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

@@ -12,7 +12,7 @@ import torch
 
 from components.shared.config import TrainConfig, UserError, to_mapping
 from components.shared.progress import log
-from components.train.checkpoint import LoopState
+from components.train.loop_state import LoopState
 
 
 class Trackers:

@@ -24,7 +24,7 @@ from components.shared.shards import Shard
 from components.shared.tasks.base import Task
 from components.train import trainer_state
 from components.train.backends.torch_ddp import native_precision
-from components.train.checkpoint import LoopState
+from components.train.loop_state import LoopState
 from components.train.trackers import Trackers
 from components.train.trainer_arguments import sizes, training_arguments, without_counterpart
 from components.train.trainer_kinds import GeneratingTrainer, LossTrainer, TaskTrainer

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from components.shared.config import TrainConfig, UserError
 from components.shared.progress import Progress
 from components.shared.shards import Shard
-from components.train.checkpoint import LoopState
+from components.train.loop_state import LoopState
 from components.train.trackers import Trackers
 from components.train.trainer_state import train_point, validation_point
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from components.shared.config import TrainConfig, UserError
 from components.shared.progress import log
 from components.shared.storage import local_path
-from components.train.checkpoint import LoopState
+from components.train.loop_state import LoopState
+from components.train.resume import asked_for, check_may_go_on
 
 IDENTITY = "run.json"
 """File beside the Trainer's checkpoints: the settings and data that they belong to."""
@@ -71,33 +72,24 @@ def start(folder: Path, config: TrainConfig, identity: Mapping[str, Any]) -> Pat
     Raises:
         UserError: the one asked for cannot be used, or the folder holds another run's.
     """
-    if config.resume in ("auto", "never"):
+    asked = asked_for(config)
+    if asked is None:
         path = newest(folder)
     else:
-        path = local_path(config.resume)
+        path = local_path(asked)
         wrong = problem(path)
         if wrong or path.parent.resolve() != folder.resolve():
             raise UserError(
-                f"train.resume={config.resume}: {wrong or f'is not in the checkpoint folder {folder}'}; "
+                f"train.resume={asked}: {wrong or f'is not in the checkpoint folder {folder}'}; "
                 "give auto, never, or the path of a checkpoint in the `transformers` folder of train.checkpoints"
             )
     if path is None:
         return None
-    if config.resume == "never":
-        raise UserError(
-            f"{folder}: holds checkpoints, and train.resume=never; give another train.checkpoints folder, or remove "
-            "this one"
-        )
     try:
         known = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         known = {}
-    differing = [key for key in identity if known.get(key) != identity[key]]
-    if differing:
-        raise UserError(
-            f"{folder}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
-            "give another train.checkpoints folder, or remove this one to start anew"
-        )
+    check_may_go_on(folder, config, known, identity)
     log.info("resuming from %s", path)
     return path
 

@@ -12,8 +12,8 @@ from components.shared.config import EvaluateConfig, TrainConfig, UserError
 from components.shared.progress import Progress
 from components.shared.tasks.base import LESS_IS_BETTER, Task
 from components.train.backends.base import Backend
-from components.train.checkpoint import LoopState
 from components.train.data import Data
+from components.train.loop_state import LoopState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -18,33 +18,15 @@ from components.shared.storage import fetched, is_remote, local_path, staged, wi
 from components.shared.tasks import get_task
 from components.shared.tasks.base import Task
 from components.train.backends.base import Backend
-from components.train.checkpoint import Checkpoints, LoopState
 from components.train.data import Data
 from components.train.loop import fit
+from components.train.loop_state import LoopState
 from components.train.memory import keep_freed_memory
 from components.train.report import render
+from components.train.resume import checkpoint_place, identity_of, open_checkpoints, resume
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FREE_SETTINGS = (
-    "backend",
-    "checkpoints",
-    "compilation_cache",
-    "compile",
-    "log_every",
-    "nonfinite_dump",
-    "processes",
-    "resume",
-    "save_every",
-    "save_minutes",
-    "save_total_limit",
-    "topology",
-    "wandb",
-    "wandb_project",
-    "wandb_tags",
-)
-"""Settings that may differ between a run and its resumption: they do not change what is learnt."""
 
 
 def run(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
@@ -102,7 +84,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     if not len(train.shard):
         raise UserError(f"{shards}: its train split is empty: there is nothing to learn from")
     if config.engine == "transformers":
-        place, identity = _checkpoint_place(config, output), _identity(config, parent)
+        place, identity = checkpoint_place(config, output), identity_of(config, parent)
         if is_remote(place):
             raise UserError(
                 f"train.checkpoints={place}: transformers' Trainer keeps its checkpoints in a local folder; set "
@@ -121,11 +103,8 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     try:
         model = learnt.new_model(with_fetched_model(config, "pretrained"), tokenizer, parent.details["facts"])
         _check_fit(model, train, validation, learnt)
-        checkpoints = _open_checkpoints(config, output, backend)
-        state = _resume(checkpoints, config, _identity(config, parent))
-        backend.barrier()  # nobody writes before everybody has looked for what is there
-        if backend.is_main:
-            checkpoints.clean()
+        checkpoints = open_checkpoints(config, output, backend)
+        state = resume(checkpoints, config, identity_of(config, parent), backend)
         _describe(model, train, backend)
         state = fit(model, tokenizer, learnt, config, backend, train, validation, checkpoints, state)
         model = backend.on_cpu(model)
@@ -146,70 +125,6 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
 
 def _needed(shards: Manifest) -> list[str]:
     return [name for name in shards.files if name != "test.arrow"]
-
-
-def _checkpoint_place(config: TrainConfig, output: str) -> str:
-    if config.checkpoints:
-        return config.checkpoints
-    return f"{output.rstrip('/')}.checkpoints" if is_remote(output) else f"{local_path(output)}.checkpoints"
-
-
-def _open_checkpoints(config: TrainConfig, output: str, backend: Backend) -> Checkpoints:
-    """The run's checkpoints; those in a bucket with the one to go on from on every machine, the same one."""
-    place = _checkpoint_place(config, output)
-    if not is_remote(place):
-        return Checkpoints(local_path(place), config.save_total_limit, behind=backend.saves_behind)
-    from components.train.remote_checkpoints import RemoteCheckpoints
-
-    checkpoints = RemoteCheckpoints(place, config.save_total_limit, behind=backend.saves_behind)
-    asked = config.resume not in ("auto", "never")
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    step = -1
-    if first:
-        step = checkpoints.pull(int(checkpoints.local(config.resume).name[5:]) if asked else None)
-    backend.barrier()  # fetching takes as long as it takes
-    (agreed,) = backend.agree(step)
-    if first and agreed != step:  # committed between two machines' looks
-        checkpoints.pull(agreed)
-    if backend.is_main:
-        checkpoints.begin()
-    backend.barrier()
-    return checkpoints
-
-
-def _identity(config: TrainConfig, parent: Manifest) -> dict[str, Any]:
-    settings = {key: value for key, value in to_mapping(config).items() if key not in FREE_SETTINGS}
-    return {**settings, "shards": parent.digest}
-
-
-def _resume(checkpoints: Checkpoints, config: TrainConfig, identity: dict[str, Any]) -> LoopState:
-    """The state to go on from: that of the newest intact checkpoint, or of the one asked for, else the beginning."""
-    if config.resume in ("auto", "never"):
-        start = checkpoints.newest()
-    else:
-        start = checkpoints.local(config.resume)
-        problem = checkpoints.problem(start)
-        if problem:
-            raise UserError(
-                f"train.resume={config.resume}: {problem}; give auto, never, or the path of a committed checkpoint in "
-                "train.checkpoints"
-            )
-    if start is None:
-        return LoopState(identity)
-    if config.resume == "never":
-        raise UserError(
-            f"{checkpoints.place}: holds checkpoints, and train.resume=never; give another train.checkpoints folder, "
-            "or remove this one"
-        )
-    state = checkpoints.read_state(start)
-    differing = [key for key in identity if state.identity.get(key) != identity[key]]
-    if differing:
-        raise UserError(
-            f"{checkpoints.place}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
-            "give another train.checkpoints folder, or remove this one to start anew"
-        )
-    log.info("resuming from %s", start)
-    return state
 
 
 def _check_fit(model: PreTrainedModel, train: Data, validation: Data, task: Task) -> None:

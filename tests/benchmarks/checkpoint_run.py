@@ -12,7 +12,8 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 from components.shared.config import TrainConfig
-from components.train.checkpoint import Checkpoints, LoopState
+from components.train.checkpoint import Checkpoints
+from components.train.loop_state import LoopState
 from components.train.optim import make_optimizer
 from tests.benchmarks.data import KOBART
 
@@ -41,9 +42,7 @@ def main() -> None:
             os.fsync(stream.fileno())
 
     def ours_load() -> None:
-        path = checkpoints.newest()
-        assert path is not None
-        checkpoints.load(path, model, optimizer)
+        checkpoints.load(checkpoints.path(checkpoints.choose()), model, optimizer)
 
     def torch_load() -> None:
         saved = torch.load(place / "theirs.pt", weights_only=True)

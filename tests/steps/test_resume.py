@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,28 @@ def test_sigterm_saves_and_ends_with_143(tmp_path: Path, straight: Run, shards: 
     assert not (tmp_path / "model").exists()
     assert run.go(signal_at_step=27) == 143
     assert run.go() == 0
+    assert_same(run, straight)
+
+
+def test_an_earlier_checkpoint_is_asked_for_and_the_same_command_goes_on(
+    tmp_path: Path, straight: Run, shards: Path, zygote: Zygote
+) -> None:
+    run = Run(tmp_path, shards, zygote, save_every=2, save_total_limit=20)
+    assert run.go(signal_at_step=18) == 143
+    given_up = run.steps()[-1]
+    (run.checkpoints / "metrics.jsonl").unlink()  # what the test waits for is in it already
+    run.config["resume"] = str(run.checkpoints / "step-00000008")
+    assert run.go(signal_at_step=9) == 143
+    states = {
+        step: json.loads((run.checkpoints / f"step-{step:08d}" / "state.json").read_text()) for step in run.steps()
+    }
+    assert [states[step]["resumed"] for step in run.steps() if step > 8] == [8] * sum(step > 8 for step in run.steps())
+    assert run.steps()[-1] > 8 and given_up > 8
+    last = newest(run) / "commit.json"
+    written = last.stat().st_mtime_ns
+    shutil.rmtree(run.config["resume"])  # as retention does in a longer run
+    assert run.go() == 0
+    assert last.stat().st_mtime_ns == written, "what was saved is not computed again"
     assert_same(run, straight)
 
 

@@ -20,7 +20,7 @@ from components.shared.tasks import get_task
 from components.shared.tasks.summarization import Summarization
 from components.train import worker
 from components.train.backends.torch_ddp import TorchBackend, compiles, system_compiler
-from components.train.checkpoint import LoopState
+from components.train.loop_state import LoopState
 from components.train.optim import make_optimizer
 from components.train.validate import Validator
 from tests.steps.corpora import ARCHITECTURE

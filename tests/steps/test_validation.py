@@ -16,9 +16,9 @@ from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from components.tokenize.encode import run as tokenize
 from components.train.backends.torch_ddp import TorchBackend
-from components.train.checkpoint import LoopState
 from components.train.data import Data
 from components.train.loop import Objective
+from components.train.loop_state import LoopState
 from components.train.validate import Validator
 from tests.steps import tasks
 from tests.steps.model_fixtures import rewritten

@@ -19,6 +19,7 @@ from components.shared import gcs, storage
 from components.shared.config import UserError
 from components.shared.gcs import service
 from components.train.checkpoint import COMMIT
+from components.train.loop_state import LoopState
 from components.train.remote_checkpoints import RemoteCheckpoints
 from tests.steps.conftest import shards as shards
 from tests.steps.corpora import ARCHITECTURE
@@ -118,8 +119,10 @@ def assert_same(ours: Run, reference: Run) -> None:
 def test_an_uninterrupted_run(run: Run, straight: Run) -> None:
     assert run.go() == 0
     assert_same(run, straight)
-    best = run.result()[1]["best"]["step"]
-    assert run.committed() == sorted({best, STEPS - 4, STEPS}), "the limit holds in the bucket, the best one is kept"
+    told = run.result()[1]
+    bests = [min(p["loss"] for p in told["history"]["validation"] if p["step"] <= step) for step in (STEPS - 4, STEPS)]
+    steps = {p["step"] for p in told["history"]["validation"] if p["loss"] in bests}
+    assert run.committed() == sorted({*steps, STEPS - 4, STEPS}), "the limit holds in the bucket, the best are kept"
     names = {name.split("/")[0] for name in gcs.listing(run.checkpoints)}
     assert names == {
         *(f"step-{step:08d}" for step in run.committed()),
@@ -190,7 +193,7 @@ def test_a_damaged_checkpoint_is_passed_over(run: Run, straight: Run, damage: st
     else:
         gcs.put(there.uri, bytes(data))
     checkpoints = RemoteCheckpoints(run.checkpoints, 2)
-    assert checkpoints.pull() == older
+    assert checkpoints.choose() == older
     assert [path.name for path in checkpoints.folder.glob("step-*")][-1] == f"step-{older:08d}"
     assert run.go() == 0
     assert_same(run, straight)
@@ -247,6 +250,24 @@ def test_refusals(run: Run, emulator: Emulator, tmp_path: Path) -> None:
     assert f"is not in the checkpoint folder {run.checkpoints}" in told()
     run.config["resume"] = f"{run.checkpoints}/step-00000004"
     assert run.go() == 0
+    assert 4 not in run.committed()
+    run.place = f"{run.place}/again"
+    assert run.go() == 0, "the checkpoint is gone by now: the same command goes on from what its course has saved"
+
+
+def test_a_course_that_was_given_up_leaves_the_bucket(run: Run) -> None:
+    run.config |= {"save_every": 2, "save_total_limit": 5}
+    assert run.go(signal_at_step=11) == 143
+    given_up = [step for step in run.committed() if step > 4]
+    checkpoints = RemoteCheckpoints(run.checkpoints, 2)
+    assert checkpoints.choose(4) == 4
+    checkpoints.begin()
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoints.save(model, optimizer, LoopState({}, step=5, resumed=4))
+    checkpoints.wait()
+    assert run.committed() == [4, 5] and len(given_up) > 2
+    assert checkpoints.choose(4) == 5
 
 
 def test_training_stops_when_uploads_keep_failing(
@@ -255,7 +276,7 @@ def test_training_stops_when_uploads_keep_failing(
     """A first failure is made up for by the next upload; the third in a row is an error."""
     monkeypatch.setattr(service, "RETRY_SECONDS", 0.2)
     checkpoints = RemoteCheckpoints(run.checkpoints, 2)
-    assert checkpoints.pull() == -1
+    assert checkpoints.choose() == -1
     checkpoints.begin()
 
     def save(step: int) -> None:

@@ -20,7 +20,8 @@ from transformers import (
 
 from components.shared.config import TrainConfig, UserError
 from components.shared.models import attend, bart, bart_forward, dropout
-from components.train.checkpoint import Checkpoints, LoopState
+from components.train.checkpoint import Checkpoints
+from components.train.loop_state import LoopState
 from components.train.optim import learning_rate, make_optimizer
 
 TINY: dict[str, Any] = {
@@ -228,8 +229,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     checkpoints.save(model, optimizer, state)
     other = tiny_model(seed=9)
     restored = make_optimizer(other, TrainConfig(learning_rate=0.1))
-    path = checkpoints.newest()
-    assert path is not None
+    path = checkpoints.path(checkpoints.choose())
     checkpoints.load(path, other, restored)
     assert checkpoints.read_state(path) == state
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
@@ -242,7 +242,47 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
 def test_old_checkpoints_go_but_never_the_best(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, [1, 2, 3, 4, 5], best=2)
     assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-00000002", "step-00000004", "step-00000005"]
-    assert checkpoints.newest() == tmp_path / "step-00000005"
+    assert checkpoints.choose() == 5
+
+
+def kept(folder: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in folder.glob("step-*"))
+
+
+def save(checkpoints: Checkpoints, *states: LoopState) -> None:
+    model = tiny_model()
+    optimizer = trained_once(model, 1)
+    for state in states:
+        checkpoints.save(model, optimizer, state)
+
+
+def test_what_is_kept_can_be_gone_on_from_with_its_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, 2)
+    bests = {1: 1, 2: 1, 3: 1, 4: 1, 5: 5}
+    save(checkpoints, *(LoopState({}, step=step, best_step=best) for step, best in bests.items()))
+    assert kept(tmp_path) == [1, 4, 5]
+    (tmp_path / "step-00000005" / "commit.json").unlink()
+    assert checkpoints.choose() == 4
+    (tmp_path / "step-00000001" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match="step-00000001, the best checkpoint so far: model.safetensors is truncated"):
+        checkpoints.choose()
+
+
+def test_a_course_that_was_given_up_goes_with_the_first_save_of_the_new_one(tmp_path: Path) -> None:
+    save(Checkpoints(tmp_path, 3), *(LoopState({}, step=step) for step in (100, 900, 1000)))
+    checkpoints = Checkpoints(tmp_path, 2)
+    assert checkpoints.choose(100) == 100, "nothing went on from it yet"
+    save(checkpoints, LoopState({}, step=200, resumed=100))
+    assert kept(tmp_path) == [100, 200]
+    save(checkpoints, LoopState({}, step=300, resumed=100))
+    assert kept(tmp_path) == [200, 300]
+    assert Checkpoints(tmp_path, 2).choose(100) == 300, "the same command goes on from what its course has saved"
+    assert Checkpoints(tmp_path, 2).choose(200) == 200, "another command gives that course up"
+    with pytest.raises(UserError, match="step-00000250: was never committed"):
+        checkpoints.choose(250)
+    for name in ("step-300", "elsewhere/step-00000300"):
+        with pytest.raises(UserError, match="is not in the checkpoint folder"):
+            checkpoints.step_of(str(tmp_path / name))
 
 
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
@@ -263,6 +303,6 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert checkpoints.problem(checkpoints.path(3)) == "optimizer.safetensors is truncated"
     damage(2, "commit.json", Path.unlink)
     assert "never committed" in (checkpoints.problem(checkpoints.path(2)) or "")
-    assert checkpoints.newest() == checkpoints.path(1)
+    assert checkpoints.choose() == 1
     damage(1, "commit.json", lambda p: p.write_text("{"))
-    assert checkpoints.newest() is None
+    assert checkpoints.choose() == -1

@@ -6,18 +6,38 @@ import datetime
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch.multiprocessing
 
+from components.shared.artifacts import Manifest
+from components.shared.config import TrainConfig, UserError
 from components.train.backends import torch_ddp
+from components.train.checkpoint import Checkpoints
+from components.train.loop_state import LoopState
+from components.train.resume import identity_of, resume
+
+
+def _begin(rank: int, port: int, folder: str) -> None:
+    """Be one of two workers; returns when both are there."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    (Path(folder) / f"{rank}.here").touch()
+    while len(list(Path(folder).glob("*.here"))) < 2:
+        time.sleep(0.02)
+
+
+def spawn(worker: Callable[[int, int, str], None], folder: Path) -> None:
+    """Run `worker` as two processes; an error of one is raised."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(worker, (port, str(folder)), nprocs=2)
 
 
 def _wait_for_a_slow_one(rank: int, port: int, folder: str) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    (Path(folder) / str(rank)).touch()
-    while len(list(Path(folder).iterdir())) < 2:  # else the timeout below would be that of importing torch
-        time.sleep(0.02)
+    _begin(rank, port, folder)  # else the timeout below would be that of importing torch
     torch_ddp.COLLECTIVE_TIMEOUT = datetime.timedelta(seconds=2)
     backend = torch_ddp.TorchBackend("fp32")
     if rank == 0:
@@ -28,7 +48,35 @@ def _wait_for_a_slow_one(rank: int, port: int, folder: str) -> None:
 
 
 def test_waiting_for_a_save_outlasts_the_timeout_of_a_step(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_wait_for_a_slow_one, (port, str(tmp_path)), nprocs=2)
+    spawn(_wait_for_a_slow_one, tmp_path)
+
+
+def _resume(rank: int, port: int, folder: str) -> None:
+    _begin(rank, port, folder)
+    backend = torch_ddp.TorchBackend("fp32")
+    identity = identity_of(TrainConfig(), Manifest("shards", "classification", {}, {}))
+
+    def state_of(place: Path) -> LoopState:
+        return resume(Checkpoints(place, 2), TrainConfig(checkpoints=str(place)), identity, backend)
+
+    shared = Path(folder) / "shared"
+    assert state_of(shared).step == 0
+    if rank == 0:
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        Checkpoints(shared, 2).save(model, optimizer, LoopState(identity, step=5))
+    backend.barrier()
+    assert state_of(shared).step == 5
+    if rank == 0:
+        assert state_of(shared).step == 5
+    else:
+        with pytest.raises(
+            UserError, match="step-00000005: another worker sees this checkpoint, this one .rank 1. does"
+        ):
+            state_of(Path(folder) / "of its own")
+    backend.close()
+
+
+def test_one_worker_chooses_the_checkpoint_and_the_others_go_on_from_it(tmp_path: Path) -> None:
+    """A worker that sees another listing must not begin elsewhere in silence."""
+    spawn(_resume, tmp_path)

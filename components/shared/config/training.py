@@ -99,14 +99,14 @@ class TrainConfig:
         0.0, "Also save a checkpoint when this many minutes have passed since the last (0: no).", at_least=0
     )
     save_total_limit: int = setting(
-        2, "Checkpoints kept, the newest ones; the best one is kept beside them.", at_least=1
+        2, "Checkpoints kept, the newest ones; the best one of each is kept beside them.", at_least=1
     )
     checkpoints: str = setting(
         "", "Folder of checkpoints, metrics.jsonl, train.log and TensorBoard events; empty: beside the model."
     )
     resume: str = setting(
         "auto",
-        "auto: go on from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint.",
+        "auto: go on from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint: later ones go when the new course first saves, and the same command goes on from that course.",
     )
     nonfinite_limit: int = setting(
         10,
