@@ -245,27 +245,8 @@ class Checkpoints:
         if optimizer is not None:
             load_optimizer(model, optimizer, load_file(path / FILES[1]))
 
-    def dump(
-        self, model: torch.nn.Module, step: int, batches: Sequence[dict[str, torch.Tensor]], rows: Sequence[int]
-    ) -> str:
-        """Leave what reproduces a step: `model.safetensors`, `batch-<n>.safetensors` (this rank's) and `rows.json`.
-
-        Args:
-            model: with the weights before the step.
-            step: number of the step, from 0.
-            batches: the tensors of each forward pass.
-            rows: row numbers of the train split in all of them.
-
-        Returns:
-            Where that is.
-        """
-        folder = self.folder / f"nonfinite-{step:08d}"
-        folder.mkdir(exist_ok=True)
-        save_file(in_memory(model_tensors(model)), folder / "model.safetensors")
-        for number, batch in enumerate(batches):
-            save_file(batch, folder / f"batch-{number}.safetensors")
-        (folder / "rows.json").write_text(json.dumps({"step": step, "rows": list(rows)}), encoding="utf-8")
-        return str(folder)
+    def keep(self, files: Sequence[Path]) -> None:
+        """Have files of this machine's folder where the checkpoints are."""
 
 
 def _sync(path: Path) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 
-from components.shared.config import TrainConfig, UserError
+from components.shared.config import TrainConfig
 from components.shared.progress import Progress, log
 from components.shared.tasks.base import Task
 from components.train.backends.base import Backend
 from components.train.checkpoint import Checkpoints
-from components.train.data import Data, StepData, step_batches, step_data
+from components.train.data import Data, step_batches, step_data
 from components.train.figures import Window, gradient_norms
 from components.train.interrupt import Stopped, StopRequest
 from components.train.loop_state import LoopState
+from components.train.nonfinite import give_up
 from components.train.optim import learning_rate, make_optimizer
 from components.train.trackers import Trackers
 from components.train.validate import Validator
@@ -138,7 +139,7 @@ def fit(
                 trackers.write("train", figures, layers)
                 progress.update(0, loss=figures["loss"], tokens_per_s=figures["tokens_per_second"])
                 if state.skipped_in_row >= config.nonfinite_limit:
-                    _give_up(data, state, model, config, checkpoints)
+                    give_up(data, state, model, config, checkpoints, backend)
             if validates and due(validate_every):
                 validate()
             overdue = config.save_minutes > 0 and time.monotonic() - saved_at > config.save_minutes * 60
@@ -153,18 +154,3 @@ def fit(
     checkpoints.wait()
     backend.barrier()
     return state
-
-
-def _give_up(
-    data: StepData, state: LoopState, model: PreTrainedModel, config: TrainConfig, checkpoints: Checkpoints
-) -> NoReturn:
-    rows = [int(row) for batch in data.batches for row in batch.rows]
-    shown = ", ".join(map(str, rows[:20])) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
-    dumped = ""
-    if config.nonfinite_dump:
-        dumped = f" Weights and batches of that step are in {checkpoints.dump(model, data.step, data.tensors, rows)}."
-    raise UserError(
-        f"the gradient was not finite in {state.skipped_in_row} steps in a row, up to step {state.step} (rows {shown} of "
-        "the train split); lower train.learning_rate, set train.precision=fp32 or look at these rows."
-        f"{dumped} Checkpoints from before are in {checkpoints.place}"
-    )

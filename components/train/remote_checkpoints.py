@@ -19,8 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from components.shared import gcs
 from components.shared.config import UserError
 from components.shared.progress import log
@@ -212,10 +210,6 @@ class RemoteCheckpoints(Checkpoints):
                 if file.is_file():
                     gcs.put(join(self.uri, file.relative_to(self.folder).as_posix()), file.read_bytes())
 
-    def dump(
-        self, model: torch.nn.Module, step: int, batches: Sequence[dict[str, torch.Tensor]], rows: Sequence[int]
-    ) -> str:
-        folder = Path(super().dump(model, step, batches, rows))
-        for file in sorted(folder.iterdir()):
-            gcs.put(join(self.uri, f"{folder.name}/{file.name}"), file)
-        return join(self.uri, folder.name)
+    def keep(self, files: Sequence[Path]) -> None:
+        for file in files:
+            gcs.put(join(self.uri, file.relative_to(self.folder).as_posix()), file)

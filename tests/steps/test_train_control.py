@@ -208,10 +208,33 @@ def test_many_in_a_row_stop_the_run_and_name_the_rows(
         TrainConfig(architecture=ARCHITECTURE), AutoTokenizer.from_pretrained(shards / "tokenizer"), {}
     )
     model.load_state_dict(load_file(dump / "model.safetensors"), strict=False)
-    batch = load_file(dump / "batch-0.safetensors")
+    batch = load_file(dump / "rank-0-batch-0.safetensors")
     source = Shard(shards / "train.arrow", task.sequences)[rows[0]][0]
     assert batch["input_ids"][0, : len(source)].tolist() == source.tolist()
     assert torch.isfinite(task.loss(model, batch, 0.0)[0])
+
+
+def test_every_rank_leaves_its_own_part_of_a_bad_step(shards: Path, tmp_path: Path) -> None:
+    """A learning rate that overflows: on two ranks, where the weights' files are written once."""
+    with pytest.raises(
+        UserError, match="not finite in 2 steps in a row, up to step .*Weights and batches of that step"
+    ):
+        trained(
+            shards,
+            tmp_path / "model",
+            processes=2,
+            epochs=9,
+            learning_rate=1e30,
+            warmup_ratio=0.0,
+            clip_norm=0.0,
+            nonfinite_limit=2,
+            nonfinite_dump=True,
+        )
+    (dump,) = (tmp_path / "model.checkpoints").glob("nonfinite-*")
+    parts = [f"rank-{rank}-batch-0.safetensors" for rank in range(2)]
+    assert sorted(path.name for path in dump.iterdir()) == ["model.safetensors", *parts, "rows.json"]
+    first, second = (load_file(dump / name)["input_ids"] for name in parts)
+    assert len(first) + len(second) == len(json.loads((dump / "rows.json").read_text())["rows"])
 
 
 def test_weights_and_biases_by_the_switch_alone(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
