@@ -86,18 +86,22 @@ class Window:
         return float(self._backend.sum(self._loss)), float(self._targets)
 
 
-def gradient_norms(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def gradient_norms(model: torch.nn.Module, scale: float) -> dict[str, torch.Tensor]:
     """Norm of the gradient of each layer: float32 scalars on the device.
 
     A layer is what stands in a numbered list (`model.encoder.layers.3`), or else the module that holds the parameter.
+
+    Args:
+        scale: what the gradients are multiplied by (`Backend.gradient_scale`).
     """
     grads: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             grads.setdefault(_layer(name), []).append(parameter.grad)
-    return {
+    norms = {
         layer: torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors))) for layer, tensors in grads.items()
     }
+    return norms if scale == 1.0 else {layer: norm / scale for layer, norm in norms.items()}
 
 
 def _layer(name: str) -> str:

@@ -123,7 +123,7 @@ def fit(
                     # DistributedDataParallel averages over the workers; the sum is wanted.
                     backend.backward(part * scale)
                     loss = loss + part.detach()
-            layers = gradient_norms(model) if logs or backend.traced else {}
+            layers = gradient_norms(model, backend.gradient_scale()) if logs or backend.traced else {}
             rate = learning_rate(data.step, last, config)
             for group in optimizer.param_groups:
                 group["lr"] = backend.number(rate)

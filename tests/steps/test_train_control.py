@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
 from components.shared.artifacts import read_manifest
@@ -162,6 +164,20 @@ def test_a_step_without_a_finite_gradient_changes_nothing(bad: float) -> None:
     assert all(map(torch.equal, moments, after))
     assert torch.isfinite(step(0.3))
     assert not torch.equal(before["weight"], model.weight)
+
+
+def test_layers_norms_are_parts_of_the_whole_in_fp16_too(shards: Path, tmp_path: Path) -> None:
+    """fp16 multiplies the loss by a large factor; what is logged is the gradient without it."""
+    training, _ = trained(shards, tmp_path / "model", precision="fp16", epochs=1)
+    board = EventAccumulator(str(tmp_path / "model.checkpoints" / "tensorboard")).Reload()
+    layers = [tag for tag in board.Tags()["scalars"] if tag.startswith("gradient_norm/")]
+    compared = 0
+    for place, point in enumerate(training["history"]["train"]):
+        if math.isfinite(point["gradient_norm"]):
+            whole = math.sqrt(sum(board.Scalars(tag)[place].value ** 2 for tag in layers))
+            assert whole == pytest.approx(point["gradient_norm"], rel=1e-4)  # float32 sums in another order
+            compared += 1
+    assert len(layers) > 3 and compared
 
 
 class Exploding(Summarization):

@@ -66,6 +66,10 @@ class Backend(Protocol):
         """Gradients of a loss, scaled as the precision needs."""
         ...
 
+    def gradient_scale(self) -> float:
+        """What `backward` has multiplied the gradients by, until `step` undoes it."""
+        ...
+
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
     ) -> torch.Tensor:

@@ -124,6 +124,9 @@ class TorchBackend:
     def backward(self, loss: torch.Tensor) -> None:
         self._scaler.scale(loss).backward()
 
+    def gradient_scale(self) -> float:
+        return self._scaler.get_scale()
+
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
     ) -> torch.Tensor:

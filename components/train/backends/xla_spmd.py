@@ -149,6 +149,9 @@ class XlaBackend:
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
 
+    def gradient_scale(self) -> float:
+        return 1.0
+
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
     ) -> torch.Tensor:
