@@ -102,7 +102,7 @@ def fit(
 
     with (
         StopRequest() as stop,
-        Trackers(checkpoints.folder, state, config, enabled=backend.is_main) as trackers,
+        Trackers(checkpoints.folder, state, config, place=checkpoints.place, enabled=backend.is_main) as trackers,
         Progress("training", total=last, unit="steps", done=state.step) as progress,
     ):
         if validates and state.validated_step < state.step and due(validate_every):

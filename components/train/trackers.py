@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -22,13 +23,14 @@ class Trackers:
         folder: gets `metrics.jsonl` (one object a line: `{"split", "step", …}`), `train.log` and `tensorboard/`.
         state: a resumed run's state: what it had logged is kept, what came after it is dropped.
         config: the run's settings; its switches decide about Weights & Biases.
+        place: of the run's checkpoints, the same on every machine: what goes on from there is the same run.
         enabled: False on ranks that do not log.
 
     Raises:
         UserError: Weights & Biases is switched on but not installed.
     """
 
-    def __init__(self, folder: Path, state: LoopState, config: TrainConfig, *, enabled: bool = True):
+    def __init__(self, folder: Path, state: LoopState, config: TrainConfig, *, place: str, enabled: bool = True):
         self._enabled = enabled
         if not enabled:
             return
@@ -42,7 +44,7 @@ class Trackers:
         self._file = logging.FileHandler(folder / "train.log", encoding="utf-8")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(self._file)
-        self._wandb = _start_wandb(folder, config) if config.wandb else None
+        self._wandb = _start_wandb(folder, config, _run_id(place, state)) if config.wandb else None
 
     def write(self, split: str, figures: Mapping[str, float], layers: Mapping[str, torch.Tensor] | None = None) -> None:
         """Log the figures of one step.
@@ -85,13 +87,24 @@ class Trackers:
             self._wandb.finish()
 
 
-def _start_wandb(folder: Path, config: TrainConfig) -> Any:
+def _run_id(place: str, state: LoopState) -> str:
+    """Id of a run in Weights & Biases: a resumption has the same, a course from an earlier checkpoint one of its own."""
+    made_of = json.dumps([place, state.identity, state.resumed], sort_keys=True)
+    return hashlib.sha256(made_of.encode()).hexdigest()[:16]
+
+
+def _start_wandb(folder: Path, config: TrainConfig, run_id: str) -> Any:
     try:
         import wandb
     except ImportError:
         raise UserError("train.wandb=true: the wandb package is not installed: pip install 'hanflow[wandb]'") from None
     return wandb.init(
-        project=config.wandb_project, tags=config.wandb_tags, dir=str(folder), config=to_mapping(config), resume="allow"
+        project=config.wandb_project,
+        tags=config.wandb_tags,
+        dir=str(folder),
+        config=to_mapping(config),
+        id=run_id,
+        resume="allow",
     )
 
 

@@ -83,7 +83,7 @@ def fit(
                 trainer.args.device.type,
             )
         with (
-            Trackers(checkpoints, state, config, enabled=is_main) as trackers,
+            Trackers(checkpoints, state, config, place=str(checkpoints), enabled=is_main) as trackers,
             Progress("training", total=trainer.sizes.steps, unit="steps", done=state.step) as progress,
         ):
             if begin and trainer_state.ended(end):

@@ -261,6 +261,16 @@ def test_weights_and_biases_by_the_switch_alone(shards: Path, tmp_path: Path, mo
     content = log.read_bytes()
     for figure in (b"train/loss", b"train/learning_rate", b"gradient_norm/model.encoder.layers.0", b"validation/loss"):
         assert figure in content
+    for place in ("on", "elsewhere"):  # gone on from, and another run of the same settings
+        folder = str(tmp_path / f"{place}.checkpoints")
+        trained(shards, tmp_path / f"{place} again", checkpoints=folder, epochs=1, wandb=True, wandb_tags=["시험"])
+    ids = {
+        place: {
+            path.name.rpartition("-")[2] for path in (tmp_path / f"{place}.checkpoints" / "wandb").glob("offline-*")
+        }
+        for place in ("on", "elsewhere")
+    }
+    assert len(ids["on"]) == len(ids["elsewhere"]) == 1 and ids["on"] != ids["elsewhere"]
     code = (
         "import sys\nfrom components.train.worker import run\nfrom components.shared.config import TrainConfig\n"
         f"run(TrainConfig(architecture={ARCHITECTURE!r}, max_steps=1), task='summarization', "
