@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
+from components.shared.batching import batches
 from components.shared.config import EvaluateConfig, UserError
-from components.shared.generation import GenerationOptions, batches, generate, generation_config
+from components.shared.generation import GenerationOptions, generate, generation_config
 from components.shared.generation.options import even_batches
 
 TEXTS = ["국민 청원에 답해 주십시오", "어린이집 교사의 처우를 개선해 주세요 ㅋㅋ", "#Person1#: 반대합니다"]
@@ -204,12 +205,12 @@ def test_options_are_the_settings_of_evaluate() -> None:
     assert GenerationOptions.of(EvaluateConfig()) == GenerationOptions()
 
 
-@given(st.lists(st.integers(1, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5))
-def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, beams: int) -> None:
-    made = list(batches(lengths, budget, beams))
+@given(st.lists(st.integers(0, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5), st.integers(0, 99))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int, beams: int, more: int) -> None:
+    made = list(batches(lengths, budget, copies=beams, more=more))
     assert sorted(row for batch in made for row in batch) == list(range(len(lengths)))
     for batch in made:
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) * beams <= budget
+        assert len(batch) == 1 or len(batch) * (max(lengths[row] for row in batch) + more) * beams <= budget
 
 
 @given(st.lists(st.integers(1, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5), st.integers(1, 4))

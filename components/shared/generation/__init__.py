@@ -9,7 +9,7 @@ import numpy as np
 
 from components.shared.generation.conversion import COMPUTE_TYPES, conversion_problem, convert
 from components.shared.generation.generator import Generator
-from components.shared.generation.options import GenerationOptions, batches
+from components.shared.generation.options import GenerationOptions
 from components.shared.generation.texts import decoded, removed_ids, special_ids
 from components.shared.generation.transformers_engine import TransformersEngine, generation_config
 
@@ -22,7 +22,6 @@ __all__ = [
     "COMPUTE_TYPES",
     "GenerationOptions",
     "Generator",
-    "batches",
     "conversion_problem",
     "convert",
     "decode",

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from components.shared.batching import batches
 from components.shared.config import UserError
 from components.shared.generation.conversion import ENCODER_DECODER, EXTRA, convert
-from components.shared.generation.options import GenerationOptions, batches, check_positions, even_batches
+from components.shared.generation.options import GenerationOptions, check_positions, even_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -130,7 +131,7 @@ class CTranslate2Engine:
         """
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sources)
         end = self.special["eos_token_id"]
-        for rows in batches([len(source) for source in sources], batch_tokens, 1):
+        for rows in batches([len(source) for source in sources], batch_tokens):
             # CTranslate2 appends the end token itself.
             bare = [
                 targets[row][:-1] if len(targets[row]) and targets[row][-1] == end else targets[row] for row in rows

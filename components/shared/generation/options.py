@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,25 +70,6 @@ class GenerationOptions:
         return longest
 
 
-def batches(lengths: Sequence[int], batch_tokens: int, beams: int) -> Iterator[list[int]]:
-    """Row numbers of every batch: rows of similar length together, the longest first.
-
-    Args:
-        lengths: tokens of every source.
-        batch_tokens: most tokens of a batch: rows x the longest length among them x beams; one row always fits.
-        beams: copies of every source that the search works on.
-    """
-    batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        # Sorted by falling length, the first row of a batch is what it is padded to.
-        if batch and (len(batch) + 1) * max(lengths[batch[0]], 1) * beams > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
-
-
 def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers: int) -> list[list[int]]:
     """Batches for workers that compute one each at a time: the batches of a round are alike, so that nobody waits.
 
@@ -96,7 +77,9 @@ def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers:
     are of like size, too.
 
     Args:
-        lengths, batch_tokens, beams: as for `batches`.
+        lengths: tokens of every source.
+        batch_tokens: most tokens of a batch, counted as by `components.shared.batching.batches`.
+        beams: copies of every source that the search works on.
         workers: batches computed at once.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])

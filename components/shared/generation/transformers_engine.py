@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.shared.generation.options import GenerationOptions, batches, check_positions
+from components.shared.batching import batches
+from components.shared.generation.options import GenerationOptions, check_positions
 from components.shared.generation.texts import special_ids
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class TransformersEngine:
         model.generation_config = search
         try:
             with torch.inference_mode():
-                for rows in batches([len(source) for source in sources], options.batch_tokens, options.beams):
+                for rows in batches([len(source) for source in sources], options.batch_tokens, copies=options.beams):
                     inputs, mask = _padded([sources[row] for row in rows], pad)
                     generated = model.generate(
                         input_ids=torch.from_numpy(inputs).to(model.device),

@@ -6,7 +6,6 @@ length, C classes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
+from components.shared.batching import batches
 from components.shared.config import TrainConfig, UserError
 from components.shared.models import architecture, bert, cnn, pretrained, register, rnn
 from components.shared.models.cross_entropy import IGNORED
@@ -190,12 +190,8 @@ def probabilities(
     was_training = model.training
     model.eval()
     try:
-        order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-        at = 0
-        while at < len(order):
-            L = max(len(rows[order[at]]), 1)
-            members = list(itertools.islice(order, at, at + max(batch_tokens // L, 1)))
-            at += len(members)
+        for members in batches([len(row) for row in rows], batch_tokens):
+            L = max(len(rows[members[0]]), 1)
             batch = collate([(rows[row],) for row in members], (len(members), L), model.config)
             inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
             with torch.inference_mode():

@@ -7,7 +7,7 @@ that every token is predicted exactly once. Shapes: B rows of a batch, T input t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,15 +127,6 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
 
 def _first(ids: int | list[int]) -> int:
     return ids[0] if isinstance(ids, list) else ids
-
-
-def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Row numbers of every batch: rows of similar length together, the longest first; one row always fits."""
-    order, at = sorted(range(len(lengths)), key=lambda row: -lengths[row]), 0
-    while at < len(order):
-        count = max(batch_tokens // max(lengths[order[at]], 1), 1)
-        yield order[at : at + count]
-        at += count
 
 
 def row_losses(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:

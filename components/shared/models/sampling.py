@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +18,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from components.shared.batching import batches
 from components.shared.config import UserError
+from components.shared.progress import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-log = logging.getLogger("hanflow")
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,13 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
         use_cache=bool(getattr(model.config, "use_cache", True)),
     )
     continuations: list[np.ndarray] = [np.zeros(0, np.int32)] * len(cut)
-    was_training, own = model.training, model.generation_config
+    was_training, own, lengths = model.training, model.generation_config, [len(prompt) for prompt in cut]
     model.eval()
     # generate() fills whatever a given config leaves open from the model's own one: let that be the same.
     model.generation_config = search
     try:
         with torch.inference_mode():
-            for members in _batches([len(prompt) for prompt in cut], options):
+            for members in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
                 ids, mask = _left_padded([cut[row] for row in members], pad)
                 draw = [] if options.greedy else [_Draw([generators[row] for row in members], options)]
                 generated = model.generate(
@@ -187,18 +186,6 @@ def _generators(prompts: Sequence[np.ndarray], seed: int) -> list[np.random.Gene
         before[tokens.tobytes()] += 1
         generators.append(np.random.default_rng([seed, same, *tokens.tolist()]))
     return generators
-
-
-def _batches(lengths: Sequence[int], options: SamplingOptions) -> list[list[int]]:
-    """Row numbers of every batch, prompts of similar length together."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        # Sorted by falling length, the first row of a batch is what it is padded to.
-        tokens = (len(batches[-1]) + 1) * (lengths[batches[-1][0]] + options.max_new_tokens) if batches else 0
-        if not batches or tokens > options.batch_tokens:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
 
 
 def _left_padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:

@@ -174,6 +174,7 @@ class Judge(ModelPredictor):
         import numpy as np
         import torch
 
+        from components.shared.batching import batches
         from components.shared.models import language
 
         context = getattr(self.model.config, "max_position_embeddings", None) or 1024
@@ -186,7 +187,7 @@ class Judge(ModelPredictor):
         self.model.eval()
         try:
             with torch.inference_mode():
-                for members in language.batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
+                for members in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
                     found = language.row_losses(self.model, [pieces[at][1] for at in members])
                     for at, value in zip(members, found, strict=True):
                         number, piece = pieces[at]
