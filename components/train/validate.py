@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from components.shared.batching import batches
 from components.shared.config import EvaluateConfig, TrainConfig, UserError
 from components.shared.progress import Progress
-from components.shared.tasks.base import LESS_IS_BETTER, Task
+from components.shared.tasks.base import LESS_IS_BETTER, Predictor, Task
 from components.train.backends.base import Backend
 from components.train.data import Data
 from components.train.loop_state import LoopState
@@ -63,8 +64,11 @@ class Validator:
             return None
         figures = {"step": state.step, "loss": loss}
         if self._config.validation_rows:
+            scores = self._scores(stop)
+            if scores is None:
+                return None
             # The scores' own loss, where a task has one, is of a few rows only.
-            figures = {**figures, **self._scores(), **figures}
+            figures = {**figures, **scores, **figures}
         state.validation.append(figures)
         state.validated_step = state.step
         self._compare(figures, state)
@@ -114,26 +118,41 @@ class Validator:
         count = float(self._backend.sum(targets))
         return float(self._backend.sum(total)) / count if count else math.nan
 
-    def _scores(self) -> dict[str, float]:
-        """Scores of the first rows; every process predicts its share of them.
+    def _scores(self, stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Scores of the first rows; every process predicts its share of them; None: given up.
 
         A traced device would compile a graph for every length that a search reaches: there the processors predict.
         """
         count = min(self._config.validation_rows, len(self._data.shard))
         mine = range(self._backend.reader, count, self._backend.readers)
-        rows = self._data.shard.rows(mine)
         options = EvaluateConfig(
             beams=self._config.validation_beams, max_new_tokens=self._longest, engine="transformers"
         )
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
         predictor = self._task.predictor(model, self._tokenizer, options, scoring=True)
-        with Progress("predicting", total=len(rows)) as progress:
-            predictions = predictor(rows, progress)
-        references = [self._task.reference_of(row, self._tokenizer, model) for row in rows]
+        copies = options.beams if self._task.generates else 1
+        lengths = [len(row[0]) for row in self._data.shard.rows(mine)]
+        # The predictor's own batches, one at a time, as many on every process: between them it can be given up.
+        parts = [[mine[at] for at in part] for part in batches(lengths, options.batch_tokens, copies=copies)] or [[]]
+        (most,) = self._backend.agree(len(parts))
+        everywhere: dict[str, torch.Tensor] = {}
+        with Progress("predicting", total=len(mine)) as progress:
+            for at in range(most):
+                if stop():
+                    self._model.train()
+                    return None
+                if at >= len(parts):
+                    continue
+                for name, values in self._measures(predictor, parts[at], model, progress).items():
+                    everywhere.setdefault(name, torch.zeros(count, dtype=torch.float64))[parts[at]] = values
         self._model.train()
-        measures = {}
-        for name, values in self._task.score(predictions, references).items():
-            everywhere = torch.zeros(count, dtype=torch.float64)
-            everywhere[mine.start :: mine.step] = torch.from_numpy(values)
-            measures[name] = self._backend.sum_of_readers(everywhere).numpy()
-        return self._task.overall(measures)
+        return self._task.overall({n: self._backend.sum_of_readers(v).numpy() for n, v in everywhere.items()})
+
+    def _measures(
+        self, predictor: Predictor, rows: list[int], model: PreTrainedModel, progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        """`Task.score` of some rows of the split: float64 of shape (rows,)."""
+        given = self._data.shard.rows(rows)
+        references = [self._task.reference_of(row, self._tokenizer, model) for row in given]
+        measures = self._task.score(predictor(given, progress), references)
+        return {name: torch.from_numpy(values) for name, values in measures.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,16 +13,18 @@ import torch
 from transformers import AutoTokenizer
 
 from components.shared.artifacts import read_manifest
-from components.shared.config import TrainConfig
+from components.shared.config import EvaluateConfig, TrainConfig
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from components.tokenize.encode import run as tokenize
+from components.train import validate
 from components.train.backends.torch_ddp import TorchBackend
 from components.train.data import Data
 from components.train.loop import Objective
 from components.train.loop_state import LoopState
 from components.train.validate import Validator
 from tests.steps import tasks
+from tests.steps.corpora import ARCHITECTURE
 from tests.steps.model_fixtures import rewritten
 
 
@@ -78,3 +82,36 @@ def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path:
     assert int(count) == len(labels) - 3
     # float32 sums of a handful of rows in another order
     assert figures["loss"] == pytest.approx(float(total / count), rel=1e-5)
+
+
+def test_a_stop_is_heard_between_two_batches_of_generation(shards: Path) -> None:
+    """Beam search takes minutes where a cluster waits two: what is not given up ends in SIGKILL."""
+    config = TrainConfig(architecture=ARCHITECTURE, validation_rows=4, precision="fp32")
+    subject = validator(shards, "summarization", config)
+    asked = 0
+
+    def stop_in(calls: int) -> Callable[[], bool]:
+        def stop() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked > calls
+
+        return stop
+
+    state = LoopState({}, step=1)
+    figures = subject.run(state, stop_in(10**6))
+    assert figures is not None and state.validation == [figures]
+    loss_batches, all_calls = len(subject._data.plan.epoch(0)), asked
+    assert all_calls > loss_batches
+    asked, state = 0, LoopState({}, step=1)
+    assert subject.run(state, stop_in(loss_batches)) is None
+    assert state == LoopState({}, step=1), "nothing was noted: the resumed run validates"
+    assert subject._model.training and asked == loss_batches + 1
+
+
+def test_scores_do_not_depend_on_how_rows_are_batched(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(architecture=ARCHITECTURE, validation_rows=4, validation_beams=2, precision="fp32")
+    whole = validator(shards, "summarization", config).run(LoopState({}, step=1), lambda: False)
+    monkeypatch.setattr(validate, "EvaluateConfig", functools.partial(EvaluateConfig, batch_tokens=64))
+    single = validator(shards, "summarization", config).run(LoopState({}, step=1), lambda: False)
+    assert whole is not None and whole == single and whole["rouge1_morpheme"] >= 0.0
