@@ -26,6 +26,7 @@ from components.shared.shards import Shard
 from components.shared.tasks.base import Predictions, Task
 from components.train.trainer_arguments import Sizes
 from components.train.trainer_parts import IGNORED, Clock, Collator, RawRows, Rows, Saves, memory_bytes, token_mean
+from components.train.validate import row_predictor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -218,7 +219,7 @@ class LossTrainer(TaskTrainer):
             return EvalLoopOutput(None, None, {}, len(self.validation))
         rows = self.validation.rows(range(min(self.config.validation_rows, len(self.validation))))
         config = EvaluateConfig(beams=self.config.validation_beams, max_new_tokens=self.longest, engine="transformers")
-        predictions = self.task.predictor(self.model, self.tokenizer, config, scoring=True)(rows)
+        predictions = row_predictor(self.task, self.model, self.tokenizer, config)(rows)
         references = [self.task.reference_of(row, self.tokenizer, self.model) for row in rows]
         scores = self._scores(predictions, references)
         return EvalLoopOutput(None, None, {f"{prefix}_{name}": value for name, value in scores.items()}, len(rows))

@@ -11,7 +11,7 @@ import torch
 from components.shared.batching import batches
 from components.shared.config import EvaluateConfig, TrainConfig, UserError
 from components.shared.progress import Progress
-from components.shared.tasks.base import LESS_IS_BETTER, Predictor, Task
+from components.shared.tasks.base import LESS_IS_BETTER, Chunkable, Predictor, Task
 from components.train.backends.base import Backend
 from components.train.data import Data
 from components.train.loop_state import LoopState
@@ -129,7 +129,7 @@ class Validator:
             beams=self._config.validation_beams, max_new_tokens=self._longest, engine="transformers"
         )
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
-        predictor = self._task.predictor(model, self._tokenizer, options, scoring=True)
+        predictor = row_predictor(self._task, model, self._tokenizer, options)
         copies = options.beams if self._task.generates else 1
         lengths = [len(row[0]) for row in self._data.shard.rows(mine)]
         # The predictor's own batches, one at a time, as many on every process: between them it can be given up.
@@ -156,3 +156,11 @@ class Validator:
         references = [self._task.reference_of(row, self._tokenizer, model) for row in given]
         measures = self._task.score(predictor(given, progress), references)
         return {name: torch.from_numpy(values) for name, values in measures.items()}
+
+
+def row_predictor(
+    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EvaluateConfig
+) -> Predictor:
+    """A model made ready to predict rows of the shards for `Task.score`."""
+    predictor = task.predictor(model, tokenizer, options, scoring=True)
+    return predictor.for_chunks() if task.packs and isinstance(predictor, Chunkable) else predictor

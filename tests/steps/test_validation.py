@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,18 @@ def test_the_loss_is_of_the_whole_split_also_where_some_rows_are_scored(language
     scored = measured(language_shards, "language_modeling", validation_rows=1)
     assert scored["loss"] == whole["loss"]
     assert list(scored)[:2] == ["step", "loss"] and "perplexity" in scored
+
+
+def test_perplexity_is_that_of_the_loss_when_all_rows_are_scored(language_shards: Path) -> None:
+    """Rows are chunks cut anywhere: an end of the text that they do not have must not be judged."""
+    figures = measured(language_shards, "language_modeling", validation_rows=10**6)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]), rel=1e-5)  # float32, batched otherwise
+    shard = Shard(language_shards / "validation.arrow", ("tokens",))
+    targets = int(shard.lengths().sum()) - len(shard)
+    texts = pq.read_table(language_shards.parent / "corpus" / "validation.parquet")["text"].to_pylist()
+    size = sum(len(text.encode()) for text in texts)
+    # A syllable that a chunk's end cuts in two becomes two marks of three bytes.
+    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] * targets / math.log(2) / size, rel=0.02)
 
 
 def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path: Path) -> None:

@@ -99,6 +99,15 @@ class Adjustable(Protocol):
         ...
 
 
+@runtime_checkable
+class Chunkable(Protocol):
+    """A predictor of whole texts that can be told to take rows of the shards of a task that packs (`Task.packs`)."""
+
+    def for_chunks(self) -> Predictor:
+        """The same model for chunks, which begin and end anywhere: nothing is added to them."""
+        ...
+
+
 class Task(Protocol):
     """What a step may ask of a task. Heavy imports (torch, transformers) belong inside the methods.
 

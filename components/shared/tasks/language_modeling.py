@@ -134,7 +134,8 @@ class LanguageModeling(CommonTask):
     def reference_of(
         self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
     ) -> str:
-        return plain_text(row[0][1:], tokenizer)
+        ids = row[0][1:]
+        return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # what separates documents is no text
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -168,7 +169,20 @@ class Judge(ModelPredictor):
     the end of the text included; its `texts` are empty.
 
     A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
+
+    Args:
+        ends: whether a row is a text, which ends after its tokens; else they are all there is.
     """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig, *, ends: bool = True
+    ):
+        super().__init__(model, tokenizer, config)
+        self._ends = ends
+
+    def for_chunks(self) -> Judge:
+        """How likely chunks are, without an end that they do not have."""
+        return Judge(self.model, self.tokenizer, self.config, ends=False)
 
     def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
         import numpy as np
@@ -181,7 +195,8 @@ class Judge(ModelPredictor):
         end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
         pieces = []  # (row, tokens): neighbours share a token, so that each is predicted once
         for number, (tokens, *_) in enumerate(rows):
-            whole = tokens if len(tokens) > 1 and tokens[-1] == end[0] else np.concatenate([tokens, end])
+            ended = not self._ends or (len(tokens) > 1 and tokens[-1] == end[0])
+            whole = tokens if ended else np.concatenate([tokens, end])
             pieces += [(number, whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
         nats, counts, was_training = np.zeros(len(rows)), np.zeros(len(rows)), self.model.training
         self.model.eval()
