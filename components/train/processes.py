@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from components.shared import processors
 from components.shared.config import TrainConfig, UserError, step_config, to_mapping
 from components.shared.progress import log
 from components.shared.steps import Report, obey_sigterm, setup_logging
@@ -65,6 +66,11 @@ def run_processes(config: TrainConfig, count: int, *, task: str, output: str, sh
 
 
 def _start(rank: int, count: int, port: int, place: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "components.train.processes", place]
+    return subprocess.Popen(command, env=_environment(rank, count, port))
+
+
+def _environment(rank: int, count: int, port: int) -> dict[str, str]:
     env = {
         **os.environ,
         "RANK": str(rank),
@@ -75,10 +81,10 @@ def _start(rank: int, count: int, port: int, place: str) -> subprocess.Popen:
         "MASTER_PORT": str(port),
     }
     # Workers must not fight for the same cores.
-    env.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // count, 1)))
+    env.setdefault("OMP_NUM_THREADS", str(max(processors.usable() // count, 1)))
     if rank:
         env.pop("HANFLOW_EVENTS", None)  # one voice
-    return subprocess.Popen([sys.executable, "-m", "components.train.processes", place], env=env)
+    return env
 
 
 def _free_port() -> int:
@@ -115,7 +121,7 @@ def _wait(workers: list[subprocess.Popen]) -> tuple[int, int] | None:
             status = worker.poll()
             if status and first is None:
                 first, deadline = (rank, status), time.monotonic() + GRACE_SECONDS
-                if status < 0 or status <= 128:
+                if status <= 128:
                     log.error("train worker of rank %d ended with status %d: ending the others", rank, status)
                     for other in workers:
                         if other.poll() is None:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from components.shared import morphemes, rouge
+from components.shared import processors as machine
 from components.shared.tokenizations import NAMES, TOKENIZATIONS, model_tokenization, normalise
 from tests import nasty
 
@@ -67,7 +68,7 @@ def test_helpers_give_the_same(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_much_text_is_shared_among_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(morphemes, "_processors", lambda: 3)
+    monkeypatch.setattr(machine, "usable", lambda: 3)
     monkeypatch.setattr(morphemes, "HELPER", 1000)
     by_helpers = morphemes._by_helpers
 

@@ -14,6 +14,7 @@ import torch.multiprocessing
 
 from components.shared.artifacts import Manifest
 from components.shared.config import TrainConfig, UserError
+from components.train import processes
 from components.train.backends import torch_ddp
 from components.train.checkpoint import Checkpoints
 from components.train.loop_state import LoopState
@@ -49,6 +50,16 @@ def _wait_for_a_slow_one(rank: int, port: int, folder: str) -> None:
 
 def test_waiting_for_a_save_outlasts_the_timeout_of_a_step(tmp_path: Path) -> None:
     spawn(_wait_for_a_slow_one, tmp_path)
+
+
+def test_workers_share_the_processors_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = os.sched_getaffinity(0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert [processes._environment(0, count, 1)["OMP_NUM_THREADS"] for count in (1, 2)] == ["1", "1"]
+    finally:
+        os.sched_setaffinity(0, mine)
 
 
 def _resume(rank: int, port: int, folder: str) -> None:
