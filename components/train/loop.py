@@ -17,7 +17,7 @@ from components.train.figures import Window, gradient_norms
 from components.train.interrupt import Stopped, StopRequest
 from components.train.loop_state import LoopState
 from components.train.nonfinite import give_up
-from components.train.optim import learning_rate, make_optimizer
+from components.train.optim import learning_rate, make_optimizer, total_steps
 from components.train.trackers import Trackers
 from components.train.validate import Validator
 
@@ -35,12 +35,6 @@ class Objective(torch.nn.Module):
     def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """(sum of the loss over the batch's target tokens, number of them): float32 and int64 scalars."""
         return self._task.loss(self.model, batch, self._label_smoothing if self.training else 0.0)
-
-
-def total_steps(config: TrainConfig, per_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    steps = config.epochs * per_epoch
-    return min(steps, config.max_steps) if config.max_steps else steps
 
 
 def fit(

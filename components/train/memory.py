@@ -1,12 +1,14 @@
-"""Main memory that is kept, in huge pages: what one step frees, the next one needs again."""
+"""Main memory that is kept, in huge pages: what one step frees, the next one needs again. And how much it was at most."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
 import sys
 
 import psutil
+import torch
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Parameters of glibc's mallopt, from malloc.h."""
@@ -49,3 +51,10 @@ def _reserve(libc: ctypes.CDLL, size: int) -> None:
     start, end = -(-begin // HUGE) * HUGE, libc.sbrk(0) // HUGE * HUGE
     if end > start:
         libc.madvise(start, end - start, MADV_HUGEPAGE)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory that this process has held so far: of the GPU, or else resident in main memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

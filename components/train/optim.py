@@ -77,6 +77,12 @@ def make_optimizer(model: torch.nn.Module, config: TrainConfig, *, traced: bool 
     return TracedAdamW(groups) if traced else torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
+def total_steps(config: TrainConfig, per_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    steps = config.epochs * per_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
 def warmup_steps(config: TrainConfig, total_steps: int) -> int:
     """Optimizer steps of rising learning rate."""
     return config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from components.shared.config import TrainConfig
-from components.shared.tasks.base import LESS_IS_BETTER
-from components.train.optim import warmup_steps
+from components.train.best import greater_is_better
+from components.train.optim import total_steps, warmup_steps
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 """Our schedules → transformers' names of the same ones."""
@@ -50,9 +50,7 @@ def sizes(config: TrainConfig, lengths: np.ndarray, world_size: int) -> Sizes:
     rows = max(rows, 1)
     batches = -(-len(lengths) // (rows * world_size))
     steps_per_epoch = -(-batches // config.accumulation)
-    steps = config.epochs * steps_per_epoch
-    steps = min(steps, config.max_steps) if config.max_steps else steps
-    return Sizes(rows, steps_per_epoch, steps, world_size)
+    return Sizes(rows, steps_per_epoch, total_steps(config, steps_per_epoch), world_size)
 
 
 def training_arguments(
@@ -117,11 +115,6 @@ def training_arguments(
     else:
         arguments |= {"eval_strategy": "no", "save_strategy": "epoch"}
     return arguments
-
-
-def greater_is_better(config: TrainConfig) -> bool:
-    """Whether the best value of the metric that decides is the largest."""
-    return config.best_mode == "max" or (config.best_mode == "auto" and config.best_metric not in LESS_IS_BETTER)
 
 
 def without_counterpart(config: TrainConfig) -> list[str]:

@@ -19,13 +19,16 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from components.shared.config import EvaluateConfig, TrainConfig, UserError
+from components.shared.config import EvaluateConfig, TrainConfig
 from components.shared.generation import decode
+from components.shared.models.cross_entropy import IGNORED
 from components.shared.progress import Progress
 from components.shared.shards import Shard
 from components.shared.tasks.base import Predictions, Task
+from components.train.best import check_measured
+from components.train.memory import peak_bytes
 from components.train.trainer_arguments import Sizes
-from components.train.trainer_parts import IGNORED, Clock, Collator, RawRows, Rows, Saves, memory_bytes, token_mean
+from components.train.trainer_parts import Clock, Collator, RawRows, Rows, Saves, token_mean
 from components.train.validate import row_predictor
 
 if TYPE_CHECKING:
@@ -98,7 +101,7 @@ class TaskTrainer(Trainer):
             logs["tokens"] = tokens * self.args.world_size  # the others work on as much
             logs["tokens_per_second"] = logs["tokens"] / max(seconds, 1e-9)
             logs["padding_efficiency"] = self.clock.efficiency
-            logs["memory_gb"] = memory_bytes(self.args.device) / 1e9
+            logs["memory_gb"] = peak_bytes(self.args.device) / 1e9
         super().log(logs, start_time)
 
     def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
@@ -118,13 +121,7 @@ class TaskTrainer(Trainer):
         finally:
             self.collator.noting = True
         output.metrics[f"{metric_key_prefix}_loss"] = loss
-        figures = [name.removeprefix(f"{metric_key_prefix}_") for name in output.metrics]
-        if self.config.best_metric not in figures:
-            raise UserError(
-                f"train.best_metric={self.config.best_metric}: no such validation figure; measured are "
-                f"{', '.join(figures)}"
-                + ("" if self.config.validation_rows else "; scores need train.validation_rows above 0")
-            )
+        check_measured(self.config, [name.removeprefix(f"{metric_key_prefix}_") for name in output.metrics])
         return output
 
     def _scored(self, dataloader: Any, description: str, prefix: str, *args: Any, **options: Any) -> EvalLoopOutput:

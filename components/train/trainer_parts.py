@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 import time
 from collections import deque
 from typing import Any
@@ -13,14 +12,12 @@ import torch.nn.functional as F
 from transformers import TrainerCallback
 
 from components.shared.config import TrainConfig, UserError
+from components.shared.models.cross_entropy import IGNORED
 from components.shared.progress import Progress
 from components.shared.shards import Shard
 from components.train.loop_state import LoopState
 from components.train.trackers import Trackers
 from components.train.trainer_state import train_point, validation_point
-
-IGNORED = -100
-"""Label that takes no part in the loss."""
 
 
 class Rows(torch.utils.data.Dataset):
@@ -179,10 +176,3 @@ class Reporter(TrainerCallback):
             self._state.validation.append(validation)
             self._state.validated_step = state.global_step
             self._trackers.write("validation", validation)
-
-
-def memory_bytes(device: torch.device) -> int:
-    """Most memory that this process has held: of the GPU, or resident."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from components.shared.batching import batches
-from components.shared.config import EvaluateConfig, TrainConfig, UserError
+from components.shared.config import EvaluateConfig, TrainConfig
 from components.shared.progress import Progress
-from components.shared.tasks.base import LESS_IS_BETTER, Chunkable, Predictor, Task
+from components.shared.tasks.base import Chunkable, Predictor, Task
 from components.train.backends.base import Backend
+from components.train.best import check_measured, greater_is_better
 from components.train.data import Data
 from components.train.loop_state import LoopState
 
@@ -75,21 +76,15 @@ class Validator:
         return figures
 
     def _compare(self, figures: dict[str, float], state: LoopState) -> None:
-        metric = self._config.best_metric
-        if metric not in figures:
-            raise UserError(
-                f"train.best_metric={metric}: no such validation figure; measured are "
-                f"{', '.join(name for name in figures if name != 'step')}"
-                + ("" if self._config.validation_rows else "; scores need train.validation_rows above 0")
-            )
-        mode = self._config.best_mode
-        sign = -1.0 if mode == "min" or (mode == "auto" and metric in LESS_IS_BETTER) else 1.0
-        gain = math.inf if state.best_step < 0 else sign * (figures[metric] - state.best_value)
-        if math.isnan(figures[metric]):  # nothing would ever be better
+        check_measured(self._config, figures)
+        value = figures[self._config.best_metric]
+        sign = 1.0 if greater_is_better(self._config) else -1.0
+        gain = math.inf if state.best_step < 0 else sign * (value - state.best_value)
+        if math.isnan(value):  # nothing would ever be better
             gain = -math.inf
         state.bad_validations = 0 if gain > self._config.threshold else state.bad_validations + 1
         if gain > 0:
-            state.best_step, state.best_value = state.step, figures[metric]
+            state.best_step, state.best_value = state.step, value
 
     def exhausted(self, state: LoopState) -> bool:
         """Whether early stopping's patience is over."""

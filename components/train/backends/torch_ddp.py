@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import resource
 import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from components.shared.config import UserError
 from components.shared.progress import log
+from components.train.memory import peak_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -181,9 +181,7 @@ class TorchBackend:
         torch.manual_seed(int(np.random.SeedSequence([*position, self.rank]).generate_state(1, np.uint64)[0]) >> 1)
 
     def memory_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_bytes(self.device)
 
     def state(self) -> dict[str, Any]:
         return self._scaler.state_dict()

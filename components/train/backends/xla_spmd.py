@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-import resource
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,7 @@ from components.shared.models import attention_static
 from components.shared.progress import log
 from components.train.backends.compilation_cache import CompilationCache
 from components.train.backends.tpu_environment import TpuEnvironment
+from components.train.memory import peak_bytes
 from components.train.optim import TracedAdamW
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class XlaBackend:
         if self.hardware == "TPU":
             info = xm.get_memory_info(self.device)
             return int(info.get("peak_bytes_used", info["bytes_used"]))
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_bytes(self.device)
 
     def state(self) -> dict[str, Any]:
         self._cache.publish()  # with every checkpoint: whoever goes on from it needs its graphs
