@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import queue
@@ -131,7 +132,7 @@ class Cluster:
         self, method: str, path: str, query: Mapping[str, Any] | None, body: Any, patience: float, *, stream: bool
     ) -> Iterator[urllib3.HTTPResponse]:
         until = time.monotonic() + patience
-        for attempt in range(10**6):
+        for attempt in itertools.count():
             generation = self._generation
             try:
                 answer = self._once(

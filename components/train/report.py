@@ -23,7 +23,7 @@ def render(training: Mapping[str, Any]) -> str:
     history = training["history"]
     sections = []
     for heading, figure, axis in CURVES:
-        series = {
+        series = {  # a figure that is NaN does not equal itself, and has no place on a curve
             split: [(p["step"], p[figure]) for p in history[split] if p.get(figure) == p.get(figure, 0.0)]
             for split in ("train", "validation")
             if any(figure in point for point in history[split])
@@ -33,7 +33,7 @@ def render(training: Mapping[str, Any]) -> str:
     scores = sorted({name for point in history["validation"] for name in point} - {"step", "loss"})
     if scores:
         series = {name: [(p["step"], p[name]) for p in history["validation"]] for name in scores}
-        sections.append(Section("Scores of generated texts", html.lines(series, "optimizer step", "score")))
+        sections.append(Section("Scores", html.lines(series, "optimizer step", "score")))
     facts = [[k, v] for k, v in training.items() if isinstance(v, (str, int, float)) and k != "order"]
     sections.append(Section("Facts", html.table(["what", "value"], facts)))
     return html.page("Training", sections, f"{training['steps']:,} optimizer steps on {training['device']}")

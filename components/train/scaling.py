@@ -14,21 +14,16 @@ class Chip:
 
     flops: float
     """Peak of bf16 products, FLOP/s."""
-    memory: float
-    """Bytes of HBM."""
     memory_rate: float
     """Bytes/s of HBM."""
     reduce_rate: float
     """Bytes/s of an all-reduce with all six links of a torus: the pod's published 1.1 PB/s over its 4,096 chips."""
 
 
-V4 = Chip(flops=275e12, memory=32 * 2**30, memory_rate=1200e9, reduce_rate=1.1e15 / 4096)
+V4 = Chip(flops=275e12, memory_rate=1200e9, reduce_rate=1.1e15 / 4096)
 
 REACHED = 0.4
 """Share of the peak that training of models of this size reaches on TPUs, by what others report (0.3 to 0.5)."""
-
-LINKS = {"2x2x4": 3 / 6}
-"""Share of a torus chip's links that the worst placed chip of the slice has: 2x2x4 is a mesh without wrap-around."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +104,8 @@ def step(
     """The step of a global batch on a slice.
 
     Args:
-        links: share of the links of a torus that the slice's chips have.
+        links: share of a torus chip's six links that the worst placed chip of the slice has: of 2x2x4, a mesh without
+            wrap-around, half.
     """
     _, sent = collective_bytes(model.parameters, chips)
     computing = model.step_flops(rows, source, target) / chips / (REACHED * chip.flops)

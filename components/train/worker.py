@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 
 def run(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
-    """Train a model on token ids; the model that validates best is the one that is kept."""
+    """Train a model on token ids; the model that validates best is the one that is kept.
+
+    Raises:
+        Stopped, WorkersStopped: asked to stop; everything is saved, the same command goes on.
+        UserError: a setting, the shards or the checkpoints do not fit; training cannot go on; says what to change.
+    """
     if "RANK" not in os.environ and _processes(config) > 1:
         from components.train.processes import run_processes
 
@@ -67,7 +72,11 @@ def _backend(config: TrainConfig) -> Backend:
 
 
 def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
-    """What one worker does: all of a run, or its share."""
+    """What one worker does: all of a run, or its share.
+
+    Raises:
+        Stopped, UserError: as `run`.
+    """
     keep_freed_memory()
     from transformers import AutoTokenizer
 
@@ -105,7 +114,8 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         _check_fit(model, train, validation, learnt)
         checkpoints = open_checkpoints(config, output, backend)
         state = resume(checkpoints, config, identity_of(config, parent), backend)
-        _describe(model, train, backend)
+        efficiency = _padding_efficiency(train, backend)
+        _describe(model, train, backend, efficiency)
         state = fit(model, tokenizer, learnt, config, backend, train, validation, checkpoints, state)
         model = backend.on_cpu(model)
         if backend.is_main and state.best_step >= 0:
@@ -114,7 +124,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
             "precision": backend.precision,
             "device": backend.device.type,
             "world_size": backend.devices,
-            "padding_efficiency": _padding_efficiency(train, backend),
+            "padding_efficiency": efficiency,
         }
         if backend.is_main:
             _write_model(output, config, learnt, model.eval(), tokenizer, parent, state, facts)
@@ -142,7 +152,7 @@ def _check_fit(model: PreTrainedModel, train: Data, validation: Data, task: Task
                 )
 
 
-def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
+def _describe(model: PreTrainedModel, train: Data, backend: Backend, efficiency: float) -> None:
     if backend.is_main:
         log.info(
             "%s parameters; %s rows in %d batches of %d shapes an epoch, padding efficiency %.3f; %s on %s × %d",
@@ -150,7 +160,7 @@ def _describe(model: PreTrainedModel, train: Data, backend: Backend) -> None:
             f"{len(train.shard):,}",
             train.plan.batches_per_epoch,
             len(train.plan.shapes),
-            _padding_efficiency(train, backend),
+            efficiency,
             backend.precision,
             backend.device.type,
             backend.devices,

@@ -227,10 +227,6 @@ def test_the_loss_is_torchs_weighted_cross_entropy(smoothing: float) -> None:
         assert int(count) == 5
 
 
-def test_own_class_weights_are_scaled_to_a_mean_of_1() -> None:
-    assert classifiers.normalised_weights([1.0, 3.0], [6, 2]) == pytest.approx([2 / 3, 2.0])
-
-
 def test_probabilities_come_for_every_row() -> None:
     model = new("rnn").train()
     rows = [row for row, _ in rows_of(3, 12, 1, 7, 7, 2)]

@@ -51,12 +51,10 @@ def static_mask(
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
     plain = q_offset == 0 and kv_offset == 0 and mask_function in (bidirectional_mask_function, causal_mask_function)
-    if not plain or torch.device(device).type == "cpu":
-        kwargs |= (
-            {}
-            if torch.device(device).type == "cpu"
-            else dict.fromkeys(("allow_is_causal_skip", "allow_is_bidirectional_skip"), False)
-        )
+    on_cpu = torch.device(device).type == "cpu"
+    if not plain or on_cpu:
+        if not on_cpu:
+            kwargs |= dict.fromkeys(("allow_is_causal_skip", "allow_is_bidirectional_skip"), False)
         return sdpa_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, device=device, **kwargs
         )

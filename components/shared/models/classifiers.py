@@ -107,17 +107,6 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
-def normalised_weights(weights: Sequence[float], counts: Sequence[int]) -> list[float]:
-    """Class weights of one's own, scaled so that their mean over the training rows is 1.
-
-    Args:
-        weights: factor of each class, none negative, not all 0.
-        counts: training rows of each class.
-    """
-    mean = sum(weight * count for weight, count in zip(weights, counts, strict=True)) / sum(counts)
-    return [weight / mean for weight in weights]
-
-
 def collate(
     rows: Sequence[Sequence[Any]], shape: Sequence[int], config: PretrainedConfig, *, static: bool = False
 ) -> dict[str, torch.Tensor]:
