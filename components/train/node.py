@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from components.train.jobs import PERMANENT, STOPPED
+from components.train.pod_spec import GRACE_SECONDS
 
 ENDINGS_VARIABLE = "HANFLOW_ENDINGS"
 """Environment variable: folder in which every worker leaves how it ended, in a file named by its rank."""
@@ -83,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)  # until torchrun takes over: process 1 has no default action
     with tempfile.TemporaryDirectory(prefix="hanflow-endings-") as folder:
         os.environ[ENDINGS_VARIABLE] = folder
+        # What the pod gets to save and end, less what torchrun needs itself; its own default is 30 s.
+        os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS - 10))
         torchrun, asked_to_stop = _torchrun(["-m", "components.train", *argv])
         endings = _read_endings(folder)
     workers = int(os.environ.get("PET_NPROC_PER_NODE", "1"))

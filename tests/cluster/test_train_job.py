@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -16,7 +18,7 @@ from components.shared.config import JobConfig, TrainConfig, UserError, settings
 from components.train import launch, node, outcome, own_pod
 from components.train.jobs import Origin, build
 from components.train.life import JobFailed
-from components.train.pod_spec import PodExtras
+from components.train.pod_spec import GRACE_SECONDS, PodExtras
 from components.train.work import Work
 from tests.cluster.world import World
 from tests.steps import tasks
@@ -208,6 +210,25 @@ def test_a_pods_exit_status_tells_why(torchrun: int, endings: dict[int, int], as
     assert node.pod_status(torchrun, endings, 2, asked) == status
     retried = status >= 128  # the operator's rule
     assert retried == (status not in (0, 1, 2))
+
+
+def in_a_pod(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """What the pod's process does with `code` in place of `python -m components.train`."""
+    preface = f"import sys\nfrom components.train import node\ntorchrun = node._torchrun\ncode = {code!r}\n"
+    patched = "node._torchrun = lambda _: torchrun(['--no-python', sys.executable, '-c', code])\n"
+    return subprocess.run(
+        [sys.executable, "-c", f"{preface}{patched}sys.exit(node.main([]))"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PET_NPROC_PER_NODE": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_workers_get_the_pods_grace_to_save() -> None:
+    told = in_a_pod("import os; print('grace', os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])")
+    assert told.returncode == 0, told.stderr
+    assert f"grace {GRACE_SECONDS - 10}" in told.stdout
 
 
 def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
