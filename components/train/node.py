@@ -53,24 +53,34 @@ def _read_endings(folder: str) -> dict[int, Ending]:
     return endings
 
 
-def pod_status(torchrun: int, endings: Mapping[int, int], workers: int, asked_to_stop: bool) -> int:
+@dataclass(frozen=True)
+class Torchrun:
+    """How torchrun ended."""
+
+    status: int = 0
+    asked_to_stop: bool = False
+    """Whether the pod itself got SIGTERM."""
+    lost: str = ""
+    """Why the other pods could not be reached, where that is so."""
+
+
+def pod_status(torchrun: Torchrun, endings: Mapping[int, int], workers: int) -> int:
     """The exit status of the pod.
 
     Args:
-        torchrun: torchrun's own.
+        torchrun: how it ended.
         endings: rank → exit status of the workers that left one.
         workers: how many there were.
-        asked_to_stop: whether the pod itself got SIGTERM.
     """
-    if torchrun == 0:
+    if torchrun.status == 0:
         return 0
     statuses = list(endings.values())
     permanent = [status for status in statuses if status in PERMANENT]
     if permanent:
         return permanent[0]
-    if asked_to_stop:
+    if torchrun.asked_to_stop:
         return STOPPED
-    if UNEXPECTED in statuses:
+    if torchrun.lost or UNEXPECTED in statuses:
         return PASSING
     if len(endings) < workers:  # killed before it could say anything: out of memory, mostly
         return _KILLED
@@ -86,35 +96,50 @@ def main(argv: Sequence[str]) -> int:
         os.environ[ENDINGS_VARIABLE] = folder
         # What the pod gets to save and end, less what torchrun needs itself; its own default is 30 s.
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS - 10))
-        torchrun, asked_to_stop = _torchrun(["-m", "components.train", *argv])
+        torchrun = _torchrun(["-m", "components.train", *argv])
         endings = _read_endings(folder)
     workers = int(os.environ.get("PET_NPROC_PER_NODE", "1"))
     statuses = {rank: ending.status for rank, ending in endings.items()}
-    status = pod_status(torchrun, statuses, workers, asked_to_stop)
-    # The last line is what the cluster keeps as the reason.
-    deciding = [e.words for e in endings.values() if e.words and e.status in (status, status - 128)]
-    if status:
-        print(f"error: {deciding[0]}" if deciding else f"the workers ended with {statuses}", file=sys.stderr)
+    status = pod_status(torchrun, statuses, workers)
+    if status:  # the last line is what the cluster keeps as the reason
+        deciding = [e.words for e in endings.values() if e.words and e.status in (status, status - 128)]
+        print(f"error: {deciding[0] if deciding else _reason(status, torchrun, statuses, workers)}", file=sys.stderr)
     return status
+
+
+def _reason(status: int, torchrun: Torchrun, statuses: Mapping[int, int], workers: int) -> str:
+    """Why a pod ends with `status`, where no worker has said so."""
+    if torchrun.lost:
+        return f"the other workers cannot be reached, a new attempt goes on from the last checkpoint: {torchrun.lost}"
+    if status == _KILLED:
+        return (
+            f"{workers - len(statuses)} of {workers} workers were killed without a word, mostly for want of memory: raise "
+            "job.memory, or lower train.batch_tokens"
+        )
+    return f"the workers ended with {dict(statuses)}"
 
 
 def _stop(*_: object) -> NoReturn:
     sys.exit(STOPPED)
 
 
-def _torchrun(arguments: list[str]) -> tuple[int, bool]:
-    """Its exit status, and whether it was asked to stop; its own account of a failure is left out."""
+def _torchrun(arguments: list[str]) -> Torchrun:
+    """Run it; its own account of a failure is left out."""
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.run import main as torchrun
 
     try:
         torchrun(arguments)
     except SignalException:
-        return 1, True
+        return Torchrun(1, asked_to_stop=True)
     except ChildFailedError:
-        return 1, False
-    return 0, False
+        return Torchrun(1)
+    except (RendezvousError, DistError) as error:  # the pod where all meet is preempted, or others have not come
+        return Torchrun(1, lost=f"{type(error).__name__}: {error}")
+    return Torchrun()
 
 
 if __name__ == "__main__":

@@ -191,23 +191,29 @@ def test_the_own_pod_is_found_inside_a_cluster(
     assert "the job gets no owner" in told.text
 
 
+STOP, LOST = node.Torchrun(1, asked_to_stop=True), node.Torchrun(1, lost="RendezvousTimeoutError")
+
+
 @pytest.mark.parametrize(
-    ("torchrun", "endings", "asked", "status"),
+    ("torchrun", "endings", "status"),
     [
-        (0, {0: 0, 1: 0}, False, 0),
-        (1, {0: 1, 1: 143}, False, 1),  # a mistake of one ends the others politely
-        (1, {0: 143, 1: 2}, True, 2),
-        (1, {0: 143, 1: 143}, True, 143),
-        (1, {}, True, 143),  # killed at the end of the grace period
-        (1, {0: 143, 1: 143}, False, 143),  # another pod was asked to stop
-        (1, {0: 70, 1: 143}, False, 198),  # a lost peer
-        (1, {0: 143}, False, 137),  # one was killed without a word
-        (1, {}, False, 137),
-        (1, {0: 0, 1: 0}, False, 198),  # torchrun itself
+        (node.Torchrun(), {0: 0, 1: 0}, 0),
+        (node.Torchrun(1), {0: 1, 1: 143}, 1),  # a mistake of one ends the others politely
+        (STOP, {0: 143, 1: 2}, 2),
+        (STOP, {0: 143, 1: 143}, 143),
+        (STOP, {}, 143),  # killed at the end of the grace period
+        (node.Torchrun(1), {0: 143, 1: 143}, 143),  # another pod was asked to stop
+        (node.Torchrun(1), {0: 70, 1: 143}, 198),  # a lost peer
+        (node.Torchrun(1), {0: 143}, 137),  # one was killed without a word
+        (node.Torchrun(1), {}, 137),
+        (node.Torchrun(1), {0: 0, 1: 0}, 198),  # torchrun itself
+        (LOST, {}, 198),  # no worker has begun
+        (LOST, {0: 143, 1: 143}, 198),
+        (LOST, {0: 1, 1: 143}, 1),
     ],
 )
-def test_a_pods_exit_status_tells_why(torchrun: int, endings: dict[int, int], asked: bool, status: int) -> None:
-    assert node.pod_status(torchrun, endings, 2, asked) == status
+def test_a_pods_exit_status_tells_why(torchrun: node.Torchrun, endings: dict[int, int], status: int) -> None:
+    assert node.pod_status(torchrun, endings, 2) == status
     retried = status >= 128  # the operator's rule
     assert retried == (status not in (0, 1, 2))
 
@@ -229,6 +235,26 @@ def test_workers_get_the_pods_grace_to_save() -> None:
     told = in_a_pod("import os; print('grace', os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])")
     assert told.returncode == 0, told.stderr
     assert f"grace {GRACE_SECONDS - 10}" in told.stdout
+
+
+def test_a_pod_that_reaches_no_other_is_tried_again(free_port: None, fake: World) -> None:
+    """The pod in which all meet is preempted: not a mistake of the settings."""
+    assert fake.fake
+    told = in_a_pod(
+        "pass",
+        PET_NNODES="2",
+        PET_RDZV_BACKEND="c10d",
+        PET_RDZV_ENDPOINT=f"127.0.0.1:{fake.fake.kubelet.port}",
+        PET_RDZV_CONF="is_host=0,read_timeout=1",
+    )
+    assert told.returncode == node.PASSING, told.stderr
+    assert told.stderr.splitlines()[-1].startswith("error: the other workers cannot be reached")
+
+
+def test_a_worker_that_is_killed_without_a_word_is_told_with_the_cure() -> None:
+    told = in_a_pod("import os; os.kill(os.getpid(), 9)")
+    assert told.returncode == 137
+    assert "error: 1 of 1 workers were killed without a word" in told.stderr.splitlines()[-1]
 
 
 def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
