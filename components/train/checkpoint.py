@@ -246,7 +246,7 @@ class Checkpoints:
             load_optimizer(model, optimizer, load_file(path / FILES[1]))
 
     def keep(self, files: Sequence[Path]) -> None:
-        """Have files of this machine's folder where the checkpoints are."""
+        """Have files of this machine's folder where the checkpoints are: in a folder they are already."""
 
 
 def _sync(path: Path) -> None:
