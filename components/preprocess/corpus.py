@@ -7,7 +7,6 @@ the splits. So memory grows with the number of rows (about 200 bytes each) and n
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from components.preprocess.intake import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, TEST, TRAIN, VALIDATION, Intake
 from components.preprocess.readers import raw_files
 from components.preprocess.rows import check_columns
-from components.shared import lengths
+from components.shared import collection, lengths
 from components.shared.artifacts import SPLITS, Manifest, write_manifest
 from components.shared.config import PreprocessConfig, UserError, to_mapping
 from components.shared.progress import log
@@ -48,15 +47,9 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     ratios = _ratios(config)
     sources = _sources(config)
     with staged(output, "corpus") as folder:
-        with Intake(chosen, config, folder) as intake:
-            collecting = gc.isenabled()
-            gc.disable()  # rows hold no cycles, and looking for some among millions of them takes a tenth of the time
-            try:
-                for split, files in sources:
-                    intake.read_source(split, files)
-            finally:
-                if collecting:
-                    gc.enable()
+        with Intake(chosen, config, folder) as intake, collection.put_off():
+            for split, files in sources:
+                intake.read_source(split, files)
         intake.refuse_nothing()
         parts = assign(intake.split_array(), intake.digest_array(), ratios, chosen.split_role)
         rows = _deal_out(folder, parts, chosen)

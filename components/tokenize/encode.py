@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from components.shared import artifacts, lengths
+from components.shared import artifacts, collection, lengths, processors
 from components.shared.artifacts import SPLITS, Manifest
 from components.shared.config import TokenizeConfig, UserError, to_mapping
 from components.shared.corpora import batches
@@ -51,7 +51,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     """
     # The Rust tokenizers read both when they start their threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    os.environ["RAYON_NUM_THREADS"] = str(config.workers or os.cpu_count() or 1)
+    os.environ["RAYON_NUM_THREADS"] = str(config.workers or processors.usable())
     from components.tokenize import vocabulary
 
     learnt = get_task(task)
@@ -66,10 +66,11 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt, config), config)
     with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
-        facts = learnt.facts(_batches(folder / "train.parquet", learnt))
+        known = [column.role for column in learnt.columns if column.role not in learnt.text_roles]
+        facts = learnt.facts(batches(folder / "train.parquet", known, BATCH_ROWS))
         truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
         tokens_before, characters = 0, 0
-        with Progress("tokenizing", total=sum(rows.values())) as progress:
+        with collection.put_off(), Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 rest: dict[str, list[int]] | None = None
                 of_split = _batches(folder / f"{split}.parquet", learnt)

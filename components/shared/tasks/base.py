@@ -157,7 +157,7 @@ class Task(Protocol):
         """What has to be known of the train split before anything is encoded, e.g. its classes; plain JSON data.
 
         Args:
-            rows: the train split, batch by batch (role → texts); need not be read.
+            rows: the train split's columns that are no `text_roles`, batch by batch (role → values); need not be read.
 
         Raises:
             UserError: nothing can be learnt from it.
