@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
 from components.shared.models import architecture, attention, cross_entropy, dropout, gpt
+from components.shared.models.ffn import FfnConfig, FfnForCausalLM
+from components.train.backends.torch_ddp import TorchBackend
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -57,6 +60,36 @@ def test_a_library_model_gets_cheap_dropout() -> None:
     after = [module for module in model.modules() if isinstance(module, torch.nn.Dropout)]
     assert [module.p for module in after] == before and len(before) >= 4
     assert all(type(module) is dropout.Dropout and module.training for module in after)
+
+
+def test_training_on_a_cpu_arranges_a_library_model_and_leaves_no_trace(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = BertForSequenceClassification(config)
+    TorchBackend("fp32").prepare(torch.nn.ModuleList([model]))
+    assert model.bert.config._attn_implementation == attention.NAME
+    assert {type(module) for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {dropout.Dropout}
+    model.save_pretrained(tmp_path)
+    assert attention.NAME not in (tmp_path / "config.json").read_text(encoding="utf-8")
+    ids = torch.arange(12).view(2, 6)
+    again = BertForSequenceClassification.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(model.eval()(ids).logits, again(ids).logits)
+
+
+def test_a_model_with_a_pass_of_its_own_or_no_attention_stays_as_it_is() -> None:
+    bart = BartForConditionalGeneration(
+        BartConfig(
+            vocab_size=20,
+            d_model=8,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+        )
+    )
+    TorchBackend("fp32").prepare(torch.nn.ModuleList([bart]))
+    assert bart.model.config._attn_implementation == "sdpa"
+    ffn = FfnForCausalLM(FfnConfig(vocab_size=20))
+    TorchBackend("fp32").prepare(torch.nn.ModuleList([ffn]))
 
 
 def head(N: int, V: int, D: int = 16, seed: int = 0) -> tuple[torch.Tensor, ...]:

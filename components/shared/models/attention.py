@@ -27,7 +27,12 @@ MOST_PROBABILITIES = 2**26
 
 
 def use_on_cpu(model: PreTrainedModel) -> None:
-    """Let a transformers model train with this attention; what it is no good for goes to torch's own."""
+    """Let a transformers model train with this attention; what it is no good for goes to torch's own.
+
+    Models that do not take torch's fused attention either stay as they are.
+    """
+    if not model._supports_sdpa:
+        return
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from components.shared.config import TrainConfig, UserError
 from components.shared.models import architecture, ffn, gpt, pretrained, register
-from components.shared.models.cross_entropy import IGNORED, linear_cross_entropy
+from components.shared.models.cross_entropy import CHUNK, IGNORED, linear_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -132,6 +132,8 @@ def _first(ids: int | list[int]) -> int:
 def row_losses(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:
     """Cross-entropy of every row's tokens after the first, summed: float64 (B,), in nats.
 
+    Works with the models that `loss` works with.
+
     Args:
         model: a language model in evaluation mode.
         rows: int32 arrays of at least 2 token ids.
@@ -139,8 +141,13 @@ def row_losses(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:
     width = max(map(len, rows))
     batch = collate([(row,) for row in rows], (len(rows), width), model.config)
     targets_BT = batch.pop("targets").to(model.device)
-    logits_BTV = model(**{name: tensor.to(model.device) for name, tensor in batch.items()}, use_cache=False).logits
-    losses = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED, reduction="none"
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    hidden_ND = model.base_model(**inputs, use_cache=False).last_hidden_state.flatten(0, 1)
+    head = model.get_output_embeddings()
+    losses_N = torch.cat(
+        [  # the logits of a whole batch would be gigabytes
+            F.cross_entropy(head(hidden).float(), targets, ignore_index=IGNORED, reduction="none")
+            for hidden, targets in zip(hidden_ND.split(CHUNK), targets_BT.flatten().split(CHUNK), strict=True)
+        ]
     )
-    return losses.view(targets_BT.shape).double().sum(1).cpu().numpy()
+    return losses_N.view(targets_BT.shape).double().sum(1).cpu().numpy()

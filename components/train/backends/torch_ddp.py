@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from components.shared.config import UserError
+from components.shared.models import attention, bart_forward, dropout
 from components.shared.progress import log
 from components.train.memory import peak_bytes
 
@@ -98,6 +99,11 @@ class TorchBackend:
 
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         module = module.to(self.device)
+        if self.device.type == "cpu":
+            model = next((part for part in module.modules() if hasattr(part, "set_attn_implementation")), None)
+            if model is not None and not bart_forward.applies(model):
+                attention.use_on_cpu(model)
+                dropout.use_on_cpu(model)
         if self._compile:
             module.compile(dynamic=False)
         if self.world_size == 1:
