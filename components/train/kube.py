@@ -1,4 +1,4 @@
-"""The Kubernetes API for the launcher: plain requests with patience, and watches that survive what clusters do."""
+"""The Kubernetes API for the launcher: plain requests, and streams, with patience."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import contextlib
 import itertools
 import json
 import os
-import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -216,87 +214,3 @@ def _refusal(method: str, path: str, error: ApiException) -> ClusterError:
 def _short(error: BaseException) -> str:
     reason = getattr(error, "reason", None) or error
     return f"{type(reason).__name__}: {reason}"[:300]
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a watch tells."""
-
-    source: str
-    """Name of the watch."""
-    kind: str
-    """LIST (`objects` is all there is), ADDED, MODIFIED, DELETED, or BROKEN (the API server stayed away)."""
-    objects: tuple[dict[str, Any], ...] = ()
-    error: ClusterError | None = None
-
-
-class Watch(threading.Thread):
-    """Lists, then watches, and puts every change into an inbox; after any gap it lists again.
-
-    Args:
-        cluster: where.
-        path: of the collection, with `{namespace}`.
-        selector: `fieldSelector` or `labelSelector` of the query.
-        inbox: gets `Change`s.
-        name: their source.
-    """
-
-    def __init__(
-        self, cluster: Cluster, path: str, selector: Mapping[str, str], inbox: queue.Queue[Change], *, name: str
-    ):
-        super().__init__(name=f"watch-{name}", daemon=True)
-        self._cluster, self._path, self._selector = cluster, path, dict(selector)
-        self._inbox, self._source = inbox, name
-        self._stopped = threading.Event()
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def run(self) -> None:
-        try:
-            while not self._stopped.is_set():
-                with contextlib.suppress(Gone):
-                    self._list_and_watch()
-        except ClusterError as error:  # `request` was patient already
-            self._put("BROKEN", error=error)
-        except Exception as error:  # nobody would hear of it: the launcher would wait for ever
-            self._put("BROKEN", error=ClusterError(f"watching {self._source} failed: {type(error).__name__}: {error}"))
-
-    def _list_and_watch(self) -> None:
-        listed = self._cluster.request("GET", self._path, query=self._selector)
-        self._put("LIST", *listed["items"])
-        version = listed["metadata"]["resourceVersion"]
-        while not self._stopped.is_set():
-            try:
-                version = self._watch(version)
-            except Away:
-                self._stopped.wait(_PAUSES[2])
-                return
-
-    def _watch(self, version: str) -> str:
-        query = {
-            **self._selector,
-            "watch": "true",
-            "resourceVersion": version,
-            "timeoutSeconds": WATCH_SECONDS,
-            "allowWatchBookmarks": "true",
-        }
-        with self._cluster.stream(self._path, query=query) as lines:
-            for line in lines:
-                if self._stopped.is_set():
-                    break
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    raise Away("the connection broke in the middle of an event") from None
-                if event["type"] == "ERROR":
-                    if event["object"].get("code") == 410:
-                        raise Gone
-                    raise ClusterError(f"the watch failed: {event['object'].get('message')}")
-                version = event["object"]["metadata"]["resourceVersion"]
-                if event["type"] != "BOOKMARK":
-                    self._put(event["type"], event["object"])
-        return version
-
-    def _put(self, kind: str, *objects: dict[str, Any], error: ClusterError | None = None) -> None:
-        self._inbox.put(Change(self._source, kind, objects, error))

@@ -14,9 +14,10 @@ from components.shared.progress import log
 from components.train import pods
 from components.train.follow import LogFollower
 from components.train.jobs import JOB_LABEL
-from components.train.kube import Change, Cluster, ClusterError, Watch
+from components.train.kube import Cluster, ClusterError
 from components.train.submission import PATHS
 from components.train.waits import Waits
+from components.train.watch import Change, Watch
 
 TICK_SECONDS = 1.0
 INCIDENT_SECONDS = 400.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.shared.progress import log
-from components.train import follow, kube, life, submission, waits
+from components.train import follow, kube, life, submission, waits, watch
 from tests.cluster import world as worlds
 from tests.cluster.world import World
 
@@ -23,6 +23,7 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(waits, "EVENTS_SECONDS", 0.5)
     monkeypatch.setattr(follow, "RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(watch, "RETRY_SECONDS", 0.2)
     monkeypatch.setattr(kube, "_PAUSES", (0.05, 0.1, 0.2, 0.3))
 
 

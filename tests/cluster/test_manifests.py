@@ -242,7 +242,19 @@ def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     verbs = {"GET": {"get", "list", "watch"}, "POST": {"create"}, "DELETE": {"delete"}, "PATCH": {"patch"}}
     source = "".join(
         (ROOT / "components" / "train" / f"{name}.py").read_text(encoding="utf-8")
-        for name in ("launch", "submission", "life", "waits", "own_pod", "kube", "follow", "pods", "reap", "outcome")
+        for name in (
+            "launch",
+            "submission",
+            "life",
+            "waits",
+            "own_pod",
+            "kube",
+            "watch",
+            "follow",
+            "pods",
+            "reap",
+            "outcome",
+        )
     )
     methods = set(re.findall(r'request\(\s*"([A-Z]+)"', source))
     assert methods == {"GET", "POST", "DELETE"}

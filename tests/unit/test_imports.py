@@ -22,7 +22,7 @@ LAUNCHING = [
     f"components.train.{name}"
     for name in (
         *("jobs", "pod_spec", "work", "launch", "submission", "life", "waits", "own_pod"),
-        *("kube", "pods", "follow", "outcome", "reap", "manifests"),
+        *("kube", "watch", "pods", "follow", "outcome", "reap", "manifests"),
     )
 ]
 """What runs in a step that only waits for a job, and around torchrun: no torch."""
