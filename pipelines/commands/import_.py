@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import UserError
+from components.shared.reasons import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ def _tokenizer(folder: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{folder}: no tokenizer can be loaded from there ({reason}); give its folder") from error
 
 
@@ -89,7 +90,7 @@ def _architecture(path: Path) -> PreTrainedModel:
             return getattr(transformers, name)(config).to(torch.float32).eval()
         return auto.from_config(config, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{config_file}: no model can be made of it ({reason}); it has to be the config.json of a transformers model"
         ) from error

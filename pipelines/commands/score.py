@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import UserError
+from components.shared.reasons import first_line
 
 if TYPE_CHECKING:
     from components.evaluate.compare import FileScores
@@ -110,7 +111,7 @@ def _model(tokenizer: str | None) -> Tokenization:
     try:
         return model_tokenization(tokenizer)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"--tokenizer: {tokenizer}: cannot be loaded ({reason}); give a folder with tokenizer.json, e.g. a bundle's "
             f"huggingface/"

@@ -14,6 +14,7 @@ from components.shared.generation.ctranslate2_engine import CTranslate2Engine, r
 from components.shared.generation.options import GenerationOptions
 from components.shared.generation.texts import decoded, removed_ids
 from components.shared.generation.transformers_engine import TransformersEngine
+from components.shared.reasons import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,7 +106,7 @@ class Generator:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source))
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UserError(
                 f"{source}: no tokenizer can be loaded from there ({reason}); give a bundle, or a folder with a model "
                 "and its tokenizer"

@@ -33,6 +33,7 @@ import torch_xla.runtime as runtime
 from components.shared.config import TrainConfig, UserError
 from components.shared.models import attention_static
 from components.shared.progress import log
+from components.shared.reasons import first_line
 from components.train.backends.compilation_cache import CompilationCache
 from components.train.backends.tpu_environment import TpuEnvironment
 from components.train.memory import peak_bytes
@@ -291,7 +292,7 @@ def _runtime_errors(environment: TpuEnvironment) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"train.backend=xla: the runtime found no devices for PJRT_DEVICE={environment.device or '(not set)'} "
             f"({reason}); on a TPU host check that no other process holds the chips, elsewhere set PJRT_DEVICE=CPU"
