@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from components.shared.steps import obey_sigterm
 from components.train import kube, launch, pods, reap, waits
 from components.train.kube import ClusterError
 from components.train.life import JobFailed
@@ -303,19 +305,24 @@ def test_pods_may_be_told_of_late(fake: World, status: int, capfd: pytest.Captur
     assert "[rank 0] last" in capfd.readouterr().err
 
 
-def test_sigterm_while_the_job_is_being_removed_removes_it(fake: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    request, terminated = kube.Cluster.request, []
+def test_sigterm_while_the_job_is_being_removed_removes_it(fake: World) -> None:
+    assert fake.fake
+    terminated = threading.Event()
 
-    def interrupted(self: kube.Cluster, method: str, *arguments: Any, **options: Any) -> Any:
-        if method == "DELETE" and not terminated:
-            terminated.append(True)
-            raise launch.Terminated("terminated")
-        return request(self, method, *arguments, **options)
+    def terminate() -> None:
+        terminated.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)  # the answer is not there yet when the signal comes
 
-    monkeypatch.setattr(kube.Cluster, "request", interrupted)
-    with pytest.raises(launch.Terminated):
-        see_through(fake, fake.body("echo done"))
-    assert terminated
+    fake.fake.before_delete = [terminate]
+    before = signal.getsignal(signal.SIGTERM)
+    obey_sigterm()
+    try:
+        with pytest.raises(launch.Terminated):
+            see_through(fake, fake.body("echo done"))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert terminated.is_set()
 
 
 def test_answers_and_events_that_break_off_are_asked_for_again(fake: World) -> None:

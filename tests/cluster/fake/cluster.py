@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
@@ -40,6 +40,8 @@ class FakeCluster:
         self.turned_away = 0
         self.swallowed_posts = 0
         """Next so many POSTs are carried out and their answers lost."""
+        self.before_delete: list[Callable[[], object]] = []
+        """What happens while the next DELETE waits for its answer, one each."""
         self.cut_answers = self.cut_events = 0
         """Next so many answers to GET, and events of watches, break off in the middle."""
         self.cuts = 0

@@ -63,6 +63,8 @@ class Handler(Streams):
                 raise Refused(404, "NotFound", "the server could not find the requested resource")
             if found["namespace"] != NAMESPACE or (method, found["plural"]) in self.api.forbidden:
                 raise Refused(403, "Forbidden", f"{found['plural']} is forbidden: User cannot {method} them")
+            if method == "DELETE" and self.api.before_delete:
+                self.api.before_delete.pop(0)()
             result = self._route(method, found["plural"], found["name"], found["sub"], query, body)
         except Refused as refused:
             self.api.requests.append((method, self.path, refused.status["code"]))
