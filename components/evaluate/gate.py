@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from components.shared.config import EvaluateConfig, UserError
 from components.shared.storage import fetched, nothing
-from components.shared.tasks.base import Predictions, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Predictions
 
 
 def passed(evaluation: str) -> bool:

@@ -13,7 +13,8 @@ from components.shared.artifacts import Manifest, lineage, trainings
 from components.shared.bootstrap import Interval
 from components.shared.config import EvaluateConfig, to_mapping
 from components.shared.html import Section
-from components.shared.tasks.base import LESS_IS_BETTER, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import LESS_IS_BETTER
 
 if TYPE_CHECKING:
     from components.evaluate.rows import Example, Kept

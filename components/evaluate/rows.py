@@ -13,7 +13,8 @@ import numpy as np
 
 from components.shared.cells import csv_writer, safe_cell
 from components.shared.corpora import batches
-from components.shared.tasks.base import Predictions, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Predictions
 
 CHUNK = 2_000
 """Rows in memory at once: enough that rows of like length find each other, so that memory stays the same for any split."""

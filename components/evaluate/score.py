@@ -24,7 +24,9 @@ from components.shared.progress import Progress, log
 from components.shared.steps import Report
 from components.shared.storage import fetched, fetched_model, local_path, nothing, staged, with_fetched_model
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Predictions, Predictor, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Predictions
+from components.shared.tasks.predictor import Predictor
 
 TRAINED = "trained model"
 EARLIER = "earlier model"

@@ -12,7 +12,8 @@ from components.shared.config import EvaluateConfig, UserError
 from components.shared.generation import GenerationOptions, Generator
 from components.shared.generation.ctranslate2_engine import CTranslate2Engine
 from components.shared.progress import Progress
-from components.shared.tasks.base import Predictions, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Predictions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,9 @@ from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeC
 from components.shared.progress import Progress
 from components.shared.storage import fetched, is_remote, local_path
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Predictions, Predictor, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Predictions
+from components.shared.tasks.predictor import Predictor
 
 UNLIMITED = 1 << 30
 """Tokens that no text has."""

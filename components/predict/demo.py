@@ -15,7 +15,7 @@ import streamlit as st
 
 from components.predict.bundle import Answers, Bundle, answer, open_bundle
 from components.shared.config import UserError
-from components.shared.tasks.base import Adjustable, Predictor
+from components.shared.tasks.predictor import Adjustable, Predictor
 from components.shared.text_files import Source, read_rows
 
 # Comments here, no strings below the names: Streamlit's magic would print them on the page.

@@ -20,7 +20,8 @@ from components.preprocess.rows import Row
 from components.shared.artifacts import SPLITS
 from components.shared.config import PreprocessConfig, UserError
 from components.shared.progress import Progress, log
-from components.shared.tasks.base import Rejected, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Rejected
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 

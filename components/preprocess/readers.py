@@ -13,7 +13,7 @@ from components.preprocess import aihub, delimited, structured
 from components.preprocess.rows import ColumnMapping, Row
 from components.shared.config import PreprocessConfig, UserError
 from components.shared.storage import find_raw
-from components.shared.tasks.base import Column
+from components.shared.tasks.data import Column
 
 FORMATS = ("csv", "tsv", "txt", "jsonl", "ndjson", "parquet", "json")
 SUFFIXES = tuple(f".{name}{packed}" for name in FORMATS for packed in ("", ".gz"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from components.shared.config import PreprocessConfig, UserError
-from components.shared.tasks.base import Column
+from components.shared.tasks.data import Column
 
 
 class Row(NamedTuple):

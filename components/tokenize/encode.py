@@ -20,7 +20,8 @@ from components.shared.shards import Shard, ShardWriter
 from components.shared.steps import Report
 from components.shared.storage import fetched, fetched_model, staged
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Encoded, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Encoded
 from components.shared.tasks.encoding import prepared
 
 if TYPE_CHECKING:

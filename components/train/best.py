@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from components.shared.config import TrainConfig, UserError
-from components.shared.tasks.base import LESS_IS_BETTER
+from components.shared.tasks.data import LESS_IS_BETTER
 
 
 def greater_is_better(config: TrainConfig) -> bool:

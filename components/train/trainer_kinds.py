@@ -24,7 +24,8 @@ from components.shared.generation import decode
 from components.shared.models.cross_entropy import IGNORED
 from components.shared.progress import Progress
 from components.shared.shards import Shard
-from components.shared.tasks.base import Predictions, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Predictions
 from components.train.best import check_measured
 from components.train.memory import peak_bytes
 from components.train.trainer_arguments import Sizes

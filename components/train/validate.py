@@ -11,7 +11,8 @@ import torch
 from components.shared.batching import batches
 from components.shared.config import EvaluateConfig, TrainConfig
 from components.shared.progress import Progress
-from components.shared.tasks.base import Chunkable, Predictor, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.predictor import Chunkable, Predictor
 from components.train.backends.base import Backend
 from components.train.best import check_measured, greater_is_better
 from components.train.data import Data
@@ -19,6 +20,10 @@ from components.train.loop_state import LoopState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+BATCH_TOKENS = 8192
+"""Padded source tokens times beams that are predicted between two looks for a stop."""
 
 
 class Validator:
@@ -121,7 +126,10 @@ class Validator:
         count = min(self._config.validation_rows, len(self._data.shard))
         mine = range(self._backend.reader, count, self._backend.readers)
         options = EvaluateConfig(
-            beams=self._config.validation_beams, max_new_tokens=self._longest, engine="transformers"
+            beams=self._config.validation_beams,
+            max_new_tokens=self._longest,
+            batch_tokens=BATCH_TOKENS,
+            engine="transformers",
         )
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
         predictor = row_predictor(self._task, model, self._tokenizer, options)

@@ -23,7 +23,7 @@ from components.shared.config import TrainConfig
 from components.shared.generation import GenerationOptions, Generator
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Predictions
+from components.shared.tasks.data import Predictions
 from components.train.memory import keep_freed_memory
 from components.train.optim import make_optimizer
 from tests.benchmarks.data import KOBART, make_shards

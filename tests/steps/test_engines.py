@@ -21,7 +21,7 @@ from components.shared.generation.ctranslate2_engine import MOST_WORKERS, CTrans
 from components.shared.progress import Progress
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
-from components.shared.tasks.base import Predictions
+from components.shared.tasks.data import Predictions
 from components.shared.tasks.summarization import Summarizer
 from tests.steps.trained import train_briefly
 

@@ -18,7 +18,7 @@ from components.predict.bundle import answer, open_bundle
 from components.preprocess.corpus import run as preprocess
 from components.shared.artifacts import read_manifest
 from components.shared.config import EvaluateConfig, ExportConfig, PreprocessConfig
-from components.shared.tasks.base import Adjustable
+from components.shared.tasks.predictor import Adjustable
 from components.tokenize.encode import run as tokenize
 from pipelines.cli import main
 from tests.steps import tasks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from components.shared.artifacts import read_manifest
-from components.shared.config import EvaluateConfig, TrainConfig
+from components.shared.config import TrainConfig
 from components.shared.shards import Shard
 from components.shared.tasks import get_task
 from components.tokenize.encode import run as tokenize
@@ -125,6 +124,6 @@ def test_a_stop_is_heard_between_two_batches_of_generation(shards: Path) -> None
 def test_scores_do_not_depend_on_how_rows_are_batched(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(architecture=ARCHITECTURE, validation_rows=4, validation_beams=2, precision="fp32")
     whole = validator(shards, "summarization", config).run(LoopState({}, step=1), lambda: False)
-    monkeypatch.setattr(validate, "EvaluateConfig", functools.partial(EvaluateConfig, batch_tokens=64))
+    monkeypatch.setattr(validate, "BATCH_TOKENS", 64)
     single = validator(shards, "summarization", config).run(LoopState({}, step=1), lambda: False)
     assert whole is not None and whole == single and whole["rouge1_morpheme"] >= 0.0

@@ -17,8 +17,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
 from components.shared.tasks.common import CommonTask, ModelPredictor
+from components.shared.tasks.data import Column, Encoded, Predictions, Rejected
 
 
 class StarsConfig(PretrainedConfig):

@@ -20,7 +20,7 @@ from components.preprocess.lines import ROW_LIMIT
 from components.preprocess.readers import raw_files, read
 from components.preprocess.rows import Row
 from components.shared.config import PreprocessConfig, UserError
-from components.shared.tasks.base import Column
+from components.shared.tasks.data import Column
 
 PAIR = (
     Column("source", ("news", "document")),

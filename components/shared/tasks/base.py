@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from components.shared.tasks.data import Column, Encoded, Predictions
+from components.shared.tasks.predictor import Predictor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,98 +15,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from components.shared.html import Section
-    from components.shared.progress import Progress
-
-
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "calibration_error"})
-"""Scores, of any task, whose best value is the smallest."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the corpus, and the raw columns that can fill it."""
-
-    role: str
-    """Name in the corpus."""
-    aliases: tuple[str, ...]
-    """Raw column names that mean it, compared without case."""
-    required: bool = True
-    """Whether a raw file without it is refused; else it is left empty."""
-
-
-class Rejected(Exception):
-    """A row cannot be used; the message is the reason kept beside it."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch of rows as token ids."""
-
-    columns: dict[str, list[list[int]]]
-    """Name of each sequence → one list of token ids a row."""
-    truncated: dict[str, int]
-    """Name of each sequence → rows cut to its longest length."""
-    tokens: int
-    """Tokens of all texts before truncation, end-of-sequence not counted."""
-    characters: int
-    """Characters of all texts."""
-    texts: int
-    """Rows of the corpus that it holds."""
-    rest: dict[str, list[int]] | None = None
-    """Name of each sequence → the beginning of a row that the next batch goes on with; None: there is none."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What a model, or a trivial system, says about some rows."""
-
-    texts: list[str]
-    """One text a row, as a person reads it: a summary, a class."""
-    columns: dict[str, list[Any]] = field(default_factory=dict)
-    """More that is worth a column beside the texts, e.g. a probability; one plain value a row."""
-    measures: dict[str, np.ndarray] = field(default_factory=dict)
-    """What `Task.score` needs beside the texts: floating-point arrays of shape (rows,) or (rows, classes)."""
-    classes: tuple[str, ...] = ()
-    """Names of the classes by index, where texts are classes."""
-
-
-class Predictor(Protocol):
-    """A model made ready once, then asked for as many rows as one likes."""
-
-    tokenizer: PreTrainedTokenizerBase
-    description: str
-    """What computes, for people: `ctranslate2, int8`."""
-
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
-        """Predictions for rows of token ids, in order.
-
-        Args:
-            rows: int32 arrays of shape (length,) of every row: token ids of its input sequences, as `Task.inputs` gives
-                them; further sequences (those of a shard's row) are not looked at.
-            progress: told of every finished row.
-        """
-        ...
-
-
-@runtime_checkable
-class Adjustable(Protocol):
-    """A predictor whose settings can be changed without loading the model again."""
-
-    adjusts: tuple[str, ...]
-    """Names of the settings of the evaluate step that change what it says."""
-
-    def with_settings(self, config: EvaluateConfig) -> Predictor:
-        """The same model under other settings."""
-        ...
-
-
-@runtime_checkable
-class Chunkable(Protocol):
-    """A predictor of whole texts that can be told to take rows of the shards of a task that packs (`Task.packs`)."""
-
-    def for_chunks(self) -> Predictor:
-        """The same model for chunks, which begin and end anywhere: nothing is added to them."""
-        ...
 
 
 class Task(Protocol):

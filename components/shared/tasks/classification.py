@@ -10,8 +10,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
 from components.shared.tasks.common import CommonTask, ModelPredictor, check_length
+from components.shared.tasks.data import Column, Encoded, Predictions, Rejected
 
 if TYPE_CHECKING:
     import numpy as np
@@ -200,7 +200,7 @@ class Classification(CommonTask):
 
 
 class Classifier(ModelPredictor):
-    """A model with its classes, see `components.shared.tasks.base.Predictor`."""
+    """A model with its classes, see `components.shared.tasks.predictor.Predictor`."""
 
     adjusts = ("top_classes",)
 

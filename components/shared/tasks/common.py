@@ -7,8 +7,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig, UserError
-from components.shared.tasks.base import Encoded, Predictions, Predictor, Rejected, Task
+from components.shared.tasks.base import Task
+from components.shared.tasks.data import Encoded, Predictions, Rejected
 from components.shared.tasks.encoding import as_inputs, framed, plain_ids
+from components.shared.tasks.predictor import Predictor
 from components.shared.text import clean_text
 
 if TYPE_CHECKING:

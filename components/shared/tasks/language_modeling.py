@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
 from components.shared.progress import log
-from components.shared.tasks.base import Column, Encoded, Predictions, Rejected
 from components.shared.tasks.common import CommonTask, ModelPredictor, check_length
+from components.shared.tasks.data import Column, Encoded, Predictions, Rejected
 from components.shared.tasks.encoding import as_inputs, plain_ids, plain_text
 from components.shared.text import clean_text
 
@@ -165,7 +165,7 @@ class LanguageModeling(CommonTask):
 
 
 class Judge(ModelPredictor):
-    """How likely texts are, see `components.shared.tasks.base.Predictor`: `measures` are `nats` and `tokens` of each,
+    """How likely texts are, see `components.shared.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of each,
     the end of the text included; its `texts` are empty.
 
     A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
@@ -216,7 +216,7 @@ class Judge(ModelPredictor):
 
 
 class Continuer(ModelPredictor):
-    """What could come after texts, see `components.shared.tasks.base.Predictor`."""
+    """What could come after texts, see `components.shared.tasks.predictor.Predictor`."""
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 

@@ -8,8 +8,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
-from components.shared.tasks.base import Column, Predictions, Rejected
 from components.shared.tasks.common import CommonTask, check_length
+from components.shared.tasks.data import Column, Predictions, Rejected
 from components.shared.tasks.encoding import plain_text
 from components.shared.text import clean_text
 
@@ -159,7 +159,7 @@ class Summarization(CommonTask):
 
 
 class Summarizer:
-    """A generator with its search, see `components.shared.tasks.base.Predictor`."""
+    """A generator with its search, see `components.shared.tasks.predictor.Predictor`."""
 
     adjusts = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
 
