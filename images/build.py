@@ -22,8 +22,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from components.shared.config import UserError
-from components.shared.images import Images, add_options, from_options
+from hanflow.config import UserError
+from hanflow.images import Images, add_options, from_options
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("cpu", "demo", "gpu", "tpu")

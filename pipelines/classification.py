@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from components.shared.config import Experiment
-from components.shared.images import DEFAULT, Images
-from pipelines.build import make_pipeline
+from hanflow.config import Experiment
+from hanflow.images import DEFAULT, Images
+from pipelines.dag import make_pipeline
 
 
 def make(defaults: Experiment, images: Images = DEFAULT) -> Any:

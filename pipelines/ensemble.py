@@ -6,10 +6,10 @@ from typing import Any
 from kfp import dsl
 
 from components.combine.component import combine
-from components.shared.config import Experiment, settings_of
-from components.shared.images import DEFAULT, Images
 from components.train.component import train_member
-from pipelines.build import ENSEMBLE_STEPS, Settings, assemble, place, place_training, uri
+from hanflow.config import Experiment, settings_of
+from hanflow.images import DEFAULT, Images
+from pipelines.dag import ENSEMBLE_STEPS, Settings, assemble, place, place_training, uri
 
 TASK = "classification"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from components.shared.progress import log
+from hanflow.progress import log
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -29,7 +29,7 @@ def combine(
         URI of the model.
     """
     arguments = locals()
-    from components.combine.average import run
-    from components.shared.steps import in_pipeline
+    from hanflow.steps.combine import run
+    from hanflow.steps.runner import in_pipeline
 
     return in_pipeline("combine", run, arguments, inputs=("shards", "models"), output="model")

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -54,8 +54,8 @@ def evaluate(
         URI of the evaluation.
     """
     arguments = locals()
-    from components.evaluate.score import run
-    from components.shared.steps import in_pipeline
+    from hanflow.steps.evaluate import run
+    from hanflow.steps.runner import in_pipeline
 
     return in_pipeline("evaluate", run, arguments, inputs=("model", "shards", "corpus"), output="evaluation")
 
@@ -72,6 +72,6 @@ def good_enough(evaluation: str) -> bool:
     Returns:
         Whether the model may be exported.
     """
-    from components.evaluate.gate import passed
+    from hanflow.steps.gate import passed
 
     return passed(evaluation)

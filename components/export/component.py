@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -34,7 +34,7 @@ def export(
         URI of the bundle.
     """
     arguments = locals()
-    from components.export.bundle import run
-    from components.shared.steps import in_pipeline
+    from hanflow.steps.export import run
+    from hanflow.steps.runner import in_pipeline
 
     return in_pipeline("export", run, arguments, inputs=("model", "evaluation", "shards"), output="bundle")

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -31,9 +31,9 @@ def predict(
     """
     from pathlib import Path
 
-    from components.predict.bundle import open_bundle
-    from components.predict.stream import Request, run
-    from components.shared.steps import setup_logging
+    from hanflow.progress import setup_logging
+    from hanflow.serving.bundle import open_bundle
+    from hanflow.serving.predict import Request, run
 
     setup_logging()
     folder = Path(predictions.path)

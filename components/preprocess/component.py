@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -62,7 +62,7 @@ def preprocess(
         URI of the corpus, for the next step.
     """
     arguments = locals()
-    from components.preprocess.corpus import run
-    from components.shared.steps import in_pipeline
+    from hanflow.steps.preprocess import run
+    from hanflow.steps.runner import in_pipeline
 
     return in_pipeline("preprocess", run, arguments, inputs=(), output="corpus")

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
@@ -33,7 +33,7 @@ def tokenize(
         URI of the shards.
     """
     arguments = locals()
-    from components.shared.steps import in_pipeline
-    from components.tokenize.encode import run
+    from hanflow.steps.runner import in_pipeline
+    from hanflow.steps.tokenize import run
 
     return in_pipeline("tokenize", run, arguments, inputs=("corpus",), output="shards")

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-from components.shared import images
+from hanflow import images
 
 _HANDED_ON = [
     # What the pipeline gives the step's pod, the job's pods get as well. Not resources, though Kubeflow wants them
@@ -109,8 +109,8 @@ def train(
         URI of the model.
     """
     arguments = locals()
-    from components.shared.steps import in_pipeline
-    from components.train.launch import chosen_run
+    from hanflow.steps.runner import in_pipeline
+    from hanflow.steps.train import chosen_run
 
     return in_pipeline("train", chosen_run(arguments), arguments, inputs=("shards",), output="model")
 
@@ -166,10 +166,10 @@ def train_member(
         URI of the model.
     """
     arguments = locals()
-    from components.shared.steps import in_pipeline
-    from components.train.member import chosen_run
+    from hanflow.steps.runner import in_pipeline
+    from hanflow.steps.train import member_run
 
-    run, values = chosen_run(arguments)
+    run, values = member_run(arguments)
     called = f"train-{member['name']}"
     return in_pipeline("train", run, arguments, inputs=("shards",), output="model", values=values, called=called)
 
@@ -185,6 +185,6 @@ def remove_jobs(run_id: str, runtime: str, namespace: str):
     """
     if runtime == "local":
         return
-    from components.train.reap import remove_jobs
+    from hanflow.cluster.cleanup import remove_jobs
 
     remove_jobs(run_id, namespace)

@@ -368,7 +368,7 @@ def model_flops(result: dict[str, Any], shards: Path) -> float:
     target tokens; plus 12 × width × length for every source token's attention in each encoder layer. Padding, dropout
     and recomputation count nothing.
     """
-    from components.shared.shards import Shard
+    from hanflow.data.shards import Shard
 
     lengths = Shard(shards / "train.arrow", ("source", "target")).lengths()
     source, target = lengths[:, 0].astype(float), lengths[:, 1].astype(float)

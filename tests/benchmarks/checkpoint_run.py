@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
-from components.shared.config import TrainConfig
-from components.train.checkpoint import Checkpoints
-from components.train.loop_state import LoopState
-from components.train.optim import make_optimizer
+from hanflow.config import TrainConfig
+from hanflow.training.checkpoints.local import Checkpoints
+from hanflow.training.optimizer import make_optimizer
+from hanflow.training.state import LoopState
 from tests.benchmarks.data import KOBART
 
 

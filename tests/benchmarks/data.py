@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from components.preprocess.corpus import run as preprocess
-from components.shared.config import PreprocessConfig, TokenizeConfig
-from components.tokenize.encode import run as tokenize
+from hanflow.config import PreprocessConfig, TokenizeConfig
+from hanflow.steps.preprocess import run as preprocess
+from hanflow.steps.tokenize import run as tokenize
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("HANFLOW_SHARED", ROOT.parent / "shared"))

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from components.shared.config import TrainConfig
-from components.shared.generation import GenerationOptions, Generator
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
-from components.shared.tasks.data import Predictions
-from components.train.memory import keep_freed_memory
-from components.train.optim import make_optimizer
+from hanflow.config import TrainConfig
+from hanflow.data.shards import Shard
+from hanflow.generation import GenerationOptions, Generator
+from hanflow.tasks import get_task
+from hanflow.tasks.data import Predictions
+from hanflow.training.allocator import keep_freed_memory
+from hanflow.training.optimizer import make_optimizer
 from tests.benchmarks.data import KOBART, make_shards
 
 ROWS, NEW_TOKENS, BATCH = 24, 64, 8

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 from torch.utils.data import DataLoader
 
-from components.shared.artifacts import read_manifest
-from components.shared.config import TrainConfig
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
+from hanflow.config import TrainConfig
+from hanflow.data.shards import Shard
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
 
 WARM_UP = 3
 

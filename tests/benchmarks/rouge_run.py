@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from rouge_score import rouge_scorer
 
-from components.shared import rouge
-from components.shared.tokenizations import TOKENIZATIONS, normalise
+from hanflow.metrics import rouge
+from hanflow.text.scoring_tokens import TOKENIZATIONS, normalise
 from tests.benchmarks.data import ROOT, SHARED
 
 PAIRS, TOKENS, LINE = 8500, 250, 50

@@ -27,10 +27,10 @@ HELD_OUT = 0.05
 
 def ours(job: dict[str, Any]) -> dict[str, int]:
     """The two steps as a pipeline runs them."""
-    from components.preprocess.corpus import run as preprocess
-    from components.shared.config import PreprocessConfig, TokenizeConfig
-    from components.shared.shards import Shard
-    from components.tokenize.encode import run as tokenize
+    from hanflow.config import PreprocessConfig, TokenizeConfig
+    from hanflow.data.shards import Shard
+    from hanflow.steps.preprocess import run as preprocess
+    from hanflow.steps.tokenize import run as tokenize
 
     folder = Path(job["output"])
     config = PreprocessConfig(source=job["source"], validation_ratio=HELD_OUT, test_ratio=HELD_OUT)

@@ -56,8 +56,9 @@ def measure(place: Path, host: str) -> dict[str, list[float]]:
     import gcsfs
     from google.cloud.storage import Client
 
-    from components.shared import artifacts, storage
-    from components.shared.artifacts import Manifest
+    from hanflow import storage
+    from hanflow.storage import artifacts
+    from hanflow.storage.artifacts import Manifest
 
     source = place / "source"
     source.mkdir()
@@ -73,7 +74,7 @@ def measure(place: Path, host: str) -> dict[str, list[float]]:
     theirs = gcsfs.GCSFileSystem(token="anon", endpoint_url=host, use_listings_cache=False)
 
     def ours_up() -> None:
-        from components.shared import gcs
+        from hanflow.storage import gcs
 
         gcs.publish(gcs.claim("gs://bench/data", "corpus.json"), source)
 

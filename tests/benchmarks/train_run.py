@@ -21,9 +21,9 @@ WARM_UP = 3
 
 def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """hanflow's own loop, as the train step runs it."""
-    from components.shared.config import TrainConfig
-    from components.train import loop
-    from components.train.worker import run
+    from hanflow.config import TrainConfig
+    from hanflow.training import loop
+    from hanflow.training.workers.worker import run
 
     begun: list[float] = []
     clock: list[tuple[float, int, int]] = []
@@ -92,9 +92,9 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         TrainerCallback,
     )
 
-    from components.shared.config import TrainConfig
-    from components.shared.shards import Shard
-    from components.shared.tasks import get_task
+    from hanflow.config import TrainConfig
+    from hanflow.data.shards import Shard
+    from hanflow.tasks import get_task
 
     task = get_task("summarization")
     tokenizer = AutoTokenizer.from_pretrained(Path(job["shards"]) / "tokenizer")

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.progress import log
-from components.train import follow, kube, life, submission, waits, watch
+from hanflow.cluster import client as kube
+from hanflow.cluster import follow as life
+from hanflow.cluster import log_stream as follow
+from hanflow.cluster import submission, watch
+from hanflow.cluster import waiting as waits
+from hanflow.progress import log
 from tests.cluster import world as worlds
 from tests.cluster.world import World
 

@@ -6,10 +6,11 @@ import json
 import os
 import sys
 
-from components.shared.config import UserError
-from components.shared.steps import obey_sigterm, setup_logging
-from components.train.kube import Cluster
-from components.train.launch import launch
+from hanflow.cluster.client import Cluster
+from hanflow.cluster.launcher import launch
+from hanflow.errors import UserError
+from hanflow.progress import setup_logging
+from hanflow.signals import obey_sigterm
 
 
 def main() -> int:

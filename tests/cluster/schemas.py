@@ -18,7 +18,7 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from components.train.jobs import pod_templates
+from hanflow.cluster.job import pod_templates
 
 ROOT = Path(__file__).parents[2]
 CRDS = Path(os.environ.get("HANFLOW_SHARED", ROOT.parent / "shared")) / "crds"

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from components.shared import artifacts, gcs, storage
-from components.shared.config import load_experiment, settings_of, to_mapping
-from components.shared.gcs import service
-from components.train.jobs import RUN_LABEL, pod_templates
-from pipelines.cli import EXPERIMENTS
+from hanflow import storage
+from hanflow.cli.main import EXPERIMENTS
+from hanflow.cluster.job import RUN_LABEL, pod_templates
+from hanflow.config import load_experiment, settings_of, to_mapping
+from hanflow.storage import artifacts, gcs
+from hanflow.storage.gcs import service
 from tests.cluster import argo
 from tests.cluster.argo import ROOT, step, tasks, workflow
 from tests.cluster.manifests import read

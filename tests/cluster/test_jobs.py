@@ -16,17 +16,18 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.shared.config import ConfigError, JobConfig, TrainConfig, UserError, load_experiment, step_config
-from components.train import manifests
-from components.train.jobs import Origin, build, job_name, pod_count, pod_templates
-from components.train.pod_spec import PodExtras
-from components.train.work import Work, train_arguments
-from pipelines.package import compile_pipeline
+from hanflow.cluster import manifests
+from hanflow.cluster.job import Origin, build, job_name, pod_count, pod_templates
+from hanflow.cluster.pod import PodExtras
+from hanflow.config import JobConfig, TrainConfig, load_experiment, step_config
+from hanflow.config.worker_spec import WorkerSpec, train_arguments
+from hanflow.errors import ConfigError, UserError
+from hanflow.pipelines.packages import compile_pipeline
 from tests.cluster.schemas import CRDS, ROOT, problems
 
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"the CRDs are not at {CRDS} (HANFLOW_SHARED)")
 
-WORK = Work(
+WORK = WorkerSpec(
     "summarization",
     TrainConfig(
         architecture={"type": "bart", "layer_norm_eps": 1e-05}, wandb=True, wandb_tags=["가", "b: c", "$(HOME)"]
@@ -311,7 +312,7 @@ def test_the_digest_follows_everything_that_the_job_is_made_from() -> None:
 
 def parsed(arguments: list[str]) -> dict[str, Any]:
     """What the train step's own command line makes of the arguments."""
-    from components.shared import steps
+    from hanflow.steps import runner as steps
 
     seen: dict[str, Any] = {}
 
@@ -328,7 +329,10 @@ def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pyte
     command = container(BODIES[name])["command"]
     module = command[2]
     assert command[:2] == ["python", "-m"] and importlib.util.find_spec(module)
-    assert module == {"PyTorchJob": "components.train.node", "JobSet": "components.train"}[BODIES[name]["kind"]]
+    assert (
+        module
+        == {"PyTorchJob": "hanflow.training.workers.torchrun", "JobSet": "hanflow.steps.train"}[BODIES[name]["kind"]]
+    )
     # Of a slice the job also says which one it is: workers refuse another.
     slice_ = {"backend": "xla", "topology": "2x2x4"} if name == "v4-32" else {}
     assert parsed([argument.replace("$$", "$") for argument in command[3:]]) == {
@@ -403,7 +407,7 @@ EXPERIMENT = ROOT / "pipelines" / "experiments" / "summarization.yaml"
 def test_the_jobs_to_apply_by_hand_are_current(tmp_path: Path) -> None:
     fresh = {path.name: path.read_text(encoding="utf-8") for path in manifests.write(tmp_path, EXPERIMENT)}
     committed = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")}
-    assert fresh == committed, "run `python -m components.train.manifests --output manifests/jobs`"
+    assert fresh == committed, "run `python -m hanflow.cluster.manifests --output manifests/jobs`"
 
 
 @needs_crds

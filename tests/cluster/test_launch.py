@@ -14,10 +14,14 @@ from typing import Any
 
 import pytest
 
-from components.shared.steps import obey_sigterm
-from components.train import kube, launch, pods, reap, waits
-from components.train.kube import ClusterError
-from components.train.life import JobFailed
+from hanflow.cluster import cleanup as reap
+from hanflow.cluster import client as kube
+from hanflow.cluster import launcher as launch
+from hanflow.cluster import status as pods
+from hanflow.cluster import waiting as waits
+from hanflow.cluster.client import ClusterError
+from hanflow.cluster.follow import JobFailed
+from hanflow.signals import obey_sigterm
 from tests.cluster.world import World
 
 Told = pytest.LogCaptureFixture

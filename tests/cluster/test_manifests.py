@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.shared.images import DEFAULT
+from hanflow.images import DEFAULT
 from tests.cluster.argo import ROOT, step, tasks, workflow
 from tests.cluster.manifests import CRDS, MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
 
@@ -180,15 +180,15 @@ def test_an_overlay_of_another_project_says_its_name_everywhere(overlay: str, tm
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     """What the ConfigMap says of jobs goes through the settings' own checks, and gives a job that fits the queue."""
-    from components.shared.config import TrainConfig, parse_text, step_config
-    from components.train.jobs import Origin, build, pod_templates
-    from components.train.work import Work
+    from hanflow.cluster.job import Origin, build, pod_templates
+    from hanflow.config import TrainConfig, parse_text, step_config
+    from hanflow.config.worker_spec import WorkerSpec
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]
     names = ("runtime", "workers", "gpus", "accelerator", "spot", "queue")
     job = step_config("job", {name: parse_text("job", name, held[name]) for name in names})
-    body = build(job, Work("summarization", TrainConfig(), "gs://b/shards", "gs://b/model"), Origin("run"))
+    body = build(job, WorkerSpec("summarization", TrainConfig(), "gs://b/shards", "gs://b/model"), Origin("run"))
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == pick(objects, "LocalQueue")["metadata"]["name"]
     [group] = pick(objects, "ClusterQueue")["spec"]["resourceGroups"]
     asked = {key for t in pod_templates(body) for key in t["spec"]["containers"][0]["resources"]["requests"]}
@@ -204,7 +204,7 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_to_apply_by_hand_fit_the_installation(overlay: str) -> None:
     """Account, network policy and ConfigMap are those that the overlay makes."""
-    from components.train.jobs import pod_templates
+    from hanflow.cluster.job import pod_templates
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held, policy = pick(objects, "ConfigMap")["data"], pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]
@@ -237,23 +237,22 @@ def test_the_demo_can_show_a_claim(tmp_path: Path) -> None:
 
 def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     """Every request in the launcher's source, by method and path."""
-    from components.train.submission import PATHS
+    from hanflow.cluster.submission import PATHS
 
     verbs = {"GET": {"get", "list", "watch"}, "POST": {"create"}, "DELETE": {"delete"}, "PATCH": {"patch"}}
     source = "".join(
-        (ROOT / "components" / "train" / f"{name}.py").read_text(encoding="utf-8")
+        (ROOT / "hanflow" / "cluster" / f"{name}.py").read_text(encoding="utf-8")
         for name in (
-            "launch",
+            "launcher",
             "submission",
-            "life",
-            "waits",
-            "own_pod",
-            "kube",
-            "watch",
             "follow",
-            "pods",
-            "reap",
-            "outcome",
+            "waiting",
+            "own_pod",
+            "client",
+            "watch",
+            "log_stream",
+            "status",
+            "cleanup",
         )
     )
     methods = set(re.findall(r'request\(\s*"([A-Z]+)"', source))
@@ -286,8 +285,8 @@ def test_the_images_are_this_versions() -> None:
 
 
 def test_the_guide_names_what_exists() -> None:
-    from components.shared.config import all_settings
-    from pipelines.cli import _parser
+    from hanflow.cli.main import _parser
+    from hanflow.config import all_settings
 
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     known = {s.dotted: s.parameter for s in all_settings()}
@@ -308,7 +307,7 @@ def test_the_guide_names_what_exists() -> None:
         words = command.replace("\\\n", " ").replace("…", "--endpoint http://x").split()
         assert _parser().parse_args(words[1:]).pipeline == "summarization"
     labels = set(re.findall(r"-l ([a-z/]+)=", text))
-    from components.train.jobs import RUN_LABEL
+    from hanflow.cluster.job import RUN_LABEL
 
     assert labels == {RUN_LABEL}
 
@@ -407,7 +406,7 @@ def _mappings(path: Path) -> list[Document]:
 
 def test_a_packages_secrets_are_references() -> None:
     """The variables that hold secrets come from Secrets by name; no parameter, whose value is logged, is meant for one."""
-    from components.shared.config import all_settings
+    from hanflow.config import all_settings
 
     names = [s.parameter for s in all_settings()]
     assert [n for n in names if re.search(r"api_key|password|_token$|credential", n)] == []

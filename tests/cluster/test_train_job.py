@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
-from components.shared.config import JobConfig, TrainConfig, UserError, settings_of, to_mapping
-from components.train import launch, node, outcome, own_pod
-from components.train.jobs import Origin, build
-from components.train.life import JobFailed
-from components.train.pod_spec import GRACE_SECONDS, PodExtras
-from components.train.work import Work
+from hanflow.cluster import launcher as launch
+from hanflow.cluster import model_report as outcome
+from hanflow.cluster import own_pod
+from hanflow.cluster.follow import JobFailed
+from hanflow.cluster.job import Origin, build
+from hanflow.cluster.pod import GRACE_SECONDS, PodExtras
+from hanflow.config import JobConfig, TrainConfig, settings_of, to_mapping
+from hanflow.config.worker_spec import WorkerSpec
+from hanflow.errors import UserError
+from hanflow.training.workers import torchrun as node
 from tests.cluster.world import World
 from tests.steps import tasks
 
@@ -78,7 +82,7 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
     metrics = Path(f"{output}.checkpoints") / "metrics.jsonl"
     body = build(
         JobConfig(runtime="pytorchjob", gpus=0, workers=2),
-        Work(TASK, config, str(shards), str(output)),
+        WorkerSpec(TASK, config, str(shards), str(output)),
         Origin(fake.run),
     )
 
@@ -119,13 +123,15 @@ def test_a_local_run_asks_no_cluster(shards: Path, tmp_path: Path, monkeypatch: 
     config = tasks.settings(TASK, max_steps=1)
     report = launch.run(config, task=TASK, output=str(tmp_path / "model"), shards=str(shards), job=JobConfig())
     assert report.figures["steps"] == 1
-    work = Work(TASK, config, str(shards), str(tmp_path / "model"))
+    work = WorkerSpec(TASK, config, str(shards), str(tmp_path / "model"))
     assert outcome.report(work).figures == report.figures
     done = outcome.already_done(work)
     assert done is not None and done.figures == report.figures
-    slice_ = Work(TASK, tasks.settings(TASK, max_steps=1, backend="xla", topology="2x2x4"), str(shards), work.output)
+    slice_ = WorkerSpec(
+        TASK, tasks.settings(TASK, max_steps=1, backend="xla", topology="2x2x4"), str(shards), work.output
+    )
     assert outcome.already_done(slice_) is not None, "where it ran does not matter"
-    other = Work(TASK, tasks.settings(TASK, max_steps=2), str(shards), str(tmp_path / "model"))
+    other = WorkerSpec(TASK, tasks.settings(TASK, max_steps=2), str(shards), str(tmp_path / "model"))
     assert outcome.already_done(other) is None, "of other settings"
 
 
@@ -134,7 +140,7 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
         values = {"shards": "gs://b/shards", "output": "gs://b/model", "checkpoints": "", **changes}
         config = TrainConfig(checkpoints=values.pop("checkpoints"), pretrained="gogamza/kobart-base-v2")
         mounts = PodExtras(volume_mounts=[{"name": "data", "mountPath": "/data/"}])
-        outcome.check_reach(Work(TASK, config, **values), mounts)
+        outcome.check_reach(WorkerSpec(TASK, config, **values), mounts)
 
     check()
     check(shards="/data/shards", output="file:///data/model", checkpoints="/data/checkpoints")
@@ -219,8 +225,8 @@ def test_a_pods_exit_status_tells_why(torchrun: node.Torchrun, endings: dict[int
 
 
 def in_a_pod(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What the pod's process does with `code` in place of `python -m components.train`."""
-    preface = f"import sys\nfrom components.train import node\ntorchrun = node._torchrun\ncode = {code!r}\n"
+    """What the pod's process does with `code` in place of `python -m hanflow.steps.train`."""
+    preface = f"import sys\nfrom hanflow.steps.train import node\ntorchrun = node._torchrun\ncode = {code!r}\n"
     patched = "node._torchrun = lambda _: torchrun(['--no-python', sys.executable, '-c', code])\n"
     return subprocess.run(
         [sys.executable, "-c", f"{preface}{patched}sys.exit(node.main([]))"],
@@ -258,7 +264,7 @@ def test_a_worker_that_is_killed_without_a_word_is_told_with_the_cure() -> None:
 
 
 def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from components.train import __main__ as entry
+    from hanflow.steps.train import __main__ as entry
 
     monkeypatch.setenv(node.ENDINGS_VARIABLE, str(tmp_path))
     monkeypatch.setenv("RANK", "3")

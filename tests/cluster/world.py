@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from components.shared.config import JobConfig, TrainConfig
-from components.train.jobs import JOB_LABEL, Origin, build, pod_templates
-from components.train.kube import Cluster, NotFound
-from components.train.submission import PATHS
-from components.train.work import Work
+from hanflow.cluster.client import Cluster, NotFound
+from hanflow.cluster.job import JOB_LABEL, Origin, build, pod_templates
+from hanflow.cluster.submission import PATHS
+from hanflow.config import JobConfig, TrainConfig
+from hanflow.config.worker_spec import WorkerSpec
 from tests.cluster.fake import FakeCluster, fake_cluster
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ class World:
             "service_account": "default",
             "accelerator": "v4-16" if runtime == "tpu" else "",
         }
-        work = Work("summarization", TrainConfig(seed=seed), "gs://b/shards", "gs://b/model")
+        work = WorkerSpec("summarization", TrainConfig(seed=seed), "gs://b/shards", "gs://b/model")
         body = build(JobConfig(runtime=runtime, **{**values, **job}), work, Origin(run or self.run))
         body["metadata"]["annotations"].pop("alpha.jobset.sigs.k8s.io/exclusive-topology", None)
         for template in pod_templates(body):

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.images import DEFAULT
-from components.train.pod_spec import USER
+from hanflow.cluster.pod import USER
+from hanflow.images import DEFAULT
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_DATA = ROOT / "pipelines" / "sample_data"
@@ -40,8 +40,8 @@ def _missing(kind: str, reference: str) -> str | None:
             return f"{program} is not installed"
     if podman("image", "exists", reference, check=False).returncode:
         return f"{reference} is not built: make images IMAGES={kind}"
-    code = f"import components, hashlib\nfrom pathlib import Path\n{inspect.getsource(sources_digest)}"
-    code += "print(sources_digest(Path(components.__path__[0]).parent))"
+    code = f"import hanflow, hashlib\nfrom pathlib import Path\n{inspect.getsource(sources_digest)}"
+    code += "print(sources_digest(Path(hanflow.__path__[0]).parent))"
     if podman("run", "--rm", "--network", "none", reference, "python", "-c", code).stdout.strip() != sources_digest(
         ROOT
     ):
@@ -52,7 +52,7 @@ def _missing(kind: str, reference: str) -> str | None:
 def sources_digest(root: Path) -> str:
     """Digest of every module of the packages below `root`; runs in an image as well."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in ("components", "pipelines") for path in (root / name).rglob("*.py")):
+    for path in sorted(path for name in ("hanflow",) for path in (root / name).rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.config import UserError
-from components.shared.images import Images
+from hanflow.errors import UserError
+from hanflow.images import Images
 from images import build, pins
 from images.build import Build, PipSettings, parse_pip_settings, serve
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.artifacts import KINDS, read_manifest
-from components.shared.config import load_experiment
-from components.train.pod_spec import USER
+from hanflow.cli.main import EXPERIMENTS
+from hanflow.cluster.pod import USER
+from hanflow.config import load_experiment
+from hanflow.storage.artifacts import KINDS, read_manifest
 from images.pins import normalized, pinned
-from pipelines.cli import EXPERIMENTS
 from tests.images.containers import ROOT, SAMPLE_DATA, image, locked_up, podman, run_in, writable_by
 
 pytestmark = pytest.mark.podman
@@ -69,7 +69,7 @@ def work(cpu: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for word in (f"--{key.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value))
         ]
         inputs = [word for name in INPUTS[step] for word in (f"--{name}", name)]
-        run_in(cpu, folder, "python", "-m", f"components.{step}", "--output", kind, *inputs, *options)
+        run_in(cpu, folder, "python", "-m", f"hanflow.steps.{step}", "--output", kind, *inputs, *options)
     return folder
 
 
@@ -95,7 +95,9 @@ def test_a_bundle_predicts(cpu: str, work: Path) -> None:
 
 
 def test_a_failed_step_fails_its_container(cpu: str, work: Path) -> None:
-    done = run_in(cpu, work, "python", "-m", "components.tokenize", "--corpus", "model", "--output", "x", check=False)
+    done = run_in(
+        cpu, work, "python", "-m", "hanflow.steps.tokenize", "--corpus", "model", "--output", "x", check=False
+    )
     assert done.returncode == 1 and "expected a corpus artifact" in done.stderr
     assert not (work / "x").exists()
 
@@ -140,9 +142,9 @@ MECAB = "from mecab import MeCab; print(' '.join(MeCab().morphs('안녕하세요
 def test_an_image_holds_what_it_should_and_no_more(kind: str) -> None:
     reference = image(kind)
     code = (
-        "import importlib.metadata as m, json, pathlib, shutil, components\n"
-        "root = pathlib.Path(components.__path__[0]).parent\n"
-        "files = [p.relative_to(root).as_posix() for n in ('components', 'pipelines') for p in (root / n).rglob('*')]\n"
+        "import importlib.metadata as m, json, pathlib, shutil, hanflow\n"
+        "root = pathlib.Path(hanflow.__path__[0]).parent\n"
+        "files = [p.relative_to(root).as_posix() for n in ('hanflow',) for p in (root / n).rglob('*')]\n"
         "tools = [t for t in ('pip', 'pip3', 'gcc', 'cc', 'g++', 'make', 'git', 'curl') if shutil.which(t)]\n"
         "left = [p.name for f in ('/opt', '/run/secrets', '/root', '/work') if pathlib.Path(f).is_dir() and f != '/root'\n"
         "        for p in pathlib.Path(f).iterdir()]\n"
@@ -153,7 +155,7 @@ def test_an_image_holds_what_it_should_and_no_more(kind: str) -> None:
         podman("run", "--rm", "--network", "none", reference, "python", "-c", code).stdout
     )
     tracked = subprocess.run(
-        ["git", "ls-files", "components", "pipelines"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "hanflow"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
     assert set(tracked) - set(files) <= {name for name in tracked if not (ROOT / name).exists()}, (
         "data files are missing"
@@ -217,9 +219,9 @@ def socket(cpu: str, tmp_path: Path) -> Iterator[str]:
 DOCKER_RUN = """
 import sys
 from kfp import local
-from components.shared.config import load_experiment
-from pipelines.build import arguments_of
-from pipelines.package import load_pipeline
+from hanflow.config import load_experiment
+from pipelines.dag import arguments_of
+from hanflow.pipelines.packages import load_pipeline
 
 experiment = load_experiment(sys.argv[1])
 runner = local.DockerRunner(
@@ -235,7 +237,7 @@ def docker_run(socket: str, folder: Path, *overrides: str) -> tuple[Path, subpro
     """The summarization pipeline by kfp's DockerRunner: (its root, how it ended)."""
     import yaml
 
-    from components.shared.config import to_mapping
+    from hanflow.config import to_mapping
 
     root = writable_by(folder / "root")
     (root / "petitions.tsv.gz").write_bytes((SAMPLE_DATA / "petitions.tsv.gz").read_bytes())

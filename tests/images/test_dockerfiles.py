@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.train.pod_spec import USER
+from hanflow.cluster.pod import USER
 from images.build import DOCKERFILES, KINDS
 from tests.images.dockerfiles import parse, problems
 

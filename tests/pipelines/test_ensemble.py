@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.config import ConfigError, load_experiment, member_settings
-from pipelines.cli import EXPERIMENTS, main
+from hanflow.cli.main import EXPERIMENTS, main
+from hanflow.config import load_experiment, member_settings
+from hanflow.errors import ConfigError
 
 SMALL = [
     "--limit-rows=300",
@@ -25,7 +26,7 @@ SMALL = [
 
 
 def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipelines", "run", "ensemble", *arguments]
+    command = [sys.executable, "-m", "hanflow", "run", "ensemble", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from components.predict.bundle import answer, open_bundle
-from components.shared.config import UserError, load_experiment
-from components.shared.tasks import REGISTRY, get_task
-from components.shared.tasks.common import CommonTask
-from pipelines.build import arguments_of, make_pipeline
+from hanflow.config import load_experiment
+from hanflow.errors import UserError
+from hanflow.serving.bundle import answer, open_bundle
+from hanflow.tasks import REGISTRY, get_task
+from hanflow.tasks.common import CommonTask
+from pipelines.dag import arguments_of, make_pipeline
 from tests.steps import tasks
 from tests.toy.stars import Guesser, Stars
 
@@ -75,8 +76,8 @@ def test_an_unfinished_task_is_refused_before_any_work() -> None:
 
 
 def code_outside_the_tasks() -> Iterator[Path]:
-    own = [ROOT / "components" / "shared" / name for name in ("tasks", "models")]
-    for folder in ("components", "pipelines"):
+    own = [ROOT / "hanflow" / name for name in ("tasks", "models")]
+    for folder in ("hanflow", "components", "pipelines"):
         for path in (ROOT / folder).rglob("*.py"):
             if not any(path.is_relative_to(one) for one in own):
                 yield path
@@ -119,7 +120,7 @@ def test_no_step_asks_which_task_it_is() -> None:
         for path in code_outside_the_tasks()
         for node in special_cases(ast.parse(path.read_text(encoding="utf-8")))
     ]
-    assert found == [], "ask the task itself, through components/shared/tasks/base.py"
+    assert found == [], "ask the task itself, through hanflow/tasks/base.py"
 
 
 def test_only_the_registry_knows_the_tasks_modules() -> None:

@@ -18,11 +18,11 @@ import psutil
 import pytest
 import yaml
 
-from components.shared.config import STEPS, Experiment, Setting, settings_of
-from pipelines.build import ENSEMBLE_STEPS, PLACES
-from pipelines.build import STEPS as BOXES
-from pipelines.cli import EXPERIMENTS, PIPELINES, main
-from pipelines.package import load_pipeline
+from hanflow.cli.main import EXPERIMENTS, PIPELINES, main
+from hanflow.config import STEPS, Experiment, Setting, settings_of
+from hanflow.pipelines.packages import load_pipeline
+from pipelines.dag import ENSEMBLE_STEPS, PLACES
+from pipelines.dag import STEPS as BOXES
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
@@ -42,7 +42,7 @@ SECRET = "a-secret-of-the-environment"
 
 def hanflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipelines", *arguments], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "hanflow", *arguments], capture_output=True, text=True, cwd=cwd, check=False
     )
 
 
@@ -165,7 +165,8 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
     ],
 )
 def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
-    from components.shared.config import ConfigError, load_experiment
+    from hanflow.config import load_experiment
+    from hanflow.errors import ConfigError
 
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_experiment(EXPERIMENTS / "sample-summarization.yaml", [text])
@@ -174,7 +175,7 @@ def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
     """The one place where a setting is named twice: Kubeflow runs the component's source text as it stands."""
-    function = getattr(import_module(f"components.{step}.component"), step).python_func
+    function = getattr(import_module(f"hanflow.steps.{step}.component"), step).python_func
     signature = {name: p.annotation for name, p in inspect.signature(function).parameters.items()}
     wanted = {setting.name: setting for setting in settings_of(step)}
     if step == "train":
@@ -188,7 +189,7 @@ def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
 
 def test_bundled_experiments_load() -> None:
     for path in EXPERIMENTS.glob("*.yaml"):
-        from components.shared.config import load_experiment
+        from hanflow.config import load_experiment
 
         experiment = load_experiment(path, require=False)
         load_pipeline(experiment.pipeline, experiment)
@@ -263,7 +264,7 @@ def test_the_run_leaves_what_the_readme_says(finished: tuple[Path, subprocess.Co
 
 
 def test_the_experiment_that_was_run_can_be_run_again(finished: tuple[Path, Any]) -> None:
-    from components.shared.config import load_experiment
+    from hanflow.config import load_experiment
 
     output, _ = finished
     again = load_experiment(output / "experiment.yaml")
@@ -296,7 +297,7 @@ def test_a_failed_step_says_why(tmp_path: Path) -> None:
 def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal.Signals) -> None:
     arguments = [*TINY, "--set=train.epochs=500", "--output=out"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines", "run", "summarization", *arguments],
+        [sys.executable, "-m", "hanflow", "run", "summarization", *arguments],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -323,7 +324,7 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal
 def test_a_killed_run_is_taken_up_again(tmp_path: Path) -> None:
     """Finished steps are kept, training goes on from its checkpoint; other settings are refused."""
     run = ["run", "summarization", *TINY, "--set=train.epochs=40", "--set=train.save_every=5", "--output=out"]
-    process = subprocess.Popen([sys.executable, "-m", "pipelines", *run], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "hanflow", *run], cwd=tmp_path, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "out" / "checkpoints"
     deadline = time.monotonic() + 300
     while not list(checkpoints.glob("step-*/commit.json")) and time.monotonic() < deadline:

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from kubernetes.config import kube_config
 
-from components.shared.config import all_settings
-from pipelines import kubeflow
-from pipelines.cli import main
-from pipelines.commands import remote
+from hanflow.cli import submit as remote
+from hanflow.cli.main import main
+from hanflow.config import all_settings
+from hanflow.pipelines import kubeflow
 from tests.pipelines.kfp_server import FAILURE, SUCCESS, KfpServer, Look, serve, task
 
 ROOT = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluate.score import run as evaluate
-from components.export import bundle as export
-from components.shared.config import ExportConfig, TokenizeConfig
-from components.tokenize.encode import run as tokenize
+from hanflow.config import ExportConfig, TokenizeConfig
+from hanflow.steps import export
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.steps.tokenize import run as tokenize
 from tests.steps.corpora import petitions, write_corpus
 from tests.steps.model_fixtures import EVALUATE, Chain, make_chain
 

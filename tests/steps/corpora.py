@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components.shared import artifacts
-from components.shared.artifacts import Manifest
+from hanflow.storage import artifacts
+from hanflow.storage.artifacts import Manifest
 
 SAMPLE = Path(__file__).parents[2] / "pipelines" / "sample_data" / "petitions.tsv.gz"
 

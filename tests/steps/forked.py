@@ -52,7 +52,7 @@ class Zygote:
 
 
 def _command(job: dict[str, Any]) -> int:
-    from pipelines.cli import main
+    from hanflow.cli.main import main
 
     count, killed = 0, False
 
@@ -97,9 +97,10 @@ def _child(job: dict[str, Any]) -> int:
             return int(end.code or 0)
     if "argv" in job:
         return _command(job)
-    from components.shared.config import TrainConfig, UserError
-    from components.shared.storage import is_remote, work_folder
-    from components.train.worker import run
+    from hanflow.config import TrainConfig
+    from hanflow.errors import UserError
+    from hanflow.storage import is_remote, work_folder
+    from hanflow.training.workers.worker import run
 
     config = TrainConfig(**job["config"])
     count = 0
@@ -148,12 +149,12 @@ def _zygote() -> None:
     import torch.utils.tensorboard  # noqa: F401
     import transformers.models.bart.modeling_bart  # noqa: F401
 
-    import components.predict.stream
-    import components.train.worker
-    import pipelines.cli  # noqa: F401 – imported once, before the forks
+    import hanflow.cli.main
+    import hanflow.serving.predict
+    import hanflow.training.workers.worker
 
     if importlib.util.find_spec("torch_xla") is not None:
-        import components.train.backends.xla_spmd  # noqa: F401
+        import hanflow.training.backends.xla  # noqa: F401
 
     for line in sys.stdin:
         child = os.fork()

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.shared import artifacts
-from components.shared.artifacts import Manifest
-from components.shared.config import EvaluateConfig, TokenizeConfig, TrainConfig
-from components.tokenize.encode import run as tokenize
-from components.train.worker import run as train
+from hanflow.config import EvaluateConfig, TokenizeConfig, TrainConfig
+from hanflow.steps.tokenize import run as tokenize
+from hanflow.storage import artifacts
+from hanflow.storage.artifacts import Manifest
+from hanflow.training.workers.worker import run as train
 from tests.steps.corpora import petitions, write_corpus
 
 ARCHITECTURE: dict[str, Any] = {

@@ -6,10 +6,10 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-from components.preprocess.corpus import run as preprocess
-from components.shared.config import PreprocessConfig, TokenizeConfig, TrainConfig
-from components.tokenize.encode import run as tokenize
-from components.train.worker import run as train
+from hanflow.config import PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.steps.preprocess import run as preprocess
+from hanflow.steps.tokenize import run as tokenize
+from hanflow.training.workers.worker import run as train
 from tests.steps.model_fixtures import Chain
 
 REVIEWS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "reviews.tsv.gz"

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from components.preprocess.corpus import run
-from components.shared.artifacts import read_manifest
-from components.shared.config import settings_of
-from components.shared.steps import in_pipeline, main
+from hanflow.config import settings_of
+from hanflow.steps.preprocess import run
+from hanflow.steps.runner import in_pipeline, main
+from hanflow.storage.artifacts import read_manifest
 
 LINE = "document\tlabel\n"
 

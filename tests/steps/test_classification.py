@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.evaluate.score import run as evaluate
-from components.export.bundle import run as export
-from components.shared.artifacts import read_manifest
-from components.shared.config import EvaluateConfig, ExportConfig, UserError
-from components.shared.tasks import get_task
+from hanflow.config import EvaluateConfig, ExportConfig
+from hanflow.errors import UserError
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.steps.export import run as export
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
 from tests.steps import tasks
 from tests.steps.model_fixtures import Chain
 
@@ -97,7 +98,7 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 
 def test_a_column_that_holds_no_classes_is_refused(tmp_path: Path) -> None:
     """A million different labels: told after the first thousand, not after a model of a million classes."""
-    from components.shared.tasks.classification import MOST_CLASSES
+    from hanflow.tasks.classification import MOST_CLASSES
 
     rows = [(str(number), f"글 {number}") for number in range(3000)]
     with pytest.raises(UserError, match="holds more than 1,000 different ones"):
@@ -126,9 +127,9 @@ def test_unwanted_labels_and_empty_texts_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_class_that_training_never_saw_counts_as_wrong(tmp_path: Path) -> None:
-    from components.preprocess.corpus import run as preprocess
-    from components.shared.config import PreprocessConfig
-    from components.tokenize.encode import run as tokenize
+    from hanflow.config import PreprocessConfig
+    from hanflow.steps.preprocess import run as preprocess
+    from hanflow.steps.tokenize import run as tokenize
 
     train = tasks.write_reviews(tmp_path / "train.tsv", tasks.reviews(100))
     test = tasks.write_reviews(tmp_path / "test.tsv", [("1", "재미있어요"), ("9", "새로운 갈래")])
@@ -153,7 +154,7 @@ def test_label_order_is_that_of_numbers() -> None:
 def test_morphemes_reach_vocabulary_and_inputs_alike() -> None:
     from dataclasses import replace
 
-    from components.shared.tasks.encoding import prepared
+    from hanflow.text.encoding import prepared
 
     config = replace(tasks.ENCODING, morphemes=True)
     assert prepared(["영화가 재미있었다", ""], config) == ["영화 가 재미있 었 다", ""]

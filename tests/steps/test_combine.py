@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components.combine.__main__ import run as combine
-from components.evaluate.score import run as evaluate
-from components.export.bundle import run as export
-from components.predict.bundle import answer, open_bundle
-from components.shared.artifacts import read_manifest
-from components.shared.config import CombineConfig, EvaluateConfig, ExportConfig, UserError
-from components.shared.steps import main
-from components.shared.tasks import get_task
+from hanflow.config import CombineConfig, EvaluateConfig, ExportConfig
+from hanflow.errors import UserError
+from hanflow.serving.bundle import answer, open_bundle
+from hanflow.steps.combine import run as combine
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.steps.export import run as export
+from hanflow.steps.runner import main
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
 from tests.steps import tasks
 from tests.steps.model_fixtures import Chain
 

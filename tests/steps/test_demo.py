@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from components.predict.bundle import answer, open_bundle
-from pipelines.cli import main
-from pipelines.commands import demo
+from hanflow.cli import demo
+from hanflow.cli.main import main
+from hanflow.serving.bundle import answer, open_bundle
 from tests.steps.corpora import petitions
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="Streamlit is not installed: pip install 'hanflow[demo]'")
 
-PAGE = Path(__file__).parents[2] / "components" / "predict" / "demo.py"
+PAGE = Path(__file__).parents[2] / "hanflow" / "serving" / "demo.py"
 TEXT = petitions(1)[0][0]
 LONG = "국민 청원에 답하라. " * 5_000
 
@@ -107,7 +107,7 @@ def test_an_example_fills_the_text(bundle: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def petitions_of_the_sample(count: int) -> list[str]:
-    from components.shared.text_files import Source, read_rows
+    from hanflow.data.text_files import Source, read_rows
 
     rows = read_rows(Source(str(demo.SAMPLE), "news"))
     return [next(rows).texts[0] for _ in range(count)]
@@ -117,7 +117,7 @@ def test_markup_and_speakers_are_shown_as_text(bundle: Path, monkeypatch: pytest
     said = "#Person1#: <b>안녕</b> & 반가워\n\n#Person2#: *그래*"
     page = opened(monkeypatch, bundle)
     monkeypatch.setattr(
-        "components.shared.generation.generator.Generator.decode", lambda *_: [said], raising=True
+        "hanflow.generation.generator.Generator.decode", lambda *_: [said], raising=True
     )  # no tiny model says this
     pressed(page, TEXT)
     assert shown(page) == [said]
@@ -152,7 +152,7 @@ def server(bundle: Path, twin: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "pipelines.cli", "demo", str(bundle), str(twin), "--port", str(port)]
+    command = [sys.executable, "-m", "hanflow.cli.main", "demo", str(bundle), str(twin), "--port", str(port)]
     process = subprocess.Popen(command, cwd=PAGE.parents[2], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         address = f"http://localhost:{port}"

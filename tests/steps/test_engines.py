@@ -13,16 +13,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BartForConditionalGeneration
 
-from components.export.compare import score_difference
-from components.shared.config import EvaluateConfig, UserError, load_experiment
-from components.shared.generation import GenerationOptions, Generator, conversion_problem, convert
-from components.shared.generation.conversion import vocabulary
-from components.shared.generation.ctranslate2_engine import MOST_WORKERS, CTranslate2Engine
-from components.shared.progress import Progress
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
-from components.shared.tasks.data import Predictions
-from components.shared.tasks.summarization import Summarizer
+from hanflow.config import EvaluateConfig, load_experiment
+from hanflow.data.shards import Shard
+from hanflow.errors import UserError
+from hanflow.generation import GenerationOptions, Generator, conversion_problem, convert
+from hanflow.generation.conversion import vocabulary
+from hanflow.generation.ctranslate2_engine import MOST_WORKERS, CTranslate2Engine
+from hanflow.progress import Progress
+from hanflow.serving.verify import score_difference
+from hanflow.tasks import get_task
+from hanflow.tasks.data import Predictions
+from hanflow.tasks.summarization import Summarizer
 from tests.steps.trained import train_briefly
 
 TASK = get_task("summarization")

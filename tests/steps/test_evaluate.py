@@ -12,16 +12,18 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from components.evaluate.gate import passed
-from components.evaluate.report import thinned
-from components.evaluate.score import run, spread
-from components.shared import rouge
-from components.shared.artifacts import lineage, read_manifest
-from components.shared.cells import safe_cell
-from components.shared.config import EvaluateConfig, UserError, to_mapping
-from components.shared.steps import Report, main
-from components.shared.tasks.summarization import lead
-from pipelines.cli import main as hanflow
+from hanflow.cli.main import main as hanflow
+from hanflow.config import EvaluateConfig, to_mapping
+from hanflow.data.delimited_format import safe_cell
+from hanflow.errors import UserError
+from hanflow.metrics import rouge
+from hanflow.reports.evaluation import thinned
+from hanflow.reports.step_report import Report
+from hanflow.steps.evaluate import run, spread
+from hanflow.steps.gate import passed
+from hanflow.steps.runner import main
+from hanflow.storage.artifacts import lineage, read_manifest
+from hanflow.tasks.summarization import lead
 from tests import nasty
 from tests.steps.corpora import write_corpus
 from tests.steps.model_fixtures import EVALUATE, Chain, make_chain, rewritten
@@ -120,7 +122,7 @@ def test_an_earlier_model_is_scored_beside_the_trained_one(chain: Chain, tmp_pat
 
 def test_memory_does_not_follow_the_rows(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks of two rows, nothing but numbers outlives a chunk, and the scores are those of all rows at once."""
-    from components.evaluate import rows
+    from hanflow.steps import evaluation_rows as rows
 
     evaluated(chain, tmp_path / "whole", examples=1)
     monkeypatch.setattr(rows, "CHUNK", 2)

@@ -14,15 +14,16 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from components.evaluate.score import run as evaluate
-from components.export import bundle
-from components.shared import generation
-from components.shared.artifacts import read_manifest
-from components.shared.config import ConfigError, ExportConfig, UserError, step_config
-from components.shared.generation import Generator, ctranslate2_engine
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
-from components.shared.tasks.summarization import Summarization, Summarizer
+from hanflow import generation
+from hanflow.config import ExportConfig, step_config
+from hanflow.data.shards import Shard
+from hanflow.errors import ConfigError, UserError
+from hanflow.generation import Generator, ctranslate2_engine
+from hanflow.steps import export as bundle
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
+from hanflow.tasks.summarization import Summarization, Summarizer
 from tests.steps.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
 

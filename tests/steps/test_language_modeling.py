@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from components.evaluate.score import run as evaluate
-from components.export.bundle import run as export
-from components.preprocess.corpus import run as preprocess
-from components.preprocess.readers import raw_files
-from components.shared.artifacts import read_manifest
-from components.shared.config import EvaluateConfig, ExportConfig, PreprocessConfig, UserError
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
+from hanflow.config import EvaluateConfig, ExportConfig, PreprocessConfig
+from hanflow.data.readers import raw_files
+from hanflow.data.shards import Shard
+from hanflow.errors import UserError
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.steps.export import run as export
+from hanflow.steps.preprocess import run as preprocess
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
 from tests.steps import tasks
 from tests.steps.model_fixtures import Chain
 
@@ -57,7 +58,7 @@ def test_chunks_hold_every_token_once_and_little_else(chain: Chain) -> None:
 
 def test_batches_of_documents_are_one_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is read at a time, chunks are the same, and all but a split's last are full."""
-    from components.tokenize import encode
+    from hanflow.steps import tokenize as encode
 
     chain = tasks.make_shards(tmp_path, TASK, tasks.reviews(700))
     monkeypatch.setattr(encode, "BATCH_ROWS", 13)

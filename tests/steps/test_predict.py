@@ -19,12 +19,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.predict import command, output, stream
-from components.predict.bundle import answer, open_bundle
-from components.predict.output import one_line
-from components.shared.cells import safe_cell
-from components.shared.text_files import FORMATS, Source, read_rows
-from pipelines.cli import main
+from hanflow.cli import predict as command
+from hanflow.cli.main import main
+from hanflow.data import writers as output
+from hanflow.data.delimited_format import safe_cell
+from hanflow.data.text_files import FORMATS, Source, read_rows
+from hanflow.data.writers import one_line
+from hanflow.serving import predict as stream
+from hanflow.serving.bundle import answer, open_bundle
 from tests import nasty
 from tests.steps.corpora import petitions
 from tests.steps.forked import Zygote
@@ -300,7 +302,7 @@ def test_mistakes_show_before_the_model_is_loaded(
     def never(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("components.predict.bundle.Bundle.predictor", never)
+    monkeypatch.setattr("hanflow.serving.bundle.Bundle.predictor", never)
     good = write_json(tmp_path / "in.jsonl", ["국민 청원", "답하라"])
     (tmp_path / "empty.txt").touch()
     (tmp_path / "two.csv").write_text("a,b\n1,2\n")
@@ -378,7 +380,7 @@ def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> No
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     written = Path(done.stdout.rpartition("predictions at ")[2].strip()) / "predictions.tsv"
-    module = [sys.executable, "-m", "components.predict", str(bundle), "--input", str(source), "--output", "out.tsv"]
+    module = [sys.executable, "-m", "hanflow", "predict", str(bundle), "--input", str(source), "--output", "out.tsv"]
     done = subprocess.run(module, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr
     assert "5 rows" in done.stderr

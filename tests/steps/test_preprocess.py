@@ -17,11 +17,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.preprocess.corpus import assign, run
-from components.preprocess.intake import TEST, TRAIN, VALIDATION, Intake
-from components.shared.artifacts import SPLITS, read_manifest
-from components.shared.config import PreprocessConfig, UserError
-from components.shared.steps import Report
+from hanflow.config import PreprocessConfig
+from hanflow.data.ingest import TEST, TRAIN, VALIDATION, Intake
+from hanflow.errors import UserError
+from hanflow.reports.step_report import Report
+from hanflow.steps.preprocess import assign, run
+from hanflow.storage.artifacts import SPLITS, read_manifest
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
@@ -50,7 +51,7 @@ def numbered(start: int, stop: int) -> list[tuple[str, str]]:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "components.preprocess", *arguments],
+        [sys.executable, "-m", "hanflow.steps.preprocess", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -296,7 +297,7 @@ def test_it_runs_in_kubeflow(tmp_path: Path) -> None:
     script = (
         "from kfp import local\n"
         "from components.preprocess.component import preprocess\n"
-        "from components.shared.config import settings_of\n"
+        "from hanflow.config import settings_of\n"
         f"local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / 'root')!r})\n"
         "settings = {s.name: s.default for s in settings_of('preprocess')}\n"
         f"settings['source'] = {str(SAMPLE)!r}\n"

@@ -198,7 +198,7 @@ def two_processes(folder: Path, shards: Path, zygote: Zygote) -> subprocess.Pope
     options = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     places = [f"--shards={shards}", f"--output={folder / 'model'}", "--processes=2"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "components.train", *places, *options], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "hanflow.steps.train", *places, *options], stderr=subprocess.PIPE, text=True
     )
     while not run.steps():
         assert process.poll() is None

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from components.evaluate.score import run as evaluate
-from components.export.bundle import run as export
-from components.predict.bundle import answer, open_bundle
-from components.preprocess.corpus import run as preprocess
-from components.shared.artifacts import read_manifest
-from components.shared.config import EvaluateConfig, ExportConfig, PreprocessConfig
-from components.shared.tasks.predictor import Adjustable
-from components.tokenize.encode import run as tokenize
-from pipelines.cli import main
+from hanflow.cli.main import main
+from hanflow.config import EvaluateConfig, ExportConfig, PreprocessConfig
+from hanflow.serving.bundle import answer, open_bundle
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.steps.export import run as export
+from hanflow.steps.preprocess import run as preprocess
+from hanflow.steps.tokenize import run as tokenize
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks.predictor import Adjustable
 from tests.steps import tasks
 from tests.steps.model_fixtures import Chain
 
@@ -146,14 +146,14 @@ def test_a_pipe_of_prompts_becomes_continuations(
 
 def test_an_output_of_other_settings_is_not_gone_on_with(decoder: Path, tmp_path: Path) -> None:
     """Each of them changes what is predicted, so a partial file of other settings belongs to another run."""
-    from components.predict import stream
+    from hanflow.serving import predict as stream
 
     assert set(open_bundle(str(decoder)).predictor().adjusts) <= set(stream.SEARCH)  # type: ignore[attr-defined]
     assert "top_classes" in stream.SEARCH
 
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="Streamlit is not installed: pip install 'hanflow[demo]'")
-PAGE = Path(__file__).parents[2] / "components" / "predict" / "demo.py"
+PAGE = Path(__file__).parents[2] / "hanflow" / "serving" / "demo.py"
 
 
 def page_of(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> testing.AppTest:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from components.shared.artifacts import read_manifest
-from components.shared.config import TokenizeConfig, UserError
-from components.shared.shards import Shard
-from components.tokenize.encode import run
+from hanflow.config import TokenizeConfig
+from hanflow.data.shards import Shard
+from hanflow.errors import UserError
+from hanflow.steps.tokenize import run
+from hanflow.storage.artifacts import read_manifest
 from tests.steps.corpora import petitions, write_corpus
 
 SEQUENCES = ("source", "target")
@@ -90,7 +91,15 @@ def test_mistakes_are_told_and_leave_nothing(corpus: Path, tmp_path: Path) -> No
 
 
 def test_command_line(corpus: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "components.tokenize", "--corpus", str(corpus), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "hanflow.steps.tokenize",
+        "--corpus",
+        str(corpus),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     done = subprocess.run([*command, "--vocabulary-size", "600"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert read_manifest(tmp_path / "out", "shards").counts["vocabulary"] == 600

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from components.shared.artifacts import read_manifest
-from components.shared.config import TrainConfig, UserError
-from components.train.worker import run
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.storage.artifacts import read_manifest
+from hanflow.training.workers.worker import run
 from tests.steps import tasks
 from tests.steps.corpora import ARCHITECTURE
 
@@ -79,11 +80,11 @@ def test_the_best_model_is_kept_when_later_ones_are_worse(shards: Path, tmp_path
 def test_accumulation_is_one_larger_batch(shards: Path, tmp_path: Path) -> None:
     """Gradients of 2 × 5 rows equal those of 10: the loss is divided by the step's targets, not the batch's."""
     still: dict[str, Any] = {"architecture": {**ARCHITECTURE, "dropout": 0.0}, "epochs": 1, "max_steps": 1}
-    from components.shared.shards import Shard
-    from components.shared.tasks import get_task
-    from components.train.backends.torch_ddp import TorchBackend
-    from components.train.data import Data
-    from components.train.loop import Objective
+    from hanflow.data.shards import Shard
+    from hanflow.tasks import get_task
+    from hanflow.training.backends.torch import TorchBackend
+    from hanflow.training.loader import Data
+    from hanflow.training.loop import Objective
 
     task = get_task("summarization")
     config = TrainConfig(**still, batch_size=5)

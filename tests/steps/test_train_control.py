@@ -15,16 +15,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
-from components.shared.artifacts import read_manifest
-from components.shared.config import TrainConfig, UserError
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
-from components.shared.tasks.summarization import Summarization
-from components.train import worker
-from components.train.backends.torch_ddp import TorchBackend, compiles, system_compiler
-from components.train.loop_state import LoopState
-from components.train.optim import make_optimizer
-from components.train.validate import Validator
+from hanflow.config import TrainConfig
+from hanflow.data.shards import Shard
+from hanflow.errors import UserError
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
+from hanflow.tasks.summarization import Summarization
+from hanflow.training.backends.torch import TorchBackend, compiles, system_compiler
+from hanflow.training.evaluation import Validator
+from hanflow.training.optimizer import make_optimizer
+from hanflow.training.state import LoopState
+from hanflow.training.workers import worker
 from tests.steps.corpora import ARCHITECTURE
 from tests.steps.test_train import trained
 
@@ -272,7 +273,7 @@ def test_weights_and_biases_by_the_switch_alone(shards: Path, tmp_path: Path, mo
     }
     assert len(ids["on"]) == len(ids["elsewhere"]) == 1 and ids["on"] != ids["elsewhere"]
     code = (
-        "import sys\nfrom components.train.worker import run\nfrom components.shared.config import TrainConfig\n"
+        "import sys\nfrom hanflow.training.workers.worker import run\nfrom hanflow.config import TrainConfig\n"
         f"run(TrainConfig(architecture={ARCHITECTURE!r}, max_steps=1), task='summarization', "
         f"output={str(tmp_path / 'off')!r}, shards={str(shards)!r})\nprint('wandb' in sys.modules)"
     )

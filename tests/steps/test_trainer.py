@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainingArguments
 
-from components.shared.config import EvaluateConfig, TrainConfig, UserError
-from components.shared.shards import Shard, ShardWriter
-from components.shared.tasks import get_task
-from components.shared.tasks.summarization import Summarization
-from components.train import trainer_state
-from components.train.trainer import fit, make_trainer
-from components.train.trainer_arguments import Sizes, sizes, training_arguments, without_counterpart
-from components.train.trainer_kinds import TaskTrainer
-from components.train.worker import run
+from hanflow.config import EvaluateConfig, TrainConfig
+from hanflow.data.shards import Shard, ShardWriter
+from hanflow.errors import UserError
+from hanflow.tasks import get_task
+from hanflow.tasks.summarization import Summarization
+from hanflow.training.trainer import state as trainer_state
+from hanflow.training.trainer.arguments import Sizes, sizes, training_arguments, without_counterpart
+from hanflow.training.trainer.engine import fit, make_trainer
+from hanflow.training.trainer.kinds import TaskTrainer
+from hanflow.training.workers.worker import run
 from tests.steps.corpora import ARCHITECTURE
 
 STILL = {**ARCHITECTURE, "dropout": 0.0}
@@ -165,7 +166,15 @@ def test_without_the_switch_wandb_is_never_imported(shards: Path, tmp_path: Path
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").write_text("raise SystemExit('wandb was imported')")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}", "WANDB_API_KEY": "x" * 40}
-    command = [sys.executable, "-m", "components.train", "--shards", str(shards), "--output", str(tmp_path / "model")]
+    command = [
+        sys.executable,
+        "-m",
+        "hanflow.steps.train",
+        "--shards",
+        str(shards),
+        "--output",
+        str(tmp_path / "model"),
+    ]
     command += ["--architecture", json.dumps(ARCHITECTURE), "--engine", "transformers", "--max-steps", "2"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr

@@ -12,17 +12,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from components.shared.artifacts import read_manifest
-from components.shared.config import TrainConfig
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
-from components.tokenize.encode import run as tokenize
-from components.train import validate
-from components.train.backends.torch_ddp import TorchBackend
-from components.train.data import Data
-from components.train.loop import Objective
-from components.train.loop_state import LoopState
-from components.train.validate import Validator
+from hanflow.config import TrainConfig
+from hanflow.data.shards import Shard
+from hanflow.steps.tokenize import run as tokenize
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
+from hanflow.training import evaluation as validate
+from hanflow.training.backends.torch import TorchBackend
+from hanflow.training.evaluation import Validator
+from hanflow.training.loader import Data
+from hanflow.training.loop import Objective
+from hanflow.training.state import LoopState
 from tests.steps import tasks
 from tests.steps.corpora import ARCHITECTURE
 from tests.steps.model_fixtures import rewritten

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from components.shared.config import TokenizeConfig, TrainConfig
-from components.tokenize.encode import run as tokenize
-from components.train.worker import run as train
+from hanflow.config import TokenizeConfig, TrainConfig
+from hanflow.steps.tokenize import run as tokenize
+from hanflow.training.workers.worker import run as train
 from tests.steps.corpora import SAMPLE, write_corpus
 from tests.steps.model_fixtures import Chain
 

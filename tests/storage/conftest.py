@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.gcs import service
+from hanflow.storage.gcs import service
 from tests.storage.emulator import Emulator
 
 _numbers = itertools.count()

@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from components.shared import artifacts, gcs, storage
-from components.shared.artifacts import Manifest
-from components.shared.config import UserError
-from components.shared.gcs import service
-from components.shared.storage import cache
+from hanflow import storage
+from hanflow.errors import UserError
+from hanflow.storage import artifacts, cache, gcs
+from hanflow.storage.artifacts import Manifest
+from hanflow.storage.gcs import service
 from tests.storage.emulator import Emulator
 
 CONTENT = {

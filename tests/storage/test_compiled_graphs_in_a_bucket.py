@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.gcs import service
-from components.shared.progress import log
-from components.shared.storage import object_names
-from components.train.backends.compilation_cache import CompilationCache
+from hanflow.progress import log
+from hanflow.storage import object_names
+from hanflow.storage.gcs import service
+from hanflow.training.backends.compilation_cache import CompilationCache
 from tests.storage.emulator import Emulator
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from components.preprocess.corpus import run as preprocess
-from components.shared import gcs, storage
-from components.shared.config import JobConfig, PreprocessConfig
-from components.tokenize.encode import run as tokenize
-from components.train import launch
+from hanflow import storage
+from hanflow.cluster import launcher as launch
+from hanflow.config import JobConfig, PreprocessConfig
+from hanflow.steps.preprocess import run as preprocess
+from hanflow.steps.tokenize import run as tokenize
+from hanflow.storage import gcs
 from tests.cluster.conftest import fake as fake
 from tests.cluster.conftest import hurry as hurry
 from tests.cluster.world import World

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from components.preprocess.corpus import run as preprocess
-from components.shared import gcs, storage
-from components.shared.config import PreprocessConfig, UserError
-from components.shared.gcs import reader, service
-from components.shared.text_files import Source, read
+from hanflow import storage
+from hanflow.config import PreprocessConfig
+from hanflow.data.text_files import Source, read
+from hanflow.errors import UserError
+from hanflow.steps.preprocess import run as preprocess
+from hanflow.storage import gcs
+from hanflow.storage.gcs import reader, service
 from tests.storage.emulator import Emulator
 
 DATA = "".join(f"{number:06d} 나랏말싸미 듕귁에 달아\n" for number in range(2_000)).encode()
@@ -210,7 +212,7 @@ def test_a_service_that_cannot_be_reached(bucket: str, emulator: Emulator, monke
 
 
 def test_no_credentials_is_told_in_a_sentence(tmp_path: Path) -> None:
-    words = ["components.preprocess", "--source", "gs://some-bucket/raw.csv", "--output", str(tmp_path / "corpus")]
+    words = ["hanflow.steps.preprocess", "--source", "gs://some-bucket/raw.csv", "--output", str(tmp_path / "corpus")]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE", "STORAGE", "GCLOUD"))}
     env = {**kept, "HOME": str(tmp_path), "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-m", *words], env=env, capture_output=True, text=True)
@@ -223,7 +225,7 @@ def test_no_credentials_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_who_stays_local_does_not_load_google() -> None:
     code = (
-        "import sys, components.shared.storage, components.shared.steps, pipelines.cli;"
+        "import sys, hanflow.storage, hanflow.steps.runner, hanflow.cli.main;"
         "print([m for m in sys.modules if m.startswith(('google.cloud', 'google.auth', 'requests'))])"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

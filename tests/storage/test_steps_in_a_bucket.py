@@ -11,9 +11,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from components.predict.bundle import open_bundle
-from components.shared import artifacts, gcs, storage
-from pipelines.cli import main
+from hanflow import storage
+from hanflow.cli.main import main
+from hanflow.serving.bundle import open_bundle
+from hanflow.storage import artifacts, gcs
 from tests.steps.corpora import ARCHITECTURE, petitions
 from tests.steps.forked import Zygote
 from tests.storage.emulator import Emulator

@@ -15,12 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.shared import gcs, storage
-from components.shared.config import UserError
-from components.shared.gcs import service
-from components.train.checkpoint import COMMIT
-from components.train.loop_state import LoopState
-from components.train.remote_checkpoints import RemoteCheckpoints
+from hanflow import storage
+from hanflow.errors import UserError
+from hanflow.storage import gcs
+from hanflow.storage.gcs import service
+from hanflow.training.checkpoints.local import COMMIT
+from hanflow.training.checkpoints.remote import RemoteCheckpoints
+from hanflow.training.state import LoopState
 from tests.steps.conftest import shards as shards
 from tests.steps.corpora import ARCHITECTURE
 from tests.steps.forked import Zygote

@@ -16,9 +16,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from components.shared.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from components.shared.tasks.common import CommonTask, ModelPredictor
-from components.shared.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.tasks.common import CommonTask, ModelPredictor
+from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
 
 
 class StarsConfig(PretrainedConfig):

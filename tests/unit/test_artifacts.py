@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from components.shared import artifacts
-from components.shared.artifacts import Manifest, check_parent, lineage, read_manifest, read_training, write_manifest
-from components.shared.config import UserError
-from components.shared.storage import find_raw, local_path, staged
+from hanflow.errors import UserError
+from hanflow.storage import artifacts, find_raw, local_path, staged
+from hanflow.storage.artifacts import Manifest, check_parent, lineage, read_manifest, read_training, write_manifest
 
 
 def corpus(folder: Path, text: str = "하나") -> Manifest:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.train.batches import MAX_SHAPES, BatchPlan
+from hanflow.data.batches import MAX_SHAPES, BatchPlan
 
 
 def lengths_of(seed: int, rows: int, longest: tuple[int, int] = (200, 40)) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rouge_score import scoring
 
-from components.shared.bootstrap import Interval, mean_intervals
+from hanflow.metrics.intervals import Interval, mean_intervals
 
 
 def interval(values: list[float] | np.ndarray, **options: float) -> Interval:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from components.shared import classes
+from hanflow.metrics import classification as classes
 
 NAMES = ("부정", "긍정", "중립")
 PROBABILITIES = np.array(

@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from components.shared.config import (
-    STEPS,
-    ConfigError,
-    UserError,
-    all_settings,
-    load_experiment,
-    parse_text,
-    settings_of,
-    step_config,
-)
+from hanflow.config import STEPS, all_settings, load_experiment, parse_text, settings_of, step_config
+from hanflow.errors import ConfigError, UserError
 
 
 def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:

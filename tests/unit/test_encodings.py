@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from components.preprocess.lines import line_blocks
-from components.shared.config import UserError
-from components.shared.encodings import Encoding, encoding_of
-from components.shared.text_files import Source, read
+from hanflow.data.encodings import Encoding, encoding_of
+from hanflow.data.lines import line_blocks
+from hanflow.data.text_files import Source, read
+from hanflow.errors import UserError
 
 Reader = Callable[[Path, str], list[str]]
 

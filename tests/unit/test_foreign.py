@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
 
-from components.shared.config import TrainConfig, UserError
-from components.shared.models import bart
-from components.shared.models.foreign import load_weights, read_weights
-from pipelines.cli import main
+from hanflow.cli.main import main
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.loading.state_dict import load_weights, read_weights
+from hanflow.models import bart
 from tests.unit.test_generation import tokenizer  # noqa: F401  (a fixture)
 
 CONFIG: dict[str, Any] = {

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from components.shared.batching import batches
-from components.shared.config import EvaluateConfig, UserError
-from components.shared.generation import GenerationOptions, generate, generation_config
-from components.shared.generation.options import even_batches
+from hanflow.config import EvaluateConfig
+from hanflow.data.batches import batches
+from hanflow.errors import UserError
+from hanflow.generation import GenerationOptions, generate, generation_config
+from hanflow.generation.options import even_batches
 
 TEXTS = ["국민 청원에 답해 주십시오", "어린이집 교사의 처우를 개선해 주세요 ㅋㅋ", "#Person1#: 반대합니다"]
 

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from components.shared import html, lengths
+from hanflow.metrics import lengths
+from hanflow.reports import html
 
 NASTY = "<script>alert(1)</script> & \"'$x_1$ \x00\ud800 국민"
 

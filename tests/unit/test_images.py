@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components.shared import images
-from components.shared.config import UserError
-from components.shared.images import Images
-from pipelines.cli import PIPELINES, main
+from hanflow import images
+from hanflow.cli.main import PIPELINES, main
+from hanflow.errors import UserError
+from hanflow.images import Images
 
 OTHER = Images("localhost:5000/team/nlp", "v2.1")
 

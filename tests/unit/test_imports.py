@@ -19,7 +19,7 @@ MODULES = sorted(
 )
 
 LAUNCHING = [
-    f"components.train.{name}"
+    f"hanflow.steps.train.{name}"
     for name in (
         *("jobs", "pod_spec", "work", "launch", "submission", "life", "waits", "own_pod"),
         *("kube", "watch", "pods", "follow", "outcome", "reap", "manifests"),
@@ -62,9 +62,9 @@ def is_stdlib(name: str) -> bool:
 @pytest.mark.parametrize(
     "module",
     [
-        *(m for m in MODULES if m.startswith("components.shared.config.")),
-        "components.shared.artifacts",
-        "components.shared.images",
+        *(m for m in MODULES if m.startswith("hanflow.config.")),
+        "hanflow.storage.artifacts",
+        "hanflow.images",
     ],
 )
 def test_rule_1_contracts_need_the_standard_library_only(module: str) -> None:
@@ -74,9 +74,9 @@ def test_rule_1_contracts_need_the_standard_library_only(module: str) -> None:
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("components.shared.")])
 def test_rule_2_shared_knows_no_step_and_no_cluster(module: str) -> None:
-    assert names(module, "kfp", "kubernetes", *(f"components.{step}" for step in STEPS)) == []
-    if module.startswith(("components.shared.tasks", "components.shared.models")):
-        assert names(module, "components.shared.storage", "components.train") == []
+    assert names(module, "kfp", "kubernetes", *(f"hanflow.steps.{step}" for step in STEPS)) == []
+    if module.startswith(("hanflow.tasks", "hanflow.models")):
+        assert names(module, "hanflow.storage", "hanflow.steps.train") == []
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if m.endswith(".component")])
@@ -84,7 +84,7 @@ def test_rule_3_components_import_nothing_heavy_at_the_top(module: str) -> None:
     foreign = [
         n
         for n in imports(module, top_level=True)
-        if not is_stdlib(n) and not n.startswith(("kfp", "components.shared.images", "components.shared.config"))
+        if not is_stdlib(n) and not n.startswith(("kfp", "hanflow.images", "hanflow.config"))
     ]
     assert foreign == []
 
@@ -92,16 +92,16 @@ def test_rule_3_components_import_nothing_heavy_at_the_top(module: str) -> None:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.split(".")[1] in STEPS])
 def test_rule_4_a_step_never_imports_another(module: str) -> None:
     own = module.split(".")[1]
-    assert names(module, *(f"components.{step}" for step in STEPS if step != own)) == []
+    assert names(module, *(f"hanflow.steps.{step}" for step in STEPS if step != own)) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_rule_5_devices_stay_in_their_backend(module: str) -> None:
-    if module != "components.train.backends.xla_spmd":
+    if module != "hanflow.training.backends.xla":
         assert names(module, "torch_xla") == []
     if module in LAUNCHING:
         assert names(module, "torch", "transformers", "pyarrow") == []
-        assert names(module, "components.train.worker", top_level=True) == []
+        assert names(module, "hanflow.training.workers.worker", top_level=True) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -112,18 +112,16 @@ def test_rule_6_nothing_imports_pipelines_or_tests(module: str) -> None:
 
 
 def test_rule_6_the_command_line_is_light() -> None:
-    assert names("pipelines.cli", *(f"components.{step}" for step in STEPS), top_level=True) == []
-    loaded = (
-        "import sys, pipelines.cli; print([m for m in ('torch', 'kfp', 'transformers', 'pyarrow') if m in sys.modules])"
-    )
+    assert names("hanflow.cli.main", *(f"hanflow.steps.{step}" for step in STEPS), top_level=True) == []
+    loaded = "import sys, hanflow.cli.main; print([m for m in ('torch', 'kfp', 'transformers', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_launching_loads_no_torch() -> None:
-    code = "import sys, components.train.launch, components.train.reap; print([m for m in ('torch', 'kfp') if m in sys.modules])"
+    code = "import sys, hanflow.cluster.launcher, hanflow.cluster.cleanup; print([m for m in ('torch', 'kfp') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_compiling_needs_no_torch() -> None:
-    code = "import sys, pipelines.build; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    code = "import sys, pipelines.dag; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -14,10 +14,11 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from components.shared.config import TrainConfig, UserError
-from components.shared.models import classifiers, ensemble
-from components.shared.models.cnn import CnnConfig, CnnForSequenceClassification
-from components.shared.models.rnn import RnnConfig, RnnForSequenceClassification
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.models import classifiers, ensemble
+from hanflow.models.cnn import CnnConfig, CnnForSequenceClassification
+from hanflow.models.rnn import RnnConfig, RnnForSequenceClassification
 
 TINY: dict[str, dict[str, Any]] = {
     "rnn": {"type": "rnn", "embedding_size": 8, "hidden_size": 6, "n_layers": 3, "initializer_range": 1.0},

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from components.shared.config import TrainConfig
-from components.shared.models import classifiers, language
+from hanflow.config import TrainConfig
+from hanflow.models import causal_lm as language
+from hanflow.models import classifiers
 from tests.unit import test_models_classifiers, test_models_language
 
 
@@ -17,7 +18,7 @@ def run(code: str) -> str:
 
 def test_the_package_alone_imports_nothing_heavy() -> None:
     code = (
-        "import sys, components.shared.models; "
+        "import sys, hanflow.models; "
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
     assert run(code) == "[]\n"
@@ -35,7 +36,7 @@ def test_register_lets_the_auto_classes_load_everything(tmp_path: Path) -> None:
             tmp_path / kind
         )
     code = f"""
-from components.shared.models import register
+from hanflow.models import register
 register(); register()
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 for kind in ("gpt", "ffn"):

@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from components.shared.config import TrainConfig, UserError
-from components.shared.models import attention, language
-from components.shared.models.gpt import GptConfig, GptForCausalLM
-from components.shared.models.sampling import SamplingOptions, generate
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.generation.sampling import SamplingOptions, generate
+from hanflow.models import causal_lm as language
+from hanflow.models.gpt import GptConfig, GptForCausalLM
+from hanflow.models.kernels import attention
 from tests.unit.test_models_classifiers import tokenizer_of
 
 EOS = 1

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
-from components.shared.models import architecture, attention, cross_entropy, dropout, gpt
-from components.shared.models.ffn import FfnConfig, FfnForCausalLM
-from components.train.backends.torch_ddp import TorchBackend
+from hanflow.models import architecture, gpt
+from hanflow.models.ffn import FfnConfig, FfnForCausalLM
+from hanflow.models.kernels import attention, cross_entropy, dropout
+from hanflow.training.backends.torch import TorchBackend
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

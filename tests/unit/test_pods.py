@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from components.train import pods
+from hanflow.cluster import status as pods
 
 
 def job(*conditions: str, **status: Any) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.preprocess import delimited
-from components.preprocess.lines import ROW_LIMIT
-from components.preprocess.readers import raw_files, read
-from components.preprocess.rows import Row
-from components.shared.config import PreprocessConfig, UserError
-from components.shared.tasks.data import Column
+from hanflow.config import PreprocessConfig
+from hanflow.data import delimited
+from hanflow.data.lines import ROW_LIMIT
+from hanflow.data.readers import raw_files, read
+from hanflow.data.schema import Row
+from hanflow.errors import UserError
+from hanflow.tasks.data import Column
 
 PAIR = (
     Column("source", ("news", "document")),
@@ -198,8 +199,8 @@ def test_csv_rows_of_wrong_width(tmp_path: Path) -> None:
 
 
 def test_quoted_rows_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("components.preprocess.lines.BLOCK", 7)
-    monkeypatch.setattr("components.preprocess.lines.HEAD", 7)
+    monkeypatch.setattr("hanflow.data.lines.BLOCK", 7)
+    monkeypatch.setattr("hanflow.data.lines.HEAD", 7)
     for name, mark in (("a.csv", ","), ("a.tsv", "\t")):
         content = f'news{mark}summary\n"첫\n둘\n넷"{mark}요약\n기사{mark}"요\n약"\n끝{mark}끝\n'
         rows = rows_of(write(tmp_path, name, content))

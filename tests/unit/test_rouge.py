@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.shared import rouge
-from components.shared.tokenizations import TOKENIZATIONS, Tokenization
+from hanflow.metrics import rouge
+from hanflow.text.scoring_tokens import TOKENIZATIONS, Tokenization
 from tests import nasty
 
 ROUNDING = 1e-12

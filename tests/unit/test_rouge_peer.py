@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from components.shared import rouge, union_lcs
-from components.shared.overlaps import Numbers
-from components.shared.tokenizations import TOKENIZATIONS, Tokenization
+from hanflow.metrics import rouge, union_lcs
+from hanflow.metrics.overlaps import Numbers
+from hanflow.text.scoring_tokens import TOKENIZATIONS, Tokenization
 
 PETITIONS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "petitions.tsv.gz"
 TOLERANCE = 1e-9
@@ -146,7 +146,7 @@ def test_more_distinct_tokens_than_characters() -> None:
     numbers = Numbers()
     numbers.update({f"unused {number}": number for number in range(3)})
     many = np.arange(0x110000 + 10, dtype=np.int32)
-    from components.shared.overlaps import Sequences, ngram_matches, subsequence_lengths
+    from hanflow.metrics.overlaps import Sequences, ngram_matches, subsequence_lengths
 
     a = Sequences.joined(many[[5, 0xD800, 0x110001, 7, 0x110002]], [3, 2])
     b = Sequences.joined(many[[0xD800, 5, 0x110001, 0x110002, 7]], [3, 2])

@@ -16,11 +16,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from components.evaluate import compare
-from components.shared import rouge, tokenizations
-from components.shared.text_files import Source, read
-from pipelines.cli import main
-from pipelines.commands import score
+from hanflow.cli import score
+from hanflow.cli.main import main
+from hanflow.data.text_files import Source, read
+from hanflow.metrics import rouge
+from hanflow.steps import score as compare
+from hanflow.text import scoring_tokens as tokenizations
 from tests import nasty
 
 PREDICTIONS = ["정부는 청원에 답변했다", "ㅋㅋㅋ", "", "국민 청원"]
@@ -178,7 +179,7 @@ def test_columns_are_named_or_known(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_a_guarded_formula_is_the_text_that_it_guards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from components.shared.cells import FORMULA, safe_cell
+    from hanflow.data.delimited_format import FORMULA, safe_cell
 
     texts = [f"{mark}국민 청원" for mark in FORMULA]
     guarded = write_csv(tmp_path / "p.csv", [safe_cell(text) for text in texts])

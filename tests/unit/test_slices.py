@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from components.shared.slices import tpu_slice
+from hanflow.config.tpu import tpu_slice
 
 
 @pytest.mark.parametrize(

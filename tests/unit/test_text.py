@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from components.shared.config import PreprocessConfig
-from components.shared.text import clean_text, collapse_whitespace, shorten_repeats, strip_html
+from hanflow.config import PreprocessConfig
+from hanflow.text.normalize import clean_text, collapse_whitespace, shorten_repeats, strip_html
 
 CONFIG = PreprocessConfig(source="x")
 BARE = PreprocessConfig(source="x", unicode="none", strip_html=False, collapse_whitespace=False)

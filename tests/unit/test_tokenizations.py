@@ -15,9 +15,10 @@ from mecab import MeCab
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from components.shared import morphemes, rouge
-from components.shared import processors as machine
-from components.shared.tokenizations import NAMES, TOKENIZATIONS, model_tokenization, normalise
+from hanflow import system as machine
+from hanflow.metrics import rouge
+from hanflow.text import morphemes
+from hanflow.text.scoring_tokens import NAMES, TOKENIZATIONS, model_tokenization, normalise
 from tests import nasty
 
 PETITIONS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "petitions.tsv.gz"

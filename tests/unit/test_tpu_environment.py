@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from components.shared.config import TrainConfig, UserError
-from components.train.backends.tpu_environment import TpuEnvironment
-from components.train.optim import TracedAdamW, make_optimizer
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.training.backends.tpu_environment import TpuEnvironment
+from hanflow.training.optimizer import TracedAdamW, make_optimizer
 
 HOSTS = ",".join(f"slice-0-{n}.hanflow" for n in range(4))
 SHAPE = {
@@ -75,7 +76,7 @@ def test_variables_that_make_no_sense(changed: dict[str, str]) -> None:
 
 
 def test_no_torch_xla_is_told_with_its_cure() -> None:
-    from components.train.worker import _backend
+    from hanflow.training.workers.worker import _backend
 
     try:
         import torch_xla  # type: ignore[import-not-found]  # noqa: F401
@@ -98,7 +99,7 @@ def test_the_extras_that_cannot_live_together_are_declared() -> None:
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 def test_the_traced_optimizer_is_torchs(clip: float) -> None:
     """The same weights and moments as the fused AdamW, a skipped step included."""
-    from components.train.backends.torch_ddp import TorchBackend
+    from hanflow.training.backends.torch import TorchBackend
 
     backend, made = TorchBackend("fp32"), []
     for traced in (False, True):
@@ -124,7 +125,7 @@ def test_the_traced_optimizer_is_torchs(clip: float) -> None:
 
 
 def test_the_scaling_note_is_what_the_script_computes() -> None:
-    from components.train import scaling
+    from hanflow.steps.train import scaling
 
     note = (Path(__file__).parents[2] / "manifests" / "TPU.md").read_text(encoding="utf-8")
     assert scaling.tables() in note
@@ -132,10 +133,9 @@ def test_the_scaling_note_is_what_the_script_computes() -> None:
 
 def test_the_scaling_note_counts_what_is_there() -> None:
     """Its parameters are those of the model, its FLOPs those that torch counts in a forward and backward pass."""
+    from components.train.scaling import EncoderDecoder, collective_bytes
     from torch.utils.flop_counter import FlopCounterMode
     from transformers import BartConfig, BartForConditionalGeneration
-
-    from components.train.scaling import EncoderDecoder, collective_bytes
 
     kobart = EncoderDecoder()
     with torch.device("meta"):

@@ -18,11 +18,14 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from components.shared.config import TrainConfig, UserError
-from components.shared.models import attend, bart, bart_forward, dropout
-from components.train.checkpoint import Checkpoints
-from components.train.loop_state import LoopState
-from components.train.optim import learning_rate, make_optimizer
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.models import bart
+from hanflow.models.kernels import attend, dropout
+from hanflow.models.kernels import bart_cpu as bart_forward
+from hanflow.training.checkpoints.local import Checkpoints
+from hanflow.training.optimizer import learning_rate, make_optimizer
+from hanflow.training.state import LoopState
 
 TINY: dict[str, Any] = {
     "d_model": 16,

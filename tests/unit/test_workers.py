@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing
 
-from components.shared.artifacts import Manifest
-from components.shared.config import TrainConfig, UserError
-from components.train import processes
-from components.train.backends import torch_ddp
-from components.train.checkpoint import Checkpoints
-from components.train.loop_state import LoopState
-from components.train.resume import identity_of, resume
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
+from hanflow.storage.artifacts import Manifest
+from hanflow.training.backends import torch as torch_ddp
+from hanflow.training.checkpoints.local import Checkpoints
+from hanflow.training.checkpoints.resume import identity_of, resume
+from hanflow.training.state import LoopState
+from hanflow.training.workers import processes
 
 
 def _begin(rank: int, port: int, folder: str) -> None:

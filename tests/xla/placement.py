@@ -19,11 +19,11 @@ def main(folder: Path) -> None:
     import torch_xla
     from transformers import AutoTokenizer
 
-    from components.shared.config import TrainConfig
-    from components.shared.shards import Shard
-    from components.shared.tasks import get_task
-    from components.train.backends.xla_spmd import XlaBackend
-    from components.train.data import Data
+    from hanflow.config import TrainConfig
+    from hanflow.data.shards import Shard
+    from hanflow.tasks import get_task
+    from hanflow.training.backends.xla import XlaBackend
+    from hanflow.training.loader import Data
     from tests.xla.runs import ARCHITECTURES
 
     task = get_task("summarization")

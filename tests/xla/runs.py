@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from components.shared.config import TokenizeConfig
-from components.tokenize.encode import run as tokenize
+from hanflow.config import TokenizeConfig
+from hanflow.steps.tokenize import run as tokenize
 from tests.steps import tasks
 from tests.steps.corpora import ARCHITECTURE, petitions, write_corpus
 from tests.steps.forked import Zygote

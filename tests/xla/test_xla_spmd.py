@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from components.shared.artifacts import read_manifest
-from components.shared.config import JobConfig, TrainConfig
-from components.shared.shards import Shard
-from components.shared.tasks import get_task
-from components.train.data import Data
-from components.train.jobs import Origin, build, pod_templates
-from components.train.work import Work
+from hanflow.cluster.job import Origin, build, pod_templates
+from hanflow.config import JobConfig, TrainConfig
+from hanflow.config.worker_spec import WorkerSpec
+from hanflow.data.shards import Shard
+from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks import get_task
+from hanflow.training.loader import Data
 from tests.steps.forked import Zygote
 from tests.xla.runs import ARCHITECTURES, TASKS, Run, environment, make_shards
 
@@ -226,11 +226,11 @@ def job_command(task: str, shards: Path, folder: Path) -> list[str]:
         architecture=ARCHITECTURES[task], max_steps=3, batch_tokens=512, checkpoints=str(folder / "checkpoints")
     )
     job = JobConfig(runtime="tpu", accelerator="v4-32")
-    body = build(job, Work(task, config, str(shards), str(folder / "model")), Origin("a-run"))
+    body = build(job, WorkerSpec(task, config, str(shards), str(folder / "model")), Origin("a-run"))
     (template,) = pod_templates(body)
     (container,) = template["spec"]["containers"]
     command = [*container["command"], *container.get("args", [])]
-    assert command[:3] == ["python", "-m", "components.train"]
+    assert command[:3] == ["python", "-m", "hanflow.steps.train"]
     return [sys.executable, *command[1:]]
 
 
@@ -276,7 +276,7 @@ def test_what_cannot_work_is_told(tmp_path: Path, shards: dict[str, Path]) -> No
         command = [
             sys.executable,
             "-m",
-            "components.train",
+            "hanflow.steps.train",
             *arguments,
             '--architecture={"type": "cnn"}',
             "--backend=xla",

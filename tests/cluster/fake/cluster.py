@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from components.train.jobs import JOB_LABEL
+from hanflow.cluster.job import JOB_LABEL
 from tests.cluster.fake import server
 from tests.cluster.fake.job_set_controller import operate_job_set
 from tests.cluster.fake.kubelet import Kubelet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from components.train.jobs import JOB_LABEL
+from hanflow.cluster.job import JOB_LABEL
 from tests.cluster.fake.store import Store, now
 
 

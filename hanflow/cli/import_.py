@@ -1,0 +1,95 @@
+"""`hanflow import CHECKPOINT --model CONFIG_OR_FOLDER --tokenizer FOLDER --output DIR`: foreign weights as a model folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanflow.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser's subcommands."""
+    parser = commands.add_parser(
+        "import",
+        help="make a model folder of a PyTorch-Lightning .ckpt or a bare state dict",
+        description="Make a folder in Hugging Face format, as train.pretrained takes it, of a PyTorch-Lightning .ckpt or "
+        "a state dict (.pt, .bin, .safetensors). Nothing in the file is executed.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file with the weights")
+    parser.add_argument(
+        "--model", required=True, metavar="CONFIG", help="config.json of the architecture, or a folder that holds one"
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="DIR", help="folder with the tokenizer of the model")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="keys of the file to pass over, e.g. 'loss_fn.*'; may be given several times",
+    )
+    parser.set_defaults(command=_import)
+
+
+def _import(options: argparse.Namespace) -> int:
+    from hanflow.loading.state_dict import load_weights, read_weights
+    from hanflow.storage import local_path, staged
+
+    checkpoint = local_path(options.checkpoint)
+    tokenizer = _tokenizer(options.tokenizer)
+    model = _architecture(local_path(options.model))
+    done = load_weights(model, read_weights(checkpoint), str(checkpoint), options.ignore)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{options.tokenizer}: has {len(tokenizer)} tokens, the model only {rows} embeddings: they do not belong "
+            "together; give the tokenizer that the model was trained with"
+        )
+    with staged(options.output) as target:
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    print(f"{done.keys} tensors, {model.num_parameters():,} parameters → {options.output}")
+    if done.prefix:
+        print(f"  prefix of the keys: {done.prefix}")
+    for title, keys in (("not in the file, derived", done.derived), ("passed over", done.ignored)):
+        if keys:
+            print(f"  {title}: {', '.join(keys)}")
+    print(f"  go on with: --set train.pretrained={options.output} --set tokenize.tokenizer={options.output}")
+    return 0
+
+
+def _tokenizer(folder: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise UserError(f"{folder}: no tokenizer can be loaded from there ({reason}); give its folder") from error
+
+
+def _architecture(path: Path) -> PreTrainedModel:
+    """A model of that config, in float32, its weights still random."""
+    import torch
+    import transformers
+
+    config_file = path / "config.json" if path.is_dir() else path
+    if not config_file.is_file():
+        raise UserError(f"{config_file}: no such file; give the config.json of the model that was saved, or its folder")
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(config_file))
+        name = (config.architectures or [""])[0]
+        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
+        if hasattr(transformers, name):
+            return getattr(transformers, name)(config).to(torch.float32).eval()
+        return auto.from_config(config, dtype=torch.float32).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = first_line(error)
+        raise UserError(
+            f"{config_file}: no model can be made of it ({reason}); it has to be the config.json of a transformers model"
+        ) from error

@@ -1,0 +1,172 @@
+"""What the objects of a job say: its phase, why pods wait, how they ended. Pure functions over plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hanflow.cluster.job import ELASTIC_LABEL, PERMANENT, STOPPED
+
+HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
+"""Reasons of waiting containers that no time heals."""
+STUCK = ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+"""Reasons that usually are mistakes: an image that is not there, a Secret that is missing."""
+_DISRUPTED = (
+    "Evicted",
+    "Preempted",
+    "Preempting",
+    "NodeLost",
+    "NodeShutdown",
+    "Shutdown",
+    "Terminated",
+    "NodeAffinity",
+)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Where a job stands."""
+
+    name: str
+    """pending, suspended, running, restarting, succeeded or failed."""
+    message: str = ""
+
+    @property
+    def over(self) -> bool:
+        return self.name in ("succeeded", "failed")
+
+
+def phase(job: Mapping[str, Any]) -> Phase:
+    """The phase of a PyTorchJob or a JobSet."""
+    status = job.get("status") or {}
+    held = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
+    terminal = {"Completed": "Succeeded", "Failed": "Failed"}.get(status.get("terminalState", ""))
+    names = (
+        ("Failed", "failed"),
+        ("Succeeded", "succeeded"),
+        ("Completed", "succeeded"),  # a JobSet's word
+        ("Suspended", "suspended"),
+        ("Restarting", "restarting"),
+        ("Running", "running"),
+    )
+    for condition, name in names:
+        if condition in held or condition == terminal:
+            found = held.get(condition, {})
+            text = ": ".join(part for part in (found.get("reason"), found.get("message")) if part)
+            return Phase(name, text)
+    ready = sum(r.get("ready", 0) for r in status.get("replicatedJobsStatus") or ())
+    return Phase("running") if ready else Phase("pending")
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a pod ended."""
+
+    pod: str
+    kind: str
+    """succeeded; preempted (its node went, or it was asked to stop); permanent (a person must mend it); passing."""
+    text: str
+    """For people: exit status, reasons, the last words of the container."""
+
+
+def ending(pod: Mapping[str, Any], *, deleted: bool = False) -> Ending | None:
+    """How the pod ended; None: it has not.
+
+    Args:
+        pod: as the API gives it.
+        deleted: the cluster no longer has it; if nothing says how it ended it was taken away.
+    """
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if status.get("phase") == "Succeeded":
+        return Ending(name, "succeeded", "succeeded")
+    ended = _ended_containers(status)
+    if status.get("phase") != "Failed":
+        return Ending(name, "preempted", "was deleted while it ran") if deleted and not ended else None
+    disrupted = [c for c in status.get("conditions") or () if c["type"] == "DisruptionTarget" and c["status"] == "True"]
+    codes = [container["exitCode"] for container in ended]
+    parts = []
+    if disrupted or status.get("reason") in _DISRUPTED:
+        kind = "preempted"
+        said = disrupted[0] if disrupted else status
+        parts.append(_joined(status.get("reason") or said.get("reason"), said.get("message")))
+    elif STOPPED in codes:
+        kind = "preempted"
+    elif any(code in PERMANENT for code in codes):
+        kind = "permanent"
+    else:
+        kind = "passing"
+        parts.append(_joined(status.get("reason"), status.get("message")))
+    for container in ended:
+        if container["exitCode"]:
+            reason = container.get("reason")
+            told = f" ({reason})" if reason and reason != "Error" else ""
+            parts.append(f"exit status {container['exitCode']}{told}{_last_words(container)}")
+    return Ending(name, kind, "; ".join(part for part in parts if part) or "failed without a word")
+
+
+def _ended_containers(status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    return [c["state"]["terminated"] for c in containers if (c.get("state") or {}).get("terminated")]
+
+
+def _last_words(container: Mapping[str, Any]) -> str:
+    """The error at the end of what the container said, or its last line."""
+    lines = [line.strip() for line in (container.get("message") or "").splitlines() if line.strip()]
+    errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    words = lines[errors[-1] :] if errors else lines[-1:]
+    return f": {' '.join(words)[:600]}" if words else ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Why a pod does not run yet."""
+
+    pod: str
+    reason: str
+    message: str
+
+    @property
+    def text(self) -> str:
+        return _joined(self.reason, self.message)
+
+
+def waiting(pod: Mapping[str, Any]) -> Waiting | None:
+    """Why the pod waits; None: it does not, or the cluster does not say."""
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if status.get("phase") not in (None, "Pending", "Running"):
+        return None
+    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        state = (container.get("state") or {}).get("waiting")
+        if state and state.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return Waiting(name, state["reason"], state.get("message", ""))
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return Waiting(name, condition.get("reason", "Unschedulable"), condition.get("message", ""))
+    return None
+
+
+def rank_zero(pods: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The newest pod of rank 0: a PyTorchJob's master (its worker 0 if elastic), host 0 of a JobSet's slice 0."""
+    found = [pod for pod in pods if _is_rank_zero(pod["metadata"].get("labels") or {})]
+    return max(found, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", default=None)
+
+
+def _is_rank_zero(labels: Mapping[str, str]) -> bool:
+    if "training.kubeflow.org/job-name" in labels:
+        if labels.get("training.kubeflow.org/job-role") == "master":
+            return True
+        elastic = labels.get(ELASTIC_LABEL) == "true"
+        return elastic and labels.get("training.kubeflow.org/replica-index") == "0"
+    host = labels.get("batch.kubernetes.io/job-completion-index")
+    return host == "0" and labels.get("jobset.sigs.k8s.io/job-index") == "0"
+
+
+def has_started(pod: Mapping[str, Any]) -> bool:
+    """Whether the pod has a log to read."""
+    containers = (pod.get("status") or {}).get("containerStatuses") or ()
+    return any({"running", "terminated"} & set(c.get("state") or {}) for c in containers)
+
+
+def _joined(reason: Any, message: Any) -> str:
+    return ": ".join(str(part) for part in (reason, message) if part)

@@ -1,0 +1,76 @@
+"""What no single setting can know: settings that exclude or need each other, and the members of an ensemble."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from hanflow.config.building import build
+from hanflow.config.cluster import JobConfig, cluster_problems, job_problems
+from hanflow.config.experiment import Experiment, changed
+from hanflow.config.training import TrainConfig
+
+
+def cross_checks(experiment: Experiment) -> list[str]:
+    """What no single setting can know."""
+    problems = []
+    pre, train = experiment.preprocess, experiment.train
+    split_off = (0 if pre.validation_source else pre.validation_ratio) + (0 if pre.test_source else pre.test_ratio)
+    if split_off >= 1:
+        problems.append(
+            f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on"
+        )
+    if train.pretrained and train.architecture:
+        problems.append("train.pretrained and train.architecture exclude each other: empty one of them")
+    if train.pretrained and not experiment.tokenize.tokenizer:
+        problems.append(
+            f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
+        )
+    problems += _member_problems(experiment)
+    if experiment.evaluate.engine == "transformers" and experiment.evaluate.compute_type != "float32":
+        problems.append(
+            f"evaluate.compute_type={experiment.evaluate.compute_type} needs CTranslate2: set evaluate.engine=ctranslate2, "
+            "or leave it auto"
+        )
+    if not experiment.export.formats:
+        problems.append("export.formats: is empty; name at least one format, or auto")
+    if "ctranslate2" in experiment.export.formats and not experiment.export.compute_types:
+        problems.append("export.compute_types: is empty, but export.formats asks for ctranslate2; name float32 or int8")
+    return problems + job_problems(experiment.job) + cluster_problems(experiment.cluster)
+
+
+_MEMBER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+
+
+def _member_problems(experiment: Experiment) -> list[str]:
+    """What is wrong with the members of an ensemble."""
+    members, weights = experiment.combine.members, experiment.combine.weights
+    if not members:
+        return ["combine.weights: there are no combine.members to weigh"] if weights else []
+    names: list[str] = []
+    problems: list[str] = []
+    for number, member in enumerate(members, 1):
+        name = member.get("name") if isinstance(member, Mapping) else None
+        if not isinstance(name, str) or not _MEMBER_NAME.fullmatch(name):
+            problems.append(
+                f"combine.members: number {number} is {member!r}; give a mapping with its `name` (small letters, digits, "
+                "hyphens) and its train settings"
+            )
+            continue
+        if name in names:
+            problems.append(f"combine.members: two are named {name}")
+        names.append(name)
+        own = {key: value for key, value in member.items() if key not in ("name", "job")}
+        _, found = build(TrainConfig, own, "train", require=False)
+        job, wrong = build(JobConfig, {**changed(experiment.job), **(member.get("job") or {})}, "job", require=False)
+        found += wrong or job_problems(job)
+        problems += [f"combine.members: {name}: {problem}" for problem in found]
+    if weights and len(weights) != len(members):
+        problems.append(f"combine.weights: {len(weights)} weights for {len(members)} members; give one each, or none")
+    if any(isinstance(w, bool) or not isinstance(w, (int, float)) or w < 0 for w in weights) or (
+        weights and not any(weights)
+    ):
+        problems.append(f"combine.weights: {weights}: give numbers, none negative, not all of them 0")
+    if experiment.evaluate.untrained:
+        problems.append("evaluate.untrained: an ensemble was never untrained; set it to false")
+    return problems

@@ -1,0 +1,110 @@
+"""An experiment from its YAML files and the overrides of a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hanflow.config.building import build
+from hanflow.config.checks import cross_checks
+from hanflow.config.experiment import SECTIONS, Experiment, settings_of
+from hanflow.errors import ConfigError, UserError
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require: bool = True) -> Experiment:
+    """An experiment from a YAML file (with its `base:` files below it) and `key=value` overrides above it.
+
+    Args:
+        path: the experiment file.
+        overrides: `step.key=value` texts; the value is read as YAML, except where text is wanted.
+        require: whether required settings must be there; a pipeline that is compiled may leave them to its user.
+
+    Raises:
+        ConfigError: every problem of every file and override, in one message.
+        UserError: a file is missing or is no YAML.
+    """
+    values = _read_yaml(Path(path), ())
+    problems: list[str] = []
+    for text in overrides:
+        key, separator, raw = text.partition("=")
+        section, dot, name = key.strip().partition(".")
+        if not separator or (not dot and section not in ("name", "task")):
+            problems.append(f"--set {text!r}: write it as step.key=value, for example train.epochs=3")
+            continue
+        if not dot:
+            values[section] = raw
+            continue
+        value = parse_text(section, name, raw)
+        target = values.setdefault(section, {})
+        if not isinstance(target, dict):
+            continue  # reported below, as a section that is no mapping
+        first, *rest = name.split(".")
+        if rest:  # into a setting that is a mapping: train.architecture.d_model=256
+            inner = dict(target.get(first) or {})
+            inner[".".join(rest)] = value
+            value = inner
+        target[first] = value
+    experiment, found = build(Experiment, values, "", require)
+    problems += found
+    if not problems:
+        problems += cross_checks(experiment)
+    if problems:
+        raise ConfigError(problems)
+    return experiment
+
+
+def parse_text(step: str, name: str, text: str) -> Any:
+    """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
+    if any(s.name == name and s.type is str for s in (settings_of(step) if step in SECTIONS else ())):
+        return text
+    try:
+        return yaml.safe_load(text) if text.strip() else None
+    except yaml.YAMLError:
+        return text  # refused later, with the setting's name and the type it wants
+
+
+def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    """A YAML file merged over its `base:`; `./` and `../` paths inside are relative to the file itself."""
+    if path.resolve() in chain:
+        raise UserError(f"{path}: its `base:` files form a circle: {' → '.join(str(p) for p in (*chain, path))}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such experiment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected `key: value` lines at the top level, found a {type(values).__name__}")
+    values = _resolve_paths(values, path.resolve().parent)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    below = _read_yaml(path.parent / str(base), (*chain, path.resolve()))
+    return _merge(below, values)
+
+
+def _resolve_paths(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: (item if key == "base" else _resolve_paths(item, folder)) for key, item in value.items()}
+    if isinstance(value, str) and value.startswith(("./", "../")):
+        parts = [part.strip() for part in value.split(",")]  # several sources
+        return ",".join(str((folder / part).resolve()) if part.startswith(("./", "../")) else part for part in parts)
+    return value
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Two levels deep: sections merge, settings replace (a mapping such as `model` is one setting)."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = {**merged[key], **value}
+        else:
+            merged[key] = value
+    return merged

@@ -1,0 +1,176 @@
+"""The settings of the steps, except train's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hanflow.config.fields import REQUIRED, setting
+
+
+@dataclass(frozen=True)
+class PreprocessConfig:
+    """Raw files to a clean, split corpus."""
+
+    source: str = setting(
+        REQUIRED,
+        "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz), or several with commas between.",
+        required=True,
+    )
+    validation_source: str = setting(
+        "", "Raw data of the validation split, same formats; empty: split off from source."
+    )
+    test_source: str = setting("", "Raw data of the test split, same formats; empty: split off from source.")
+    columns: dict = setting(
+        {},
+        'Which raw column plays which role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.',
+    )
+    encoding: str = setting(
+        "auto",
+        "Text encoding of raw files; auto: by byte-order mark, else UTF-8, else CP949 where the file's beginning fits only that.",
+    )
+    validation_ratio: float = setting(
+        0.05,
+        "Fraction of the distinct source texts that goes to validation, when no validation_source is given.",
+        at_least=0,
+        below=1,
+    )
+    test_ratio: float = setting(
+        0.05,
+        "Fraction of the distinct source texts that goes to test, when no test_source is given.",
+        at_least=0,
+        below=1,
+    )
+    seed: int = setting(42, "Seed of the split.")
+    limit_rows: int = setting(
+        0, "Read at most this many raw rows of each source (0: all); for a quick trial.", at_least=0
+    )
+    unicode: str = setting("NFC", "Unicode normalisation of all text.", choices=("NFC", "NFKC", "none"))
+    strip_html: bool = setting(
+        True, "Remove tags, unescape entities; <br> becomes a space in sources and a new line in targets."
+    )
+    collapse_whitespace: bool = setting(True, "Runs of spaces become one space, runs of new lines one new line.")
+    max_repeats: int = setting(
+        0, "Shorten runs of one repeated character (ㅋㅋㅋㅋ) to this many (0: leave them).", at_least=0
+    )
+    min_source_chars: int = setting(1, "Reject rows whose source text is shorter, in characters.", at_least=0)
+    max_source_chars: int = setting(
+        0, "Reject rows whose source text is longer, in characters (0: no limit).", at_least=0
+    )
+    drop_short_sources: bool = setting(True, "Summarization: reject rows whose source is no longer than its summary.")
+    drop_labels: list = setting([], 'Classification: reject rows with these labels, e.g. ["2"] (ambiguous reviews).')
+    deduplicate: bool = setting(True, "Reject exact duplicates of an earlier row.")
+    speaker_format: str = setting(
+        "#Person{n}#: ",
+        "AI-Hub dialogues: what stands before each utterance; {n} counts speakers from 1, {id} is the raw speaker id. Empty: nothing.",
+    )
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """Corpus to token ids."""
+
+    tokenizer: str = setting(
+        "", "Pretrained tokenizer: hub name or folder; empty: train one on the corpus's train split."
+    )
+    algorithm: str = setting("byte_bpe", "What to train when no tokenizer is given.", choices=("byte_bpe", "unigram"))
+    vocabulary_size: int = setting(8000, "Vocabulary of the trained tokenizer, special tokens included.", at_least=300)
+    special_tokens: list = setting(
+        [], 'Tokens never split, e.g. ["#Person1#", "#PhoneNumber#"]; added to the vocabulary if missing.'
+    )
+    max_source_tokens: int = setting(
+        512, "Longest source, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
+    max_target_tokens: int = setting(
+        100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
+    chunk_tokens: int = setting(
+        256, "Language modelling: documents are packed into chunks of this many tokens.", at_least=8
+    )
+    morphemes: bool = setting(
+        False, "Cut texts into morphemes (MeCab) before the tokenizer sees them; for classification."
+    )
+    workers: int = setting(0, "Tokenizer threads (0: one a core).", at_least=0)
+
+
+@dataclass(frozen=True)
+class CombineConfig:
+    """Trained models to one that averages what they say; the ensemble pipeline alone has this step."""
+
+    members: list = setting(
+        [],
+        'Models that are trained side by side, e.g. [{"name": "rnn", "architecture": {"type": "rnn"}, "epochs": 2}, …]: a name each, and what differs from the settings of train.',
+    )
+    weights: list = setting(
+        [], "How much each member counts in the average, in their order, none negative; empty: all the same."
+    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """A model's scores on held-out rows."""
+
+    split: str = setting("test", "Which split is scored.", choices=("test", "validation"))
+    limit_rows: int = setting(0, "Score at most this many rows (0: all).", at_least=0)
+    beams: int = setting(4, "Beams of the search (1: greedy).", at_least=1)
+    max_new_tokens: int = setting(100, "Longest generated text, in tokens.", at_least=1)
+    min_new_tokens: int = setting(0, "Shortest generated text, in tokens.", at_least=0)
+    length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
+    no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
+    batch_tokens: int = setting(32768, "Most padded source tokens times beams in one generation batch.", at_least=16)
+    remove_tokens: list = setting(
+        [], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.'
+    )
+    engine: str = setting(
+        "auto",
+        "What generates; auto: CTranslate2 on a CPU for models that it can run (BART), else transformers. Same texts in float32.",
+        choices=("auto", "transformers", "ctranslate2"),
+    )
+    compute_type: str = setting(
+        "float32",
+        "Arithmetic of generation; int8 is faster, its texts differ a little, and it needs CTranslate2.",
+        choices=("float32", "int8"),
+    )
+    top_classes: int = setting(1, "Classification: classes told for every row, the likeliest first.", at_least=1)
+    greedy: bool = setting(False, "Language modelling: continue with the likeliest token, draw none.")
+    temperature: float = setting(
+        1.0, "Language modelling: divides the scores before a token is drawn; below 1 bolder.", above=0
+    )
+    top_k: int = setting(0, "Language modelling: only the k likeliest tokens can be drawn (0: all).", at_least=0)
+    top_p: float = setting(
+        1.0,
+        "Language modelling: only the likeliest tokens that together have this probability (1: all).",
+        above=0,
+        at_most=1,
+    )
+    lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
+    earlier: str = setting(
+        "", "Another model of the task to score on the same rows: folder of a bundle or of a model; empty: none."
+    )
+    minimum: dict = setting(
+        {}, 'Lowest scores that are good enough to export, e.g. {"rougeL_morpheme": 0.3}; below them export is skipped.'
+    )
+    maximum: dict = setting({}, 'The same for scores where less is better, e.g. {"perplexity": 40}.')
+    untrained: bool = setting(False, "Also score the model as it was before training, on the same rows.")
+    examples: int = setting(20, "Examples shown in the report.", at_least=0)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """A trained model to a bundle that others can load."""
+
+    formats: list = setting(
+        ["auto"],
+        "Formats of the bundle: huggingface, ctranslate2; auto: huggingface, and ctranslate2 where the model can be converted.",
+        choices=("auto", "huggingface", "ctranslate2"),
+    )
+    compute_types: list = setting(
+        ["float32", "int8"],
+        "Arithmetic of the CTranslate2 models, one folder each; int8 takes a quarter of the space.",
+        choices=("float32", "int8"),
+    )
+    check_rows: int = setting(
+        8, "Real rows on which every format, reloaded, must give the trained model's outputs.", at_least=1
+    )
+    title: str = setting("", "Name of the model in its card; empty: the experiment's name.")
+    license: str = setting("", "Licence of the weights, for the model card; empty: the card says that none was stated.")
+    intended_use: str = setting("", "What the model is meant for, for the model card.")

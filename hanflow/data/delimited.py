@@ -1,0 +1,249 @@
+"""Files of one row a line: csv, tsv, txt.
+
+The usual line has no quote and the right number of columns: it is split and that is all. Everything else goes the slow
+way, which never lets one bad line take the next one with it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from operator import itemgetter
+
+from hanflow.config import PreprocessConfig
+from hanflow.data.delimited_format import left_open, unquoted
+from hanflow.data.lines import ROW_LIMIT, Block, empty, line_blocks
+from hanflow.data.schema import ColumnMapping, Row, without_surrogates
+from hanflow.errors import UserError
+
+LOOKAHEAD = 10_000
+"""Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
+
+
+def read(path: str, kind: str, mapping: ColumnMapping, config: PreprocessConfig) -> Iterator[list[Row]]:
+    """The rows of a csv, tsv or txt file; see `hanflow.data.readers.read`.
+
+    Args:
+        path: the file.
+        kind: `csv`, `tsv` or `txt`.
+        mapping: finds the roles' columns in the header.
+        config: `encoding` is looked at.
+    """
+    blocks = line_blocks(path, config.encoding)
+    first = next(blocks, None)
+    if first is None:  # nothing but a byte-order mark
+        raise empty(path)
+    if kind == "txt" and not (_is_table(first, mapping)):
+        return _texts(first, blocks, mapping)
+    return _Table(path, "," if kind == "csv" else "\t", first, blocks, mapping, config).rows()
+
+
+def _is_table(first: Block, mapping: ColumnMapping) -> bool:
+    """Whether a .txt file is a TSV (as NSMC's are): its first line has tabs and names a column that is looked for."""
+    header = first.lines[0]
+    return "\t" in header and bool(mapping.find(_fields_of_header(header, "\t")))
+
+
+def _fields_of_header(line: str, delimiter: str) -> list[str]:
+    try:
+        fields = next(csv.reader([line.replace("\r", " ")], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        fields = line.split(delimiter)
+    return [field.strip() for field in fields]
+
+
+def _texts(first: Block, following: Iterator[Block], mapping: ColumnMapping) -> Iterator[list[Row]]:
+    """The rows of a file with one text a line; empty lines are passed over."""
+    if len(mapping.required) > 1:
+        raise UserError(
+            f"{mapping.path}: a .txt file holds one text a line, but this task needs {' and '.join(mapping.required)}; "
+            f"give a tsv, csv, jsonl or parquet file with a column for each (a .txt whose first line is a header with "
+            f"tabs is read as tsv)"
+        )
+    absent = dict.fromkeys(mapping.roles, "")
+    role = (*mapping.required, *mapping.roles)[0]
+    number = 0
+    for block in _chain(first, following):
+        rows = []
+        for index, line in enumerate(block.lines):
+            number += 1
+            if index in block.bad:
+                rows.append(Row(number, None, line, block.bad[index]))
+            elif line:
+                rows.append(Row(number, {**absent, role: line}, line))
+        yield rows
+
+
+def _chain(first: Block, following: Iterator[Block]) -> Iterator[Block]:
+    yield first
+    yield from following
+
+
+class _Table:
+    """A delimited file with a header."""
+
+    def __init__(
+        self,
+        path: str,
+        delimiter: str,
+        first: Block,
+        following: Iterator[Block],
+        mapping: ColumnMapping,
+        config: PreprocessConfig,
+    ):
+        self.path, self.delimiter, self.following, self.mapping, self.config = (
+            path,
+            delimiter,
+            following,
+            mapping,
+            config,
+        )
+        self.lines, self.bad = first.lines, first.bad
+        self.number = 0
+        """Number of the last line before `lines`."""
+        csv.field_size_limit(ROW_LIMIT + 1)  # Python's own limit is 131,072 characters
+
+    def rows(self) -> Iterator[list[Row]]:
+        """The rows, a block's worth at a time."""
+        start = self._read_header()
+        delimiter, width, roles, pick = self.delimiter, self.width, self.mapping.roles, self.pick
+        while True:
+            rows: list[Row] = []
+            lines, bad = self.lines, self.bad
+            index, number = start, self.number
+            while index < len(lines):  # `lines` grows when a quoted row reaches into the next block
+                line = lines[index]
+                fields = line.split(delimiter)
+                if len(fields) == width and '"' not in line and index not in bad:
+                    fields.append("")  # what roles without a column pick
+                    index += 1
+                    rows.append(Row(number + index, dict(zip(roles, pick(fields), strict=True)), line))
+                    continue
+                if line or index in bad:
+                    used, row = self._slow(index, fields)
+                    rows.append(row)
+                    index += used
+                else:
+                    index += 1
+            self.number += len(lines)
+            yield rows
+            start = 0
+            if not self._extend(fresh=True):
+                return
+
+    def _extend(self, fresh: bool = False) -> bool:
+        """Fetch the next block: in place of the lines at hand, or behind them. False at the end of the file."""
+        block = next(self.following, None)
+        if block is None:
+            return False
+        if fresh:
+            self.lines, self.bad = block.lines, block.bad
+        else:
+            self.bad.update((len(self.lines) + index, reason) for index, reason in block.bad.items())
+            self.lines += block.lines
+        return True
+
+    def _read_header(self) -> int:
+        """Find the columns; returns the index of the first line after the header."""
+        index = next((i for i, line in enumerate(self.lines) if line.strip()), None)
+        if index is None:
+            raise empty(self.path)
+        if index in self.bad:
+            raise UserError(
+                f"{self.path}: line {index + 1}, the header, cannot be read: {self.bad[index]}; "
+                f"give the file's encoding in preprocess.encoding"
+            )
+        header = _fields_of_header(self.lines[index], self.delimiter)
+        chosen = self.mapping.resolve(header)
+        self.width = len(header)
+        # A field "" is appended to every row, for the roles that have no column.
+        places = [chosen.get(role, self.width) for role in self.mapping.roles]
+        self.pick = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
+        return index + 1
+
+    def _slow(self, index: int, fields: list[str]) -> tuple[int, Row]:
+        """A line with quotes, the wrong number of columns or bad bytes: (lines used, its row)."""
+        line, number = self.lines[index], self.number + index + 1
+        if index in self.bad:
+            return 1, Row(number, None, line, self.bad[index])
+        if '"' not in line:
+            return 1, Row(number, None, line, self._wrong_width(len(fields)))
+        used, found, problem = (self._quoted_csv if self.delimiter == "," else self._quoted_tsv)(index, fields)
+        if found is None:
+            return used, Row(number, None, "\n".join(self.lines[index : index + used]), problem)
+        values = [_utterances(value) for value in self.pick([*found, ""])]
+        raw = line if used == 1 else "\n".join(self.lines[index : index + used])
+        return used, Row(number, dict(zip(self.mapping.roles, values, strict=True)), raw)
+
+    def _wrong_width(self, found: int) -> str:
+        return f"expected {self.width} columns, found {found}"
+
+    def _quoted_csv(self, index: int, _: list[str]) -> tuple[int, list[str] | None, str]:
+        """A line of csv with quotes, by RFC 4180: (lines used, fields or None, what is wrong)."""
+        used, found, problem = self._quoted(index)
+        if found is None:
+            return 1, None, problem  # what follows may well be good: only this line is lost
+        if len(found) == self.width:
+            return used, found, ""
+        if used > 1 and len(found) < self.width:  # it swallowed the delimiters of the rows between
+            return 1, None, "a quote is opened and closed only in a later row"
+        return used, None, self._wrong_width(len(found))
+
+    def _quoted_tsv(self, index: int, fields: list[str]) -> tuple[int, list[str] | None, str]:
+        """A line of tsv with quotes: most writers of tsv quote nothing, so the plain reading comes first."""
+        plain = len(fields) == self.width
+        if plain and not (self.width > 1 and left_open(fields[-1])):
+            return 1, [unquoted(field) for field in fields], ""
+        used, found, _ = self._quoted(index)
+        if (
+            found is not None
+            and len(found) == self.width
+            and not self._whole_lines(index + 1, index + used - (not plain))
+        ):
+            return used, found, ""
+        if plain:
+            return 1, [unquoted(field) for field in fields], ""
+        return 1, None, self._wrong_width(len(fields))
+
+    def _whole_lines(self, start: int, stop: int) -> bool:
+        """Whether a line among these is a row by itself, so that a quote before it was left open by mistake."""
+        return any(line.count(self.delimiter) == self.width - 1 for line in self.lines[start:stop])
+
+    def _quoted(self, index: int) -> tuple[int, list[str] | None, str]:
+        """The quoted row that begins at a line: (lines used, fields or None, what is wrong)."""
+        parser = csv.reader(self._ahead(index), delimiter=self.delimiter, strict=True)
+        try:
+            found = next(parser)
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                return 1, None, "a quote is opened and never closed"
+            return 1, None, f"the quotes do not fit together: {error}"
+        except StopIteration:
+            return 1, None, self._wrong_width(0)
+        return parser.line_num, found, ""
+
+    def _ahead(self, index: int) -> Iterator[str]:
+        """The lines from one on, as far as one row may reach."""
+        size = 0
+        for place in range(index, index + LOOKAHEAD):
+            if place >= len(self.lines) and not self._extend():
+                return
+            if place in self.bad:
+                return
+            line = self.lines[place].replace("\r", " ")
+            size += len(line)
+            if size > ROW_LIMIT:
+                return
+            yield line + "\n"
+
+
+def _utterances(value: str) -> str:
+    """A cell that is a JSON list of texts (AI-Hub's tsv), one a line; others as they are."""
+    if value[:2] != '["' or value[-1:] != "]":
+        return value
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return without_surrogates("\n".join(items)) if all(isinstance(item, str) for item in items) else value

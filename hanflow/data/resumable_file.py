@@ -1,0 +1,191 @@
+"""A file that grows by commits: killed at any moment, the next start goes on behind the last one.
+
+`NAME.partial` grows beside `NAME`; `NAME.partial.json` says how many of its bytes are whole, and for what they were made.
+A commit syncs the bytes first and replaces the state after, so the state never tells of bytes that are not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hanflow.errors import UserError
+
+
+class PartialFile:
+    """Use by `opened`.
+
+    Args:
+        path: the file that there will be.
+        identity: what the content depends on, plain JSON data; a state with another one is not gone on from.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]):
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.partial")
+        self.state_path = path.with_name(f"{path.name}.partial.json")
+        self.done: dict[str, Any] = {}
+        """What the last commit told; empty: a new beginning."""
+        self._identity = json.loads(json.dumps(identity))
+        self._bytes = 0
+        self._stream: BinaryIO | None = None
+
+    def commit(self, content: bytes, done: Mapping[str, Any]) -> None:
+        """Append bytes, and from now on go on behind them.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        assert self._stream is not None, "only while it is opened"
+        with self._writing():
+            self._stream.write(content)
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._bytes += len(content)
+            self._write_state(done, complete=False)
+
+    def finish(self) -> None:
+        """Give the file its name.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+        with self._writing():
+            self._write_state(self.done, complete=True)
+            os.replace(self.partial, self.path)
+            _sync_folder(self.path.parent)
+            self.state_path.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror or error}); mend that, and the same command goes on "
+                "where this one stopped, or give another --output"
+            ) from error
+
+    def _write_state(self, done: Mapping[str, Any], complete: bool) -> None:
+        self.done = dict(done)
+        state = {"identity": self._identity, "done": self.done, "bytes": self._bytes, "complete": complete}
+        staging = self.state_path.with_name(f"{self.state_path.name}.new")
+        with staging.open("w", encoding="utf-8") as stream:
+            json.dump(state, stream, ensure_ascii=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(staging, self.state_path)
+        _sync_folder(self.path.parent)
+
+    def _begin(self, restart: bool, resumable: bool) -> None:
+        """Lock the file and cut it to what is whole."""
+        self._stream = stream = self.partial.open("ab")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.partial}: another process writes it; wait for it, or give another --output"
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
+        size = os.fstat(stream.fileno()).st_size
+        state = None if restart else self._state()
+        if restart or not (state or size):
+            os.ftruncate(stream.fileno(), 0)
+            self._write_state({}, complete=False)
+            return
+        if state is None:
+            raise UserError(
+                f"{self.partial}: is there without its state ({self.state_path.name}), so nobody knows what it holds; "
+                "remove it, or begin anew with --restart"
+            )
+        differing = _differences(state["identity"], self._identity)
+        if differing:
+            raise UserError(
+                f"{self.partial}: was begun for something else: {'; '.join(differing)}; give what it was begun with, or "
+                "begin anew with --restart"
+            )
+        if not resumable:
+            os.ftruncate(stream.fileno(), 0)
+            return
+        if size < state["bytes"]:
+            raise UserError(
+                f"{self.partial}: has {size:,} bytes, {state['bytes']:,} were written: it was changed; begin anew with "
+                "--restart"
+            )
+        os.ftruncate(stream.fileno(), state["bytes"])
+        self._bytes, self.done = state["bytes"], state["done"]
+
+    def _state(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads(self.state_path.read_text(encoding="utf-8"))
+            state["identity"], state["done"], state["bytes"], state["complete"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.state_path}: is no state of a prediction ({error!r}); remove it, or begin anew with --restart"
+            ) from None
+        return state
+
+    def completed(self) -> bool:
+        """Whether an earlier process was killed between the last rename and the removal of its state; that is made up for."""
+        if self.partial.exists() or not self.path.exists() or not self.state_path.exists():
+            return False
+        state = self._state()
+        if not state or not state["complete"] or state["identity"] != self._identity:
+            return False
+        self.done = state["done"]
+        self.state_path.unlink()
+        return True
+
+    @contextmanager
+    def opened(self, restart: bool, resumable: bool = True) -> Iterator[None]:
+        """Begin, or go on; what is committed stays whatever ends the block.
+
+        Args:
+            restart: begin anew, whatever is there.
+            resumable: whether the content can be made from its middle on; else a beginning of the same is begun anew.
+
+        Raises:
+            UserError: it belongs to something else, is written by another process, or cannot be written.
+        """
+        try:
+            with self._writing():
+                self._begin(restart, resumable)
+            yield
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What differs between two pieces of JSON data, one text each."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [t for k in keys for t in _differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [t for i, pair in enumerate(zip(old, new, strict=True)) for t in _differences(*pair, f"{name}[{i}]")]
+    return (
+        []
+        if old == new
+        else [f"{name} was {json.dumps(old, ensure_ascii=False)}, is {json.dumps(new, ensure_ascii=False)}"]
+    )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, as far as its file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,189 @@
+"""The one interface to generation: a model, its tokenizer and the engine that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from hanflow.errors import UserError, first_line
+from hanflow.generation.conversion import COMPUTE_TYPES, EXTRA, conversion_problem
+from hanflow.generation.ctranslate2_engine import CTranslate2Engine, read_facts
+from hanflow.generation.options import GenerationOptions
+from hanflow.generation.texts import decoded, removed_ids
+from hanflow.generation.transformers_engine import TransformersEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hanflow.progress import Progress
+
+
+class Engine(Protocol):
+    """What runs a model."""
+
+    name: str
+    """transformers or ctranslate2."""
+    compute_type: str
+    """float32 (whatever a transformers model's own dtype is) or int8."""
+    special: dict[str, int]
+    """Ids that frame texts, see `special_ids`."""
+
+    def search(
+        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+    ) -> list[list[int]]:
+        """See `Generator.search`."""
+        ...
+
+
+class Generator:
+    """Built once, then asked for as many batches as one likes; nothing random, every answer the same whatever the batch.
+
+    Args:
+        engine: what runs the model.
+        tokenizer: the model's tokenizer.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase):
+        self.engine, self.tokenizer = engine, tokenizer
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        engine: str = "auto",
+        compute_type: str = "float32",
+    ) -> Generator:
+        """A generator of a model in memory, on the device where it is.
+
+        Args:
+            model: an encoder-decoder. CTranslate2 takes a copy of its present weights, transformers uses it as it is.
+            tokenizer: its tokenizer.
+            engine: transformers, ctranslate2, or auto: CTranslate2 for a model on the CPU that it can run.
+            compute_type: float32 or int8; int8 needs CTranslate2.
+
+        Raises:
+            UserError: the model cannot be run so.
+        """
+        if _chosen(model, engine, compute_type) == "ctranslate2":
+            return cls(CTranslate2Engine.of(model, tokenizer, compute_type), tokenizer)
+        return cls(TransformersEngine(model), tokenizer)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        load: Callable[[str], PreTrainedModel],
+        engine: str = "auto",
+        compute_type: str = "float32",
+        device: str = "cpu",
+    ) -> Generator:
+        """A generator of a model on disk.
+
+        Args:
+            folder: a bundle, its `huggingface/` or one of its CTranslate2 folders, or any model in Hugging Face format.
+            load: makes a model of a folder in Hugging Face format, e.g. `Task.load_model`.
+            engine, compute_type: as in `of`. A bundle's ready CTranslate2 folder is taken where there is one.
+            device: cpu or cuda.
+
+        Raises:
+            UserError: nothing that fits is there.
+        """
+        from transformers import AutoTokenizer
+
+        folder = Path(folder)
+        ready = _ready(folder, compute_type) if engine == "ctranslate2" or (engine, device) == ("auto", "cpu") else None
+        source = ready or (folder / "huggingface" if (folder / "huggingface").is_dir() else folder)
+        if not ready and _is_ctranslate2(source):
+            raise UserError(
+                f"{source}: is a CTranslate2 model, which does not go with engine={engine}, compute_type={compute_type}, "
+                f"device={device}; give a model in Hugging Face format, or engine=ctranslate2"
+            )
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
+        except (OSError, ValueError) as error:
+            reason = first_line(error)
+            raise UserError(
+                f"{source}: no tokenizer can be loaded from there ({reason}); give a bundle, or a folder with a model "
+                "and its tokenizer"
+            ) from error
+        if ready:
+            # What int8 has lost does not come back in float32.
+            stored = read_facts(ready)["compute_type"]
+            return cls(
+                CTranslate2Engine(ready, "int8" if "int8" in (stored, compute_type) else stored, device), tokenizer
+            )
+        return cls.of(load(str(source)).to(device), tokenizer, engine, compute_type)
+
+    @property
+    def description(self) -> str:
+        """Engine and arithmetic, for people."""
+        return f"{self.engine.name}, {self.engine.compute_type}"
+
+    def search(
+        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+    ) -> list[list[int]]:
+        """The best sequence of ids for every source, in the sources' order.
+
+        Args:
+            sources: int32 arrays of shape (length,): token ids, end-of-sequence included.
+            options: the search and the size of a batch.
+            progress: told of every finished row.
+
+        Returns:
+            Ids without the decoder's start; the last is the end token unless max_new_tokens came first.
+
+        Raises:
+            UserError: a source is longer than the model's positions, or min_new_tokens cannot be reached.
+        """
+        return self.engine.search(sources, options, progress) if len(sources) else []
+
+    def generate(
+        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+    ) -> list[str]:
+        """One text a source, in the sources' order; arguments and errors as in `search`."""
+        return self.decode(self.search(sources, options, progress), options.remove_tokens)
+
+    def decode(self, generated: Sequence[Sequence[int]], remove_tokens: Sequence[str] = ()) -> list[str]:
+        """Texts of what `search` returned, without begin, end, padding and the listed tokens."""
+        removed = removed_ids(self.tokenizer, self.engine.special, remove_tokens)
+        end = self.engine.special["eos_token_id"]
+        return [decoded(tokens, self.tokenizer, end, removed) for tokens in generated]
+
+
+def _chosen(model: PreTrainedModel, engine: str, compute_type: str) -> str:
+    if compute_type not in COMPUTE_TYPES:
+        raise UserError(f"compute_type={compute_type}: no such arithmetic; known: {', '.join(COMPUTE_TYPES)}")
+    if engine == "transformers":
+        if compute_type != "float32":
+            raise UserError(f"compute_type={compute_type} needs CTranslate2: set engine=ctranslate2, or leave it auto")
+        return engine
+    if engine == "auto" and compute_type == "float32" and model.device.type != "cpu":
+        return "transformers"
+    problem = conversion_problem(model)
+    if not problem:
+        return "ctranslate2"
+    if engine == "ctranslate2" or compute_type != "float32":
+        raise UserError(
+            f"engine={engine}, compute_type={compute_type}: {problem}; set engine=transformers and compute_type=float32"
+        )
+    return "transformers"
+
+
+def _ready(folder: Path, compute_type: str) -> Path | None:
+    """The CTranslate2 folder at `folder`, or in the bundle there, that serves a compute type; None: there is none."""
+    if _is_ctranslate2(folder):
+        return folder
+    # Weights in int8 have lost what float32 asks for; the other way round CTranslate2 rounds when it loads.
+    for stored in dict.fromkeys((compute_type, "float32")):
+        if _is_ctranslate2(folder / "ctranslate2" / stored):
+            return folder / "ctranslate2" / stored
+    return None
+
+
+def _is_ctranslate2(folder: Path) -> bool:
+    config = folder / "config.json"
+    return (folder / "model.bin").is_file() and config.is_file() and f'"{EXTRA}"' in config.read_text(encoding="utf-8")

@@ -1,0 +1,199 @@
+"""Continuing texts with a language model: greedily or by drawing from its probabilities."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from hanflow.data.batches import batches
+from hanflow.errors import UserError
+from hanflow.progress import log
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How a text is continued."""
+
+    max_new_tokens: int = 50
+    """Longest continuation."""
+    greedy: bool = False
+    """Always the likeliest token; the settings below then mean nothing."""
+    temperature: float = 1.0
+    """Divides the scores: below 1 bolder, above 1 more even."""
+    top_k: int = 0
+    """Only the k likeliest tokens can be drawn (0: all)."""
+    top_p: float = 1.0
+    """Only the likeliest tokens that together have this probability can be drawn (1: all)."""
+    seed: int = 42
+    batch_tokens: int = 8192
+    """Most tokens of a batch, prompts and continuations together; one prompt always fits."""
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing.
+
+        Raises:
+            UserError: names each setting that is out of range.
+        """
+        wrong = []
+        if self.max_new_tokens < 1:
+            wrong.append(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
+        if not self.temperature > 0:
+            wrong.append(f"temperature={self.temperature}: must be above 0; for the likeliest token set greedy=true")
+        if self.top_k < 0:
+            wrong.append(f"top_k={self.top_k}: must be at least 1, or 0 for all tokens")
+        if not 0 < self.top_p <= 1:
+            wrong.append(f"top_p={self.top_p}: must be above 0 and at most 1")
+        if wrong:
+            raise UserError("\n".join(wrong))
+
+
+def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SamplingOptions) -> list[np.ndarray]:
+    """One continuation a prompt, in order.
+
+    What a prompt gets does not depend on the others of a batch: each draws from a generator of its own, seeded by
+    `options.seed`, its tokens and how often the same prompt came before. (Batches of other shapes round the scores
+    differently in the last place, which can turn a tie.)
+
+    Args:
+        model: a decoder-only transformers model; evaluated in eval mode, its own mode is put back.
+        prompts: int32 arrays of token ids. Begin them with the separator as in training; an empty one is only that.
+            Of one that leaves no room for the continuation in the model's context, the last tokens are used, and a
+            warning says so.
+        options: the search.
+
+    Returns:
+        int32 arrays of new token ids, without the end of sequence that may have ended them.
+
+    Raises:
+        UserError: the model's context is too short for the continuation alone.
+    """
+    end, pad = _special_ids(model)
+    cut = _fitted([np.asarray(prompt if len(prompt) else [end]) for prompt in prompts], model, options.max_new_tokens)
+    generators = _generators(prompts, options.seed)
+    search = GenerationConfig(
+        do_sample=False,  # drawing is up to `_Draw`, from generators of its own
+        num_beams=1,
+        max_new_tokens=options.max_new_tokens,
+        eos_token_id=end,
+        pad_token_id=pad,
+        use_cache=bool(getattr(model.config, "use_cache", True)),
+    )
+    continuations: list[np.ndarray] = [np.zeros(0, np.int32)] * len(cut)
+    was_training, own, lengths = model.training, model.generation_config, [len(prompt) for prompt in cut]
+    model.eval()
+    # generate() fills whatever a given config leaves open from the model's own one: let that be the same.
+    model.generation_config = search
+    try:
+        with torch.inference_mode():
+            for members in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
+                ids, mask = _left_padded([cut[row] for row in members], pad)
+                draw = [] if options.greedy else [_Draw([generators[row] for row in members], options)]
+                generated = model.generate(
+                    input_ids=torch.from_numpy(ids).to(model.device),
+                    attention_mask=torch.from_numpy(mask).to(model.device),
+                    generation_config=search,
+                    logits_processor=LogitsProcessorList(draw),
+                )
+                for row, tokens in zip(members, generated[:, ids.shape[1] :].cpu().numpy(), strict=True):
+                    ends = np.flatnonzero(tokens == end)
+                    continuations[row] = tokens[: ends[0] if len(ends) else None].astype(np.int32)
+    finally:
+        model.generation_config = own
+        model.train(was_training)
+    return continuations
+
+
+class _Draw(LogitsProcessor):
+    """Leaves one token of each row, drawn from what temperature, top-k and top-p leave.
+
+    One uniform number a token, looked up in the cumulated probabilities.
+    """
+
+    def __init__(self, generators: Sequence[np.random.Generator], options: SamplingOptions):
+        self.generators = generators
+        self.warpers: list[LogitsProcessor] = []
+        if options.temperature != 1.0:
+            self.warpers.append(TemperatureLogitsWarper(float(options.temperature)))
+        if options.top_k:
+            self.warpers.append(TopKLogitsWarper(options.top_k))
+        if options.top_p < 1.0:
+            self.warpers.append(TopPLogitsWarper(options.top_p))
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)
+        cumulated = scores.double().softmax(-1).cumsum(-1)
+        drawn = torch.tensor([generator.random() for generator in self.generators], dtype=torch.float64)
+        places = drawn.to(scores.device)[:, None] * cumulated[:, -1:]
+        token = torch.searchsorted(cumulated, places, right=True).clamp(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, float("-inf")).scatter_(1, token, 0.0)
+
+
+def _special_ids(model: PreTrainedModel) -> tuple[int, int]:
+    """(end of sequence, padding)."""
+    end = model.config.eos_token_id
+    if isinstance(end, list):  # several ends: the first is the one that training appends
+        end = end[0]
+    if end is None:
+        raise UserError("the model's config.json has no eos_token_id: no text can be generated; add it there")
+    pad = model.config.pad_token_id
+    return end, end if pad is None else pad
+
+
+def _fitted(prompts: list[np.ndarray], model: PreTrainedModel, new: int) -> list[np.ndarray]:
+    """Prompts that leave room for a continuation of `new` tokens."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or not prompts:
+        return prompts
+    room = positions - new
+    if room < 1:
+        raise UserError(
+            f"max_new_tokens={new} leaves no room for a prompt: the model's context is {positions} tokens; "
+            f"set it to {positions - 1} at most"
+        )
+    long = sum(len(prompt) > room for prompt in prompts)
+    if long:
+        log.warning(
+            "%d of %d prompts are longer than %d tokens, which the model's context of %d leaves beside %d new ones: only "
+            "their last %d are used (the longest has %d)",
+            *(long, len(prompts), room, positions, new, room, max(map(len, prompts))),
+        )
+    return [prompt[-room:] for prompt in prompts]
+
+
+def _generators(prompts: Sequence[np.ndarray], seed: int) -> list[np.random.Generator]:
+    before: Counter[bytes] = Counter()
+    generators = []
+    for prompt in prompts:
+        tokens = np.asarray(prompt, dtype=np.int32)
+        same = before[tokens.tobytes()]
+        before[tokens.tobytes()] += 1
+        generators.append(np.random.default_rng([seed, same, *tokens.tolist()]))
+    return generators
+
+
+def _left_padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), int64 of shape (rows, longest): the continuation begins right after every prompt."""
+    width = max(map(len, rows))
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for at, row in enumerate(rows):
+        ids[at, width - len(row) :] = row
+        mask[at, width - len(row) :] = 1
+    return ids, mask

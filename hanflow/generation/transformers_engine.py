@@ -1,0 +1,117 @@
+"""Generation by transformers: any encoder-decoder, any device.
+
+Every knob of the search is set here, none is left to what a model's own generation_config.json happens to say (BART's
+say 20 tokens at most, or no repeated trigram), so one setting means one thing whatever the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hanflow.data.batches import batches
+from hanflow.generation.options import GenerationOptions, check_positions
+from hanflow.generation.texts import special_ids
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from hanflow.progress import Progress
+
+
+class TransformersEngine:
+    """An encoder-decoder in memory, searched by its own `generate`.
+
+    Args:
+        model: evaluated in eval mode, on its device and in its dtype; its own mode is put back after every search.
+
+    Raises:
+        UserError: its config lacks an id that generation needs.
+    """
+
+    name = "transformers"
+    compute_type = "float32"
+
+    def __init__(self, model: PreTrainedModel):
+        self._model = model
+        self.special = special_ids(model)
+
+    def search(
+        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+    ) -> list[list[int]]:
+        """Generated ids of every source, see `Generator.search`."""
+        import torch
+
+        model, pad, end = self._model, self.special["pad_token_id"], self.special["eos_token_id"]
+        check_positions(positions(model), sources)
+        search = generation_config(model, options)
+        found: list[list[int]] = [[] for _ in sources]
+        was_training, own = model.training, model.generation_config
+        model.eval()
+        # generate() fills whatever a given config leaves open from the model's own one: let that be the same.
+        model.generation_config = search
+        try:
+            with torch.inference_mode():
+                for rows in batches([len(source) for source in sources], options.batch_tokens, copies=options.beams):
+                    inputs, mask = _padded([sources[row] for row in rows], pad)
+                    generated = model.generate(
+                        input_ids=torch.from_numpy(inputs).to(model.device),
+                        attention_mask=torch.from_numpy(mask).to(model.device),
+                        generation_config=search,
+                    )
+                    for row, tokens in zip(rows, generated.tolist(), strict=True):
+                        found[row] = _until_end(tokens[1:], end)  # the first is the decoder's start
+                    if progress is not None:
+                        progress.update(len(rows))
+        finally:
+            model.generation_config = own
+            model.train(was_training)
+        return found
+
+
+def generation_config(model: PreTrainedModel, options: GenerationOptions) -> GenerationConfig:
+    """The search as transformers understands it, complete: with it, `model.generate` does what this engine does.
+
+    Raises:
+        UserError: min_new_tokens cannot be reached.
+    """
+    from transformers import GenerationConfig
+
+    settings: dict[str, Any] = {
+        "num_beams": options.beams,
+        "max_new_tokens": options.longest(positions(model)),
+        "min_new_tokens": options.min_new_tokens,
+        "no_repeat_ngram_size": options.no_repeat_ngram,
+        "do_sample": False,
+        "num_return_sequences": 1,
+        "repetition_penalty": 1.0,
+        "use_cache": True,
+        **special_ids(model),
+    }
+    if options.beams > 1:  # transformers refuses to save a greedy search that has them
+        settings |= {"length_penalty": options.length_penalty, "early_stopping": True}
+        if options.no_repeat_ngram or options.min_new_tokens:  # else nothing is forbidden, nothing to renormalise
+            settings["renormalize_logits"] = True
+    return GenerationConfig(**settings)
+
+
+def positions(model: PreTrainedModel) -> int | None:
+    """Longest sequence that the model can read or write, in tokens; None: any length."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def _until_end(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def _padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), int64 of shape (rows, longest), padded on the right."""
+    width = max(1, *map(len, rows))
+    ids = np.full((len(rows), width), pad, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : max(len(row), 1)] = 1  # attention over nothing at all would be NaN
+    return ids, mask

@@ -1,0 +1,111 @@
+"""The image references; repository and tag are set in one place for every pipeline, job and manifest.
+
+`hanflow compile` and `hanflow submit` take `--image-repository` and `--image-tag` for images pushed elsewhere
+(`add_options`, `from_options`). A step that starts jobs of its own learns from `images_of_this_step` which were meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from dataclasses import dataclass
+
+from hanflow.errors import UserError
+
+REPOSITORY = "ghcr.io/hanflow"
+TAG = "0.1.0"
+
+REPOSITORY_VARIABLE = "HANFLOW_IMAGE_REPOSITORY"
+TAG_VARIABLE = "HANFLOW_IMAGE_TAG"
+"""A pipeline sets these two in the train step's environment."""
+
+# The grammar of https://github.com/distribution/reference, a host in lower case.
+_PATH_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]+)?"
+_REPOSITORY = re.compile(rf"(?:{_HOST}/)?{_PATH_PART}(?:/{_PATH_PART})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where the images are: `<repository>/hanflow-{cpu,gpu,tpu,demo}:<tag>`.
+
+    Raises:
+        UserError: a repository or tag that no registry would take.
+    """
+
+    repository: str = REPOSITORY
+    """Registry and folder, e.g. `europe-docker.pkg.dev/my-project/hanflow`."""
+    tag: str = TAG
+
+    def __post_init__(self) -> None:
+        if not _REPOSITORY.fullmatch(self.repository):
+            raise UserError(
+                f"image repository {self.repository!r}: expected a registry and a path in lower case without a tag, "
+                "e.g. europe-docker.pkg.dev/my-project/hanflow"
+            )
+        if not _TAG.fullmatch(self.tag):
+            raise UserError(
+                f"image tag {self.tag!r}: expected at most 128 letters, digits, '_', '.', '-', the first no '.' or '-'"
+            )
+
+    @property
+    def cpu(self) -> str:
+        """Every KFP step, and PyTorchJob workers without GPUs."""
+        return self._of("cpu")
+
+    @property
+    def gpu(self) -> str:
+        """PyTorchJob workers."""
+        return self._of("gpu")
+
+    @property
+    def tpu(self) -> str:
+        """JobSet workers."""
+        return self._of("tpu")
+
+    @property
+    def demo(self) -> str:
+        """The page of `hanflow demo`: the cpu image and Streamlit."""
+        return self._of("demo")
+
+    def _of(self, kind: str) -> str:
+        return f"{self.repository}/hanflow-{kind}:{self.tag}"
+
+
+DEFAULT = Images()
+CPU = DEFAULT.cpu
+GPU = DEFAULT.gpu
+TPU = DEFAULT.tpu
+DEMO = DEFAULT.demo
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--image-repository` and `--image-tag` to a command."""
+    group = parser.add_argument_group("images")
+    group.add_argument(
+        "--image-repository",
+        default=REPOSITORY,
+        metavar="NAME",
+        help="registry and folder of hanflow's images (default: %(default)s)",
+    )
+    group.add_argument("--image-tag", default=TAG, metavar="TAG", help="their tag (default: %(default)s)")
+
+
+def from_options(options: argparse.Namespace) -> Images:
+    """The images that the options of `add_options` name.
+
+    Raises:
+        UserError: a repository or tag that no registry would take.
+    """
+    return Images(options.image_repository, options.image_tag)
+
+
+def images_of_this_step() -> Images:
+    """The images that belong to the running step: those its pipeline was compiled for, else the default ones.
+
+    Raises:
+        UserError: a repository or tag that no registry would take.
+    """
+    return Images(os.environ.get(REPOSITORY_VARIABLE) or REPOSITORY, os.environ.get(TAG_VARIABLE) or TAG)

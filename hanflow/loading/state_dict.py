@@ -1,0 +1,215 @@
+"""Weights that others have saved: PyTorch-Lightning checkpoints and bare state dicts, into a model of ours.
+
+A checkpoint is data from a stranger. It is read with torch's weights_only unpickler, which builds tensors and plain
+containers and calls nothing else, or as safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hanflow.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHOWN = 10
+"""Keys of one sort that a message lists."""
+
+NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
+"""Keys under which training programs put the state dict, in the order in which they are looked at."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did."""
+
+    keys: int
+    """Tensors taken over."""
+    prefix: str
+    """What was taken off the beginning of every key, or put there: "-module.", "+model.", "-module. +model."."""
+    derived: list[str]
+    """Keys that the file lacks and that follow from others: tied weights, and buffers that training leaves alone."""
+    ignored: list[str]
+    """Keys of the file that were passed over because the caller said so."""
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint file by their keys, on the CPU; nothing in the file is executed.
+
+    Args:
+        path: `.safetensors`, else anything that `torch.save` wrote: a state dict, or a mapping that holds one under a
+            key in NESTS (PyTorch-Lightning: `state_dict`).
+
+    Raises:
+        UserError: there is no such file, it cannot be read, holds more than data, or no tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a checkpoint (.ckpt, .pt, .bin or .safetensors)")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: cannot be read as safetensors ({error}); fetch or save it again") from error
+    return _state_dict(_unpickled(path), path)
+
+
+def load_weights(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor], origin: str, ignore: Sequence[str] = ()
+) -> Imported:
+    """Put foreign weights into a model; all that a model needs must be there, and nothing else.
+
+    Args:
+        model: changed only if everything fits; floating-point tensors are taken in the model's own dtype.
+        weights: tensors by their keys; one prefix (`model.`, `module.`) before all keys is found and taken off, and the
+            base model's is put on if the file holds the bare base model.
+        origin: what to call the weights in a message.
+        ignore: patterns (`loss_fn.*`) of keys to pass over, as they stand in the file.
+
+    Raises:
+        UserError: keys are missing or unexpected, or shapes differ; lists up to SHOWN of each, with counts.
+    """
+    ignored = sorted(key for key in weights if any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore))
+    kept = {key: value for key, value in weights.items() if key not in set(ignored)}
+    wanted = model.state_dict()
+    prefix, renamed = _fitted(kept, wanted, getattr(model, "base_model_prefix", ""))
+    missing, unexpected = sorted(wanted.keys() - renamed.keys()), sorted(renamed.keys() - wanted.keys())
+    same = _aliases(wanted)
+    buffers = {name for name, _ in model.named_buffers()}
+    derived = [key for key in missing if key in buffers or any(other in renamed for other in same[key])]
+    missing = [key for key in missing if key not in set(derived)]
+    shapes = [
+        f"{key}: {tuple(renamed[key].shape)} in the file, {tuple(wanted[key].shape)} in the model"
+        for key in sorted(wanted.keys() & renamed.keys())
+        if renamed[key].shape != wanted[key].shape
+    ]
+    torn = [
+        f"{key} and {other}"
+        for key in sorted(wanted.keys() & renamed.keys())
+        for other in same[key]
+        if key < other and other in renamed and not torch.equal(renamed[key], renamed[other])
+    ]
+    problems = [
+        *_listed("missing: the model has them, the file does not", missing),
+        *_listed("unexpected: the file has them, the model does not", unexpected),
+        *_listed("of another shape", shapes),
+        *_listed("different in the file, one and the same (tied) in the model", torn),
+    ]
+    if problems:
+        raise UserError(
+            "\n".join(
+                [
+                    f"{origin}: its {len(kept)} tensors do not fit a {type(model).__name__} of {len(wanted)}; nothing "
+                    "was imported",
+                    *problems,
+                    "Give the config.json of the very model that was saved (sizes, layers, vocab_size); pass over keys "
+                    "that are no part of it with --ignore 'PATTERN'.",
+                ]
+            )
+        )
+    model.load_state_dict(renamed, strict=False)  # of tied tensors, one is enough
+    return Imported(len(renamed), prefix, derived, ignored)
+
+
+def _unpickled(path: Path) -> Any:
+    """What a file of `torch.save` holds."""
+    # Settings that Lightning saves beside the weights: read as plain data, their own classes are never imported.
+    plain: list[Any] = [
+        argparse.Namespace,
+        *(
+            (dict, f"{module}.AttributeDict")
+            for module in (
+                "pytorch_lightning.utilities.parsing",
+                "lightning_fabric.utilities.data",
+                "lightning.fabric.utilities.data",
+            )
+        ),
+        *((_joined, f"pathlib.{name}") for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+    ]
+    try:
+        with torch.serialization.safe_globals(plain):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file makes the unpickler do, it is the file's fault
+        reason = str(error)
+        if "Unsupported" in reason or "GLOBAL" in reason or "reduce" in reason:
+            found = reason.split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in reason else type(error).__name__
+            raise UserError(
+                f"{path}: holds more than weights ({found}); reading that would run code of whoever made the file, so it "
+                "was not read and nothing ran. Where you trust it, load it with the program that saved it and save the "
+                'weights alone: safetensors.torch.save_file(model.state_dict(), "weights.safetensors"), or '
+                'torch.save(model.state_dict(), "weights.pt")'
+            ) from error
+        first = (reason.strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({first}); fetch it again, or save it again with torch.save"
+        ) from error
+
+
+def _joined(*parts: str) -> str:
+    return "/".join(parts)
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The mapping of tensors in what was read: itself, or the one that lies under a key in NESTS."""
+    found, looked = content, 0
+    while isinstance(found, Mapping) and looked < len(NESTS):
+        inner = next((found[key] for key in NESTS if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            break
+        found, looked = inner, looked + 1
+    if isinstance(found, Mapping):
+        tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
+        if tensors:
+            return tensors
+    held = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, Mapping) else type(content).__name__
+    raise UserError(
+        f"{path}: holds no weights (found {held or 'nothing'}); expected a state dict, by itself or under one of "
+        f"{', '.join(NESTS)}"
+    )
+
+
+def _fitted(
+    weights: Mapping[str, torch.Tensor], wanted: Mapping[str, Any], base: str
+) -> tuple[str, dict[str, torch.Tensor]]:
+    """The change of prefix that makes most keys fit, and the tensors under their new keys."""
+    # BART's own keys begin with `model.`, so a prefix is only taken off where more keys fit without it.
+    votes: Counter[tuple[str, str]] = Counter()
+    for key in weights:
+        parts = key.split(".")
+        for cut in range(len(parts)):
+            removed, rest = "".join(f"{part}." for part in parts[:cut]), ".".join(parts[cut:])
+            for added in {"", f"{base}." if base else ""}:
+                votes[removed, added] += added + rest in wanted
+    removed, added = max(votes, key=lambda change: (votes[change], -len(change[0] + change[1])), default=("", ""))
+    change = " ".join(sign + prefix for sign, prefix in (("-", removed), ("+", added)) if prefix)
+    return change, {added + key.removeprefix(removed): value for key, value in weights.items()}
+
+
+def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, list[str]]:
+    """Key → the other keys of the very same tensor (tied weights)."""
+    groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for key, value in state.items():
+        groups.setdefault((value.data_ptr(), tuple(value.shape)), []).append(key)
+    return {
+        key: [other for other in group if other != key] if state[key].numel() else []
+        for group in groups.values()
+        for key in group
+    }
+
+
+def _listed(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    more = f"\n    … and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return [f"  {len(items)} {title}:\n    " + "\n    ".join(items[:SHOWN]) + more]

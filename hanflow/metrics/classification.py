@@ -1,0 +1,125 @@
+"""Scores of predicted classes: accuracy, F1, calibration, confusion; pure functions over arrays.
+
+Shapes: N rows, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from hanflow.reports import html
+from hanflow.reports.html import Section
+
+BINS = 15
+"""Bins of the calibration error, as Guo et al. (2017) take."""
+
+UNKNOWN = -1
+"""Index of a right class that the model does not know."""
+
+
+def measures(
+    probabilities: np.ndarray | None, classes: Sequence[str], references: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What the scores of rows follow from.
+
+    Args:
+        probabilities: float32 (N, C); None: there is no row.
+        classes: name of each class.
+        references: the right class of every row; one that is not among `classes` is never predicted right.
+
+    Returns:
+        float64 arrays of shape (N,): `right` (1 where the likeliest class is right), `label` and `predicted` (indices,
+        -1 for an unknown class), `probability` (of the predicted class), `probability_of_right`.
+    """
+    if probabilities is None or not len(references):
+        names = ("right", "label", "predicted", "probability", "probability_of_right")
+        return {name: np.zeros(0) for name in names}
+    index = {name: place for place, name in enumerate(classes)}
+    label = np.array([index.get(reference, UNKNOWN) for reference in references])
+    predicted, rows = probabilities.argmax(axis=1), np.arange(len(references))
+    of_right = np.where(label == UNKNOWN, 0.0, probabilities[rows, np.maximum(label, 0)])
+    return {
+        "right": (predicted == label).astype(np.float64),
+        "label": label.astype(np.float64),
+        "predicted": predicted.astype(np.float64),
+        "probability": probabilities[rows, predicted].astype(np.float64),
+        "probability_of_right": of_right.astype(np.float64),
+    }
+
+
+def overall(rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The scores of rows: `accuracy`; `macro_f1`, the mean of the F1 of every class that occurs among right or predicted
+    ones; `micro_f1` (with one class a row, the accuracy); `loss`, nats a row; `calibration_error`, see `calibration`."""
+    count = len(rows["right"])
+    if not count:
+        return dict.fromkeys(("accuracy", "macro_f1", "micro_f1", "loss", "calibration_error"), 0.0)
+    accuracy = float(rows["right"].mean())
+    f1 = per_class(rows, 1 + int(max(rows["label"].max(), rows["predicted"].max())))[:, 2]
+    bins = calibration(rows)
+    return {
+        "accuracy": accuracy,
+        "macro_f1": float(np.nanmean(f1)),
+        "micro_f1": accuracy,
+        "loss": float(-np.log(np.maximum(rows["probability_of_right"], 1e-12)).mean()),
+        "calibration_error": float((bins[:, 2] * np.abs(bins[:, 1] - bins[:, 0])).sum() / count),
+    }
+
+
+def confusion(rows: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+    """int64 (C, C): rows of each right class (first) that were predicted as each class; unknown classes are left out."""
+    known = rows["label"] >= 0
+    places = rows["label"][known] * classes + rows["predicted"][known]
+    return np.bincount(places.astype(np.int64), minlength=classes * classes).reshape(classes, classes)
+
+
+def per_class(rows: Mapping[str, np.ndarray], classes: int) -> np.ndarray:
+    """Precision, recall, F1 and rows of every class: float64 (C, 4); F1 is NaN where a class is neither right nor
+    predicted anywhere."""
+    label, predicted = rows["label"].astype(np.int64), rows["predicted"].astype(np.int64)
+    expected = np.bincount(label[label >= 0], minlength=classes).astype(np.float64)
+    told = np.bincount(predicted, minlength=classes).astype(np.float64)
+    hits = np.bincount(label[label == predicted], minlength=classes).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        f1 = 2 * hits / (expected + told)
+    return np.stack([hits / np.maximum(told, 1), hits / np.maximum(expected, 1), f1, expected], axis=1)
+
+
+def calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean probability, accuracy and rows of `BINS` bins of equal width: float64 (BINS, 3).
+
+    The expected calibration error (Guo et al., 2017, equation 3) is the mean difference of the first two, weighted by
+    the third.
+    """
+    place = np.minimum((rows["probability"] * BINS).astype(np.int64), BINS - 1)
+    count = np.bincount(place, minlength=BINS).astype(np.float64)
+    sums = [np.bincount(place, rows[name], BINS) / np.maximum(count, 1) for name in ("probability", "right")]
+    return np.stack([*sums, count], axis=1)
+
+
+MOST_SHOWN = 30
+"""Classes above which the confusion matrix is too wide to be read."""
+
+
+def sections(rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> list[Section]:
+    """Per-class table, confusion matrix and reliability plot."""
+    figures = per_class(rows, len(labels))
+    table = [[name, *map(float, figures[place, :3]), int(figures[place, 3])] for place, name in enumerate(labels)]
+    unknown = int((rows["label"] < 0).sum())
+    note = f"{unknown:,} rows have a class that the train split has not; they count as wrong." if unknown else ""
+    found = [Section("Classes", html.table(["class", "precision", "recall", "F1", "rows"], table), note)]
+    if len(labels) <= MOST_SHOWN:
+        matrix = confusion(rows, len(labels))
+        cells = [[f"right: {name}", *(int(n) for n in matrix[place])] for place, name in enumerate(labels)]
+        headers = ["", *(f"predicted: {name}" for name in labels)]
+        found.append(Section("Confusion matrix", html.table(headers, cells), "Rows of the split."))
+    bins = calibration(rows)
+    points = [(float(p), float(a)) for p, a, count in bins if count]
+    lowest = min((p for p, _ in points), default=0.0)
+    series = {"model": points, "perfectly calibrated": [(lowest, lowest), (1.0, 1.0)]}
+    told = "Below the straight line the model is surer than it is right."
+    return [
+        *found,
+        Section("Reliability", html.lines(series, "mean probability of the predicted class", "accuracy"), told),
+    ]

@@ -1,0 +1,255 @@
+"""Decoder-only Transformer that continues texts: pre-LN, learned positions, tied head (Radford et al., 2019).
+
+Shapes: B rows of a batch, T tokens of a row, D model width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+
+from hanflow.models import architecture
+from hanflow.models.kernels.dropout import dropout
+
+ARCHITECTURE_KEYS = (
+    "d_model",
+    "d_ffn",
+    "n_layers",
+    "nhead",
+    "dropout",
+    "attention_dropout",
+    "activation_function",
+    "max_position_embeddings",
+    "separate_documents",
+    "initializer_range",
+)
+"""Keys of `train.architecture` beside `type`."""
+
+
+class GptConfig(PretrainedConfig):
+    """Everything that shapes the model; the defaults are those of the described system."""
+
+    model_type = "hanflow_gpt"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {  # noqa: RUF012 – transformers' own way; the names its generation and caches ask for
+        "hidden_size": "d_model",
+        "intermediate_size": "d_ffn",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "nhead",
+    }
+
+    vocab_size: int = 8000
+    d_model: int = 256
+    d_ffn: int = 1024
+    n_layers: int = 6
+    nhead: int = 4
+    dropout: float = 0.1
+    """Of the embeddings and of what each layer adds."""
+    attention_dropout: float = 0.0
+    """Of the attention's probabilities; costs a fifth of the speed on a CPU."""
+    activation_function: str = "gelu"
+    max_position_embeddings: int = 256
+    """Longest context in tokens."""
+    separate_documents: bool = False
+    """Whether a token sees its own document only, where several are packed into one row."""
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
+    pad_token_id: int | None = None
+
+
+def check(settings: Mapping[str, Any]) -> list[str]:
+    """Problems of the architecture settings, one text each."""
+    problems = architecture.problems(settings, GptConfig, ARCHITECTURE_KEYS)
+    return problems or architecture.indivisible(settings, GptConfig, "d_model", "nhead")
+
+
+class Attention(nn.Module):
+    """Causal self-attention of one layer; queries, keys and values come from one product."""
+
+    is_causal = True
+
+    def __init__(self, config: GptConfig, layer: int):
+        super().__init__()
+        self.config, self.layer = config, layer
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+
+    def forward(self, x_BTD: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+        B, T, D = x_BTD.shape
+        H = self.config.nhead
+        query, key, value = self.qkv(x_BTD).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer)
+        # Whatever the model was told to use: sdpa, or `hanflow.models.kernels.attention` in training on a CPU.
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
+        probability = self.config.attention_dropout if self.training else 0.0
+        y_BTHd, _ = attend(self, query, key, value, mask, dropout=probability, scaling=(D // H) ** -0.5)
+        return self.out(y_BTHd.reshape(B, T, D))
+
+
+class Block(nn.Module):
+    """One layer: what attention and then a feed-forward network add to the stream, each from its normalised input."""
+
+    def __init__(self, config: GptConfig, layer: int):
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.up = nn.Linear(config.d_model, config.d_ffn)
+        self.activation = ACT2FN[config.activation_function]
+        self.down = nn.Linear(config.d_ffn, config.d_model)
+
+    def forward(self, x_BTD: torch.Tensor, mask: torch.Tensor | None, cache: Cache | None) -> torch.Tensor:
+        attended = self.attention(self.attention_norm(x_BTD), mask, cache)
+        x_BTD = x_BTD + dropout(attended, self.dropout, self.training)
+        expanded = self.activation(self.up(self.ffn_norm(x_BTD)))
+        return x_BTD + dropout(self.down(expanded), self.dropout, self.training)
+
+
+class Decoder(nn.Module):
+    """Embeddings, layers and the last normalisation: all but the head."""
+
+    def __init__(self, config: GptConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.d_model)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states; arguments as in `GptForCausalLM.forward`."""
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        embedded = self.embed_tokens(input_ids)
+        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        if position_ids is None:
+            position_ids = torch.arange(seen, seen + input_ids.shape[1], device=input_ids.device)[None]
+        if packed:
+            mask = _same_document(position_ids, embedded)
+        elif attention_mask is None and past_key_values is None:
+            mask = None  # causal alone: no mask needs to be made
+        else:
+            mask = create_causal_mask(
+                config=self.config,
+                inputs_embeds=embedded,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+        x_BTD = dropout(embedded + self.embed_positions(position_ids), self.config.dropout, self.training)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, mask, past_key_values)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(x_BTD), past_key_values=past_key_values if use_cache else None
+        )
+
+
+class GptForCausalLM(PreTrainedModel, GenerationMixin):
+    """The decoder with a head that shares the embeddings' weights.
+
+    transformers' `generate` works with it, with or without its caches.
+    """
+
+    config_class = GptConfig
+    base_model_prefix = "model"
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 – read on the class
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+
+    def __init__(self, config: GptConfig):
+        super().__init__(config)
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, Block):
+            # GPT-2's: two sums a layer flow into the stream, whose variance should not grow with the depth.
+            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layers)
+            init.normal_(module.attention.out.weight, std=std)
+            init.normal_(module.down.weight, std=std)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Scores of the next token.
+
+        Args:
+            input_ids: int64 (B, T); with a cache: those that it has not seen.
+            attention_mask: (B, all tokens so far), 0 where padded; None: nothing is.
+            position_ids: int64 (B, T); None: from where the cache ends. Without mask and cache, a document begins
+                where they do not rise by one, and sees nothing of the one before it.
+            past_key_values: keys and values of the tokens before.
+            labels: int64 (B, T), the input ids, -100 where nothing is to be learnt; shifted here.
+            use_cache: whether keys and values are returned too.
+            logits_to_keep: logits of this many last tokens (0: of all), or of the tokens with these indices.
+
+        Returns:
+            `logits`: (B, T or fewer, V) in the compute dtype.
+        """
+        decoded = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+        logits = self.lm_head(slice_logits_to_keep(decoded.last_hidden_state, logits_to_keep))
+        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=decoded.past_key_values)
+
+
+def _same_document(position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The mask, to be added to scores, of rows that hold several documents: (B, 1, T, T) in the compute dtype.
+
+    Additive, because every layer would make it from a boolean one again.
+    """
+    device = like.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    document = (position_ids.diff(dim=1, prepend=position_ids[:, :1] - 1) != 1).cumsum(1)
+    T = position_ids.shape[1]
+    seen = torch.ones(T, T, dtype=torch.bool, device=like.device).tril()
+    seen = seen & (document[:, :, None] == document[:, None, :])
+    return torch.zeros(seen.shape, dtype=dtype, device=like.device).masked_fill_(~seen, float("-inf"))[:, None]
+
+
+AutoConfig.register(GptConfig.model_type, GptConfig, exist_ok=True)
+AutoModelForCausalLM.register(GptConfig, GptForCausalLM, exist_ok=True)

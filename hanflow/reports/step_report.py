@@ -1,0 +1,18 @@
+"""What a step reports to whoever ran it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a step tells about its work."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Key figures by name, numbers or short texts: the run's table, KFP Metrics."""
+    html: str = ""
+    """Name of the HTML report inside the artifact; empty: none."""
+    confusion: tuple[list[str], Any] | None = None
+    """(classes, integer matrix of right class × predicted class), for KFP ClassificationMetrics; None: none."""

@@ -1,0 +1,256 @@
+"""The page that `hanflow demo` serves: a text in, what one or two bundles make of it out. Streamlit runs this file."""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from hanflow.data.text_files import Source, read_rows
+from hanflow.errors import UserError
+from hanflow.serving.bundle import Answers, Bundle, answer, open_bundle
+from hanflow.tasks.predictor import Adjustable, Predictor
+
+# Comments here, no strings below the names: Streamlit's magic would print them on the page.
+
+# Example texts that are offered.
+EXAMPLES = 6
+
+# Most classes whose bars are shown unasked.
+CLASSES = 5
+
+BOX = (
+    "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6; padding: 0.9rem 1.1rem; border-radius: 0.5rem;"
+    "border: 1px solid rgba(128, 128, 128, 0.35)"
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one bundle made of a text."""
+
+    answers: Answers
+    seconds: float
+    written: int
+    """Tokens of the prediction."""
+    reads: int
+    """Most tokens that the model reads."""
+    description: str
+    columns: dict[str, Any]
+
+
+@st.cache_resource(show_spinner="Loading the model …")
+def opened(path: str) -> tuple[Bundle, Predictor]:
+    """A bundle with its model, loaded once for all visitors."""
+    bundle = open_bundle(path)
+    return bundle, bundle.predictor()
+
+
+@st.cache_data
+def examples(path: str, names: tuple[str, ...]) -> list[str]:
+    """The first texts of a file of examples."""
+    found: list[str] = []
+    for row in read_rows(Source(path, usual=names)):
+        found += [row.texts[0]] if row.texts[0].strip() else []
+        if len(found) == EXAMPLES:
+            break
+    return found
+
+
+def main() -> None:
+    """Draw the page."""
+    options = _options()
+    st.set_page_config(
+        page_title="hanflow demo", page_icon="📝", layout="wide" if len(options.bundles) > 1 else "centered"
+    )
+    try:
+        loaded = [opened(path) for path in options.bundles]
+    except UserError as error:
+        st.error(str(error))
+        return
+    first = loaded[0][0]
+    names = _names([bundle for bundle, _ in loaded])
+    st.title(names[0] if len(loaded) == 1 else "Side by side")
+    st.caption(
+        " · ".join(
+            f"{bundle.task.name}, {_counted(bundle.manifest.counts['parameters'])} parameters" for bundle, _ in loaded
+        )
+    )
+    changes = _controls(first, [name for _, predictor in loaded for name in _adjusts(predictor)])
+    if options.examples:
+        _offer(examples(options.examples, first.input_names))
+    text = st.text_area(
+        "Text", key="text", height=220, placeholder="Type or paste a Korean text", label_visibility="collapsed"
+    )
+    if st.button(first.task.verb, type="primary"):
+        st.session_state.results = None
+        if not text.strip():
+            st.info("Nothing to work on yet: type or paste a text above, or choose an example.")
+            return
+        with st.spinner("Working …"):
+            st.session_state.results = [_predicted(bundle, predictor, text, changes) for bundle, predictor in loaded]
+    results = st.session_state.get("results")
+    if results:
+        for column, name, result in zip(st.columns(len(results)), names, results, strict=True):
+            with column:
+                if len(results) > 1:
+                    st.subheader(name)
+                _show(result)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("bundles", nargs="+")
+    parser.add_argument("--examples", default="")
+    return parser.parse_args()
+
+
+def _names(bundles: list[Bundle]) -> list[str]:
+    titles = [bundle.manifest.config["title"] or bundle.folder.resolve().name for bundle in bundles]
+    if len(set(titles)) == len(titles):
+        return titles
+    folders = [str(bundle.folder.resolve()) for bundle in bundles]
+    if len(set(folders)) < len(folders):
+        return [f"{title}, {number}" for number, title in enumerate(titles, start=1)]
+    common = os.path.commonpath(folders)
+    return [f"{title} ({os.path.relpath(path, common)})" for title, path in zip(titles, folders, strict=True)]
+
+
+def _counted(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number >= 100_000 else f"{number:,}"
+
+
+def _adjusts(predictor: Predictor) -> tuple[str, ...]:
+    return predictor.adjusts if isinstance(predictor, Adjustable) else ()
+
+
+def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
+    """The settings of those names as the person sets them; they start as the bundle was scored."""
+    if not names:
+        return {}
+    settings = bundle.settings
+    longest, classes = max(256, settings.max_new_tokens), len(bundle.manifest.details["facts"].get("labels", ()))
+    draws: dict[str, Callable[[], Any]] = {
+        "beams": lambda: st.slider(
+            "Beams", 1, max(10, settings.beams), settings.beams, help="1 is greedy and the fastest"
+        ),
+        "max_new_tokens": lambda: st.slider("Longest text, in tokens", 1, longest, settings.max_new_tokens),
+        "min_new_tokens": lambda: st.slider("Shortest text, in tokens", 0, longest, settings.min_new_tokens),
+        "length_penalty": lambda: st.slider(
+            "Length penalty", -2.0, 4.0, settings.length_penalty, 0.1, help="Higher: longer texts, given more beams"
+        ),
+        "no_repeat_ngram": lambda: st.slider(
+            "Never repeat so many tokens", 0, max(10, settings.no_repeat_ngram), settings.no_repeat_ngram, help="0: off"
+        ),
+        # All classes to begin with: their bars are what the page is for.
+        "top_classes": lambda: st.slider("Classes shown", 1, max(classes, 2), min(classes, CLASSES) or 1),
+        "greedy": lambda: st.toggle("Greedy", settings.greedy, help="Always the likeliest token; draws none"),
+        "temperature": lambda: st.slider(
+            "Temperature", 0.1, 2.0, min(max(settings.temperature, 0.1), 2.0), 0.05, help="Below 1 bolder"
+        ),
+        "top_k": lambda: st.slider(
+            "Top k", 0, max(200, settings.top_k), settings.top_k, help="Draw among so many tokens; 0: all"
+        ),
+        "top_p": lambda: st.slider(
+            "Top p", 0.01, 1.0, max(settings.top_p, 0.01), 0.01, help="Draw among tokens of this probability; 1: all"
+        ),
+    }
+    with st.sidebar:
+        st.subheader("Settings")
+        return {name: draws[name]() for name in draws if name in names}
+
+
+def _offer(texts: list[str]) -> None:
+    def take() -> None:
+        if st.session_state.example is not None:
+            st.session_state.text = texts[st.session_state.example]
+            st.session_state.results = None
+
+    st.selectbox(
+        "Example",
+        range(len(texts)),
+        index=None,
+        format_func=lambda number: texts[number][:60].replace("\n", " ") + ("…" if len(texts[number]) > 60 else ""),
+        placeholder="Choose an example, or write below",
+        key="example",
+        on_change=take,
+        label_visibility="collapsed",
+    )
+
+
+def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[str, Any]) -> Result | str:
+    """The result, or what is wrong."""
+    try:
+        if isinstance(predictor, Adjustable):
+            mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
+            predictor = predictor.with_settings(bundle.with_settings(**mine).settings)
+        started = time.perf_counter()
+        answers = answer(bundle, predictor, [text])
+        seconds = time.perf_counter() - started
+    except UserError as error:
+        return str(error)
+    prediction = answers.predictions.texts[0]
+    written = len(predictor.tokenizer(prediction, add_special_tokens=False)["input_ids"])
+    columns = {name: values[0] for name, values in answers.predictions.columns.items()}
+    return Result(answers, seconds, written, bundle.encoding.max_source_tokens, predictor.description, columns)
+
+
+def _show(result: Result | str) -> None:
+    if isinstance(result, str):
+        st.error(result)
+        return
+    answers = result.answers
+    if answers.empty[0]:
+        st.info("Nothing of this text is left after cleaning: it holds only tags or invisible characters.")
+        return
+    if answers.cut[0]:
+        st.warning(
+            f"The text has {answers.tokens[0]:,} tokens, the model reads {result.reads:,}: the last {answers.cut[0]:,} "
+            "were cut off."
+        )
+    prediction = answers.predictions.texts[0]
+    if prediction:
+        # As text, not as Markdown: newlines and #Person1# are to be seen as they stand.
+        st.html(f'<div data-testid="prediction" style="{BOX}">{html.escape(prediction)}</div>')
+    else:
+        st.info("The model generated nothing for this text.")
+    _show_columns(result.columns)
+    st.caption(
+        f"{result.seconds:.2f} s · {answers.tokens[0] - answers.cut[0]:,} tokens read · {result.written:,} written · "
+        f"{result.description}"
+    )
+
+
+def _show_columns(columns: dict[str, Any]) -> None:
+    """What a task tells beside its text; class probabilities as bars."""
+    for name, value in columns.items():
+        shares = _shares(value)
+        if shares:
+            for label, share in shares.items():
+                st.progress(min(max(share, 0.0), 1.0), text=f"{label}: {share:.1%}")
+        elif isinstance(value, float) and 0 <= value <= 1 and not any(map(_shares, columns.values())):
+            st.progress(value, text=f"{name}: {value:.1%}")
+        elif not isinstance(value, float):
+            st.text(f"{name}: {value}")
+
+
+def _shares(value: Any) -> dict[str, float]:
+    """Class → probability of a column that holds them as JSON; else nothing."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(share, float) for share in found.values()):
+        return {}
+    return found
+
+
+if __name__ == "__main__":
+    main()

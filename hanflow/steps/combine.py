@@ -1,0 +1,93 @@
+"""Trained models → one model artifact that averages what they say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hanflow.config import CombineConfig, to_mapping
+from hanflow.errors import UserError
+from hanflow.reports.step_report import Report
+from hanflow.steps.runner import main
+from hanflow.storage import artifacts, fetched, local_path, nothing, staged
+from hanflow.storage.artifacts import Manifest
+from hanflow.tasks import get_task
+
+
+def run(config: CombineConfig, *, task: str, output: str, shards: str, models: Sequence[str]) -> Report:
+    """Combine models that were trained on the same shards; what evaluate and export take as if it had been trained.
+
+    Args:
+        config: names and weights of the members.
+        task: name of the task.
+        output: URI of the model to write; must not hold anything yet.
+        shards: URI of what all of them were trained on.
+        models: URI of every member, in the order of names and weights.
+
+    Returns:
+        Figures: names of the `members`, and `parameters` of all together.
+
+    Raises:
+        UserError: the models do not fit together, or the task cannot combine any.
+    """
+    from hanflow.loading import pretrained
+
+    learnt = get_task(task)
+    names = _names(config, models)
+    if config.weights and len(config.weights) != len(models):
+        raise UserError(f"combine.weights: {len(config.weights)} weights for {len(models)} models; give one each")
+    _, of_shards = fetched(shards, "shards", task=task, only=nothing)
+    folders, manifests = {}, {}
+    for name, uri in zip(names, models, strict=True):
+        folder, manifests[name] = fetched(uri, "model", task=task)
+        folders[name] = str(folder)
+        artifacts.check_parent(manifests[name], of_shards, uri, shards)
+    told = {name: _training(folder) for name, folder in folders.items()}
+    combined = learnt.combine(folders, config.weights)
+    training = {
+        "settings": to_mapping(config),
+        "history": {"train": [], "validation": []},
+        "best": None,
+        "steps": sum(facts["steps"] for facts in told.values()),
+        "parameters": combined.num_parameters(),
+        "members": told,
+    }
+    with staged(output, "model") as target:
+        combined.save_pretrained(target)
+        pretrained.load_tokenizer(folders[names[0]]).save_pretrained(target)
+        (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        parents = artifacts.lineage(of_shards) | artifacts.numbered(list(manifests.values()))
+        counts = {"members": len(models), "steps": training["steps"], "parameters": training["parameters"]}
+        artifacts.write_manifest(target, Manifest("model", task, to_mapping(config), counts, {}, parents))
+    return Report({"members": ", ".join(names), "parameters": training["parameters"]})
+
+
+def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
+    """What the members are called: by the settings, or else by their number."""
+    if not config.members:
+        return [f"member-{number}" for number in range(1, len(models) + 1)]
+    try:
+        names = [str(member["name"]) for member in config.members]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"combine.members: every member needs a name ({error}); e.g. [{{name: rnn}}, …]") from None
+    if len(set(names)) < len(names):
+        raise UserError(f"combine.members: {', '.join(names)}: every name once")
+    if len(names) != len(models):
+        raise UserError(
+            f"combine.members names {len(names)} ({', '.join(names)}), but there are {len(models)} models; name each, "
+            "in the order of the models"
+        )
+    return names
+
+
+def _training(folder: str) -> Mapping[str, Any]:
+    training = artifacts.read_training(local_path(folder))
+    if "members" in training:
+        raise UserError(f"{folder}: is an ensemble itself; combine its members with the others instead")
+    return training
+
+
+if __name__ == "__main__":
+    sys.exit(main("combine", run, inputs=("shards",), lists=("models",)))

@@ -1,0 +1,235 @@
+"""Model → its scores on held-out rows, beside those of trivial baselines and of other models.
+
+The split passes by in chunks, once for every system; of a row only numbers are kept, so memory does not follow its size.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hanflow.config import EvaluateConfig, step_config, to_mapping
+from hanflow.errors import UserError
+from hanflow.metrics.intervals import Interval, score_intervals
+from hanflow.progress import Progress, log
+from hanflow.reports.step_report import Report
+from hanflow.steps.evaluation_rows import Kept, PredictionsFile, chunks
+from hanflow.steps.gate import check_gate, failures
+from hanflow.steps.runner import main
+from hanflow.storage import artifacts, fetched, fetched_model, local_path, nothing, staged, with_fetched_model
+from hanflow.storage.artifacts import Manifest
+from hanflow.strict_json import json_ready
+from hanflow.tasks import get_task
+from hanflow.tasks.base import Task
+from hanflow.tasks.data import Predictions
+from hanflow.tasks.predictor import Predictor
+
+TRAINED = "trained model"
+EARLIER = "earlier model"
+UNTRAINED = "untrained model"
+
+RESAMPLES = 1_000
+MANY_ROWS = 20_000
+"""Rows above which a fifth of the resamples is enough: intervals are narrow then."""
+
+Predict = Callable[[Mapping[str, list[str]], "Progress | None"], Predictions]
+Listener = Callable[[Mapping[str, list[str]], Predictions, Mapping[str, np.ndarray]], None]
+
+
+@dataclass(frozen=True)
+class System:
+    """One thing that predicts, and how well."""
+
+    name: str
+    measures: dict[str, np.ndarray]
+    """`Task.score` of all rows."""
+    scores: dict[str, Interval]
+    """`Task.overall` with 95 % bootstrap intervals."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows that are scored."""
+
+    path: Path
+    """Parquet file of the corpus."""
+    rows: int
+    limit: int
+
+
+def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: str, corpus: str) -> Report:
+    """Score a trained model and its baselines on the same held-out rows.
+
+    Args:
+        config: the step's settings.
+        task: name of the task.
+        output: URI of the evaluation to write; must not hold anything yet.
+        model, shards, corpus: URIs of what is scored, of what it was trained on, and of what that was made from.
+
+    Returns:
+        Figures: every score of the trained model, the deciding one of the other systems, `rows` scored, and which limits
+        of `config.minimum` and `config.maximum` are not kept (`gate`).
+
+    Raises:
+        UserError: an input or a setting cannot be used, or there is no row to score.
+    """
+    learnt = get_task(task)
+    model_at, of_model = fetched(model, "model", task=task)
+    _, of_shards = fetched(shards, "shards", task=task, only=nothing)
+    corpus_at, of_corpus = fetched(corpus, "corpus", task=task, only=lambda _: [f"{config.split}.parquet"])
+    artifacts.check_parent(of_model, of_shards, model, shards)
+    artifacts.check_parent(of_shards, of_corpus, shards, corpus)
+    training = artifacts.read_training(model_at)
+    if config.untrained and "members" in training:
+        raise UserError(f"evaluate.untrained: {model} is an ensemble, which was never untrained; set it to false")
+    check_gate(config, learnt)
+    earlier = fetched_model(config.earlier)
+    if earlier and not local_path(earlier).is_dir():
+        raise UserError(f"evaluate.earlier={config.earlier}: no such folder; give that of a bundle or of a model")
+    count = of_corpus.counts["rows"][config.split]
+    split = Split(corpus_at / f"{config.split}.parquet", min(count, config.limit_rows or count), config.limit_rows)
+    if not split.rows:
+        raise UserError(
+            f"{corpus}: its {config.split} split is empty: nothing to score; raise preprocess.{config.split}_ratio (or give "
+            f"preprocess.{config.split}_source) and run from there, or choose another evaluate.split"
+        )
+    with staged(output, "evaluation") as target:
+        systems, kept = _systems(replace(config, earlier=earlier), learnt, split, model_at, of_shards, training, target)
+        scores = {system.name: {name: i.mean for name, i in system.scores.items()} for system in systems}
+        gate = failures(config, scores[TRAINED])
+        metrics = {
+            "task": task,
+            "split": config.split,
+            "rows": split.rows,
+            "best_metric": learnt.best_metric,
+            "systems": scores,
+            "intervals": {s.name: {name: [i.low, i.high] for name, i in s.scores.items()} for s in systems},
+            "gate": {"passed": not gate, "failures": gate},
+            "settings": to_mapping(config),
+        }
+        _write_json(target / "metrics.json", metrics)
+        from hanflow.reports.evaluation import render
+
+        html = render(config, learnt, split.rows, systems, kept, gate, training, of_corpus, of_shards, of_model)
+        (target / "report.html").write_text(html, encoding="utf-8")
+        artifacts.write_manifest(
+            target,
+            Manifest(
+                "evaluation",
+                task,
+                to_mapping(config),
+                {"rows": split.rows, "split": config.split},
+                {"systems": json_ready(scores), "best_metric": learnt.best_metric, "gate": metrics["gate"]},
+                artifacts.lineage(of_model, of_shards, of_corpus),
+            ),
+        )
+    if gate:
+        log.warning("not good enough to export: %s", "; ".join(gate))
+    return Report(
+        _figures(learnt, scores, split.rows, gate),
+        html="report.html",
+        confusion=learnt.confusion(systems[0].measures, of_shards.details["facts"]),
+    )
+
+
+def _systems(
+    config: EvaluateConfig,
+    task: Task,
+    split: Split,
+    model_at: Path,
+    shards: Manifest,
+    training: Mapping[str, Any],
+    target: Path,
+) -> tuple[list[System], Kept]:
+    """The trained model first, then what it is made of, the baselines, an earlier model and the untrained one, each
+    loaded in its turn."""
+    from hanflow.loading import pretrained
+
+    encoding, facts = step_config("tokenize", shards.config), shards.details["facts"]
+    tokenizer = pretrained.load_tokenizer(model_at)
+
+    def by(predictor: Predictor) -> Predict:
+        def predict(rows: Mapping[str, list[str]], progress: Progress | None) -> Predictions:
+            return predictor(task.inputs(rows[task.input_role], predictor.tokenizer, encoding), progress)
+
+        return predict
+
+    def modelled(name: str, predictor: Predictor, listener: Listener | None = None) -> System:
+        with Progress(f"predicting ({name}, {predictor.description})", total=split.rows) as progress:
+            return _judged(name, by(predictor), task, split, progress, listener)
+
+    with PredictionsFile(target / "predictions.csv", task, spread(split.rows, config.examples)) as file:
+        model = task.load_model(str(model_at))
+        trained = task.predictor(model, tokenizer, config, scoring=True)
+        systems = [modelled(TRAINED, trained, file.add)]
+        for name, member in task.members(model).items():
+            systems.append(modelled(f"{name} model", task.predictor(member, tokenizer, config, scoring=True)))
+    del trained, model  # two models at once would double the memory
+    first = next(chunks(split.path, task, 1))
+    for name in task.baselines(first, config, facts):
+
+        def baseline(rows: Mapping[str, list[str]], _: Progress | None, name: str = name) -> Predictions:
+            return task.baselines(rows, config, facts)[name]
+
+        systems.append(_judged(name, baseline, task, split))
+    if config.earlier:
+        gc.collect()
+        systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
+    if config.untrained:
+        gc.collect()
+        settings = with_fetched_model(step_config("train", training["settings"]), "pretrained")
+        untrained = task.new_model(settings, tokenizer, facts).eval()
+        systems.append(modelled(UNTRAINED, task.predictor(untrained, tokenizer, config, scoring=True)))
+    return systems, file.kept
+
+
+def _judged(
+    name: str,
+    predict: Predict,
+    task: Task,
+    split: Split,
+    progress: Progress | None = None,
+    listener: Listener | None = None,
+) -> System:
+    parts: dict[str, list[np.ndarray]] = {}
+    for rows in chunks(split.path, task, split.limit):
+        predictions = predict(rows, progress)
+        measures = task.score(predictions, task.references(rows))
+        if listener is not None:
+            listener(rows, predictions, measures)
+        for measure, values in measures.items():
+            parts.setdefault(measure, []).append(values)
+    whole = {measure: np.concatenate(values) for measure, values in parts.items()}
+    resamples = RESAMPLES if split.rows <= MANY_ROWS else RESAMPLES // 5
+    return System(name, whole, score_intervals(whole, task.overall, resamples=resamples))
+
+
+def spread(total: int, count: int) -> list[int]:
+    """At most `count` of `total` row numbers, evenly spread, first and last among them."""
+    return sorted({int(row) for row in np.linspace(0, total - 1, min(count, total)).round()}) if total else []
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(json_ready(content), ensure_ascii=False, indent=2)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _figures(task: Task, scores: Mapping[str, Mapping[str, float]], rows: int, gate: Sequence[str]) -> dict[str, Any]:
+    """The trained model's scores, and the deciding one of every other system."""
+    figures: dict[str, Any] = {name: round(value, 4) for name, value in scores[TRAINED].items()}
+    for system, values in scores.items():
+        if system != TRAINED:
+            name = system.removesuffix(" model")
+            figures[f"{name}_{task.best_metric}"] = round(values[task.best_metric], 4)
+    return {**figures, "rows": rows, **({"gate": "failed: " + "; ".join(gate)} if gate else {})}
+
+
+if __name__ == "__main__":
+    sys.exit(main("evaluate", run, inputs=("model", "shards", "corpus")))

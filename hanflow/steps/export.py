@@ -1,0 +1,176 @@
+"""Trained model → a bundle that others can load, checked by loading it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanflow.config import EvaluateConfig, ExportConfig, step_config, to_mapping
+from hanflow.data.shards import Shard
+from hanflow.errors import UserError
+from hanflow.progress import log
+from hanflow.reports.model_card import model_card
+from hanflow.reports.step_report import Report
+from hanflow.steps.runner import main
+from hanflow.storage import artifacts, fetched, nothing, staged
+from hanflow.storage.artifacts import Manifest
+from hanflow.tasks import get_task
+from hanflow.tasks.base import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FORMATS = ("huggingface", "ctranslate2")
+"""What a bundle can hold, one folder each."""
+
+
+def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation: str, shards: str) -> Report:
+    """Pack a trained model for others, reload it and compare it with what was trained.
+
+    Args:
+        config: the step's settings.
+        task: name of the task.
+        output: URI of the bundle to write; must not hold anything yet.
+        model, evaluation, shards: URIs of what is packed, of its scores, and of what it was trained on.
+
+    Returns:
+        Figures: `size_mb` of all files in 10^6 bytes, `parameters`, rows that formats were compared on
+        (`checked_rows`), and the `formats`.
+
+    Raises:
+        UserError: an input or a setting cannot be used, or a format is, reloaded, not the model that was trained.
+    """
+    from hanflow.loading import pretrained
+
+    learnt = get_task(task)
+    model_at, of_model = fetched(model, "model", task=task)
+    shards_at, of_shards = fetched(
+        shards, "shards", task=task, only=lambda manifest: [f"{_check_split(manifest)}.arrow"]
+    )
+    _, of_evaluation = fetched(evaluation, "evaluation", task=task, only=nothing)
+    artifacts.check_parent(of_model, of_shards, model, shards)
+    artifacts.check_parent(of_evaluation, of_model, evaluation, model)
+    search: EvaluateConfig = step_config("evaluate", of_evaluation.config)
+    training = artifacts.read_training(model_at)
+    trained = learnt.load_model(str(model_at))
+    tokenizer = pretrained.load_tokenizer(model_at)
+    rows = _check_rows(config, learnt, shards_at, _check_split(of_shards))
+    learnt.prepare_export(trained, search)
+    formats, skipped = chosen_formats(config, learnt, trained)
+    with staged(output, "bundle") as target:
+        written = _write_formats(config, learnt, trained, tokenizer, formats, target, rows, search)
+        card = model_card(config, learnt, training, of_model, of_shards, of_evaluation, written, skipped)
+        for folder in (target, *(target / name for name in written)):
+            (folder / "README.md").write_text(card, encoding="utf-8")
+        size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        parameters = trained.num_parameters()
+        artifacts.write_manifest(
+            target,
+            Manifest(
+                "bundle",
+                task,
+                to_mapping(config),
+                {"parameters": parameters, "bytes": size, "checked_rows": len(rows)},
+                {
+                    "scores": of_evaluation.details["systems"],
+                    "generation": of_evaluation.config,
+                    "formats": written,
+                    "skipped": skipped,
+                    "cleaning": of_shards.details["cleaning"],
+                    "encoding": of_shards.config,
+                    "facts": of_shards.details["facts"],
+                },
+                artifacts.lineage(of_model, of_evaluation, of_shards),
+            ),
+        )
+    figures = {"size_mb": round(size / 1e6, 2), "parameters": parameters, "checked_rows": len(rows)}
+    return Report({**figures, "formats": ", ".join(written)})
+
+
+def chosen_formats(config: ExportConfig, task: Task, model: PreTrainedModel) -> tuple[list[str], dict[str, str]]:
+    """Formats to write, and those that `auto` leaves out, with the reason.
+
+    Raises:
+        UserError: a format that was asked for by name is impossible.
+    """
+    problem = _ctranslate2_problem(task, model)
+    wanted = [name for name in FORMATS if name in config.formats]
+    if "ctranslate2" in wanted and problem:
+        raise UserError(
+            f"export.formats asks for ctranslate2, but {problem}; leave it out, or set export.formats=[auto]"
+        )
+    if "auto" not in config.formats:
+        return wanted, {}
+    if problem:
+        log.info("the bundle has no ctranslate2 format: %s", problem)
+    return list(FORMATS if not problem else FORMATS[:1]), {"ctranslate2": problem} if problem else {}
+
+
+def _ctranslate2_problem(task: Task, model: PreTrainedModel) -> str:
+    if "ctranslate2_example" not in task.card():
+        return f"the task {task.name} has no use for it: it generates no text"
+    from hanflow.generation import conversion_problem
+
+    return conversion_problem(model)
+
+
+def _write_formats(
+    config: ExportConfig,
+    task: Task,
+    trained: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    formats: Sequence[str],
+    target: Path,
+    rows: Sequence[tuple[Any, ...]],
+    search: EvaluateConfig,
+) -> dict[str, dict[str, Any]]:
+    """Write every format below `target` and compare it with the trained model; folder → what bundle.json tells of it."""
+    from hanflow.serving import verify as compare
+
+    search = dataclasses.replace(search, engine="transformers", compute_type="float32")
+    written = {}
+    if "huggingface" in formats:
+        folder = target / "huggingface"
+        trained.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        written["huggingface"] = compare.compare_huggingface(task, trained, tokenizer, folder, rows, search)
+    if "ctranslate2" in formats:
+        from hanflow.generation import GenerationOptions, Generator, convert
+        from hanflow.generation.ctranslate2_engine import search_arguments
+        from hanflow.generation.transformers_engine import positions
+
+        options = GenerationOptions.of(search)
+        arguments = search_arguments(options, positions(trained))
+        generator, loss = Generator.of(trained, tokenizer, "transformers"), compare.loss(task, trained, rows)
+        references = [task.reference_of(row, tokenizer, trained) for row in rows]
+        for compute_type in dict.fromkeys(config.compute_types):
+            name = f"ctranslate2/{compute_type}"
+            (target / name).parent.mkdir(exist_ok=True)
+            convert(trained, tokenizer, target / name, compute_type, arguments)
+            written[name] = compare.compare_ctranslate2(
+                task, generator, loss, target / name, compute_type, rows, references, options
+            )
+    for name, told in written.items():
+        told["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())
+    return written
+
+
+def _check_split(shards: Manifest) -> str:
+    """The split whose rows formats are compared on: test, or the next one that has any."""
+    for split in ("test", "validation", "train"):
+        if shards.counts["rows"][split]:
+            return split
+    raise UserError("the shards have no rows at all, nothing to check the bundle on; run the tokenize step again")
+
+
+def _check_rows(config: ExportConfig, task: Task, shards_at: Path, split: str) -> list[tuple[Any, ...]]:
+    """The first real rows of a split."""
+    shard = Shard(shards_at / f"{split}.arrow", task.sequences)
+    return shard.rows(range(min(config.check_rows, len(shard))))
+
+
+if __name__ == "__main__":
+    sys.exit(main("export", run, inputs=("model", "evaluation", "shards")))

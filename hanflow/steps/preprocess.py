@@ -1,0 +1,183 @@
+"""Raw files to a corpus: read, clean, drop duplicates, split without leaks.
+
+Two passes. The first reads the sources (test first, so that train can be kept free of it), cleans, and appends what is
+good to a temporary file; of every row it keeps two digests in memory, nothing else. The second deals those rows out to
+the splits. So memory grows with the number of rows (about 200 bytes each) and not with their size.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hanflow import system as collection
+from hanflow.config import PreprocessConfig, to_mapping
+from hanflow.data.ingest import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, TEST, TRAIN, VALIDATION, Intake
+from hanflow.data.readers import raw_files
+from hanflow.data.schema import check_columns
+from hanflow.errors import UserError
+from hanflow.metrics import lengths
+from hanflow.progress import log
+from hanflow.reports.step_report import Report
+from hanflow.steps.runner import main
+from hanflow.storage import fingerprint, staged
+from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
+from hanflow.tasks import get_task
+from hanflow.tasks.base import Task
+
+
+def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
+    """Read raw files, clean and split them, and write a corpus.
+
+    Args:
+        config: the step's settings.
+        task: name of the task.
+        output: URI of the corpus to write; must not hold anything yet.
+
+    Returns:
+        Figures: `rows` accepted, `train`, `validation`, `test`, and `rejected`, in rows.
+
+    Raises:
+        UserError: a source, a file, a column or a setting that cannot be used, or no row that can.
+    """
+    chosen = get_task(task)
+    check_columns(config.columns, chosen.columns)
+    ratios = _ratios(config)
+    sources = _sources(config)
+    with staged(output, "corpus") as folder:
+        with Intake(chosen, config, folder) as intake, collection.put_off():
+            for split, files in sources:
+                intake.read_source(split, files)
+        intake.refuse_nothing()
+        parts = assign(intake.split_array(), intake.digest_array(), ratios, chosen.split_role)
+        rows = _deal_out(folder, parts, chosen)
+        counts = {"rows": rows, "read": intake.read, "rejected": intake.rejected, "reasons": dict(intake.reasons)}
+        details = {
+            "lengths": {role: lengths.summary(np.concatenate(found)) for role, found in intake.lengths.items()},
+            "sources": [
+                {"split": SPLITS[split], "file": path, "bytes": fingerprint(path)["bytes"]}
+                for split, files in sources
+                for path in files
+            ],
+        }
+        from hanflow.reports.corpus import render
+
+        (folder / "report.html").write_text(
+            render(chosen.name, config, counts, details, intake.examples), encoding="utf-8"
+        )
+        write_manifest(folder, Manifest("corpus", chosen.name, to_mapping(config), counts, details))
+    if intake.rejected:
+        told = ", ".join(f"{count:,} × {reason}" for reason, count in intake.reasons.most_common(10))
+        log.warning(
+            "rejected %s of %s rows: %s (see rejected.parquet)", f"{intake.rejected:,}", f"{intake.read:,}", told
+        )
+    return Report({"rows": sum(rows.values()), **rows, "rejected": intake.rejected}, html="report.html")
+
+
+def _ratios(config: PreprocessConfig) -> dict[int, float]:
+    """Split → the fraction of the source's distinct texts that it gets; only those that are split off."""
+    ratios = {
+        TEST: 0.0 if config.test_source else config.test_ratio,
+        VALIDATION: 0.0 if config.validation_source else config.validation_ratio,
+    }
+    if sum(ratios.values()) >= 1:
+        raise UserError(
+            f"preprocess.validation_ratio + preprocess.test_ratio is {sum(ratios.values()):g}: nothing is left to "
+            f"train on; make them smaller"
+        )
+    return {split: ratio for split, ratio in ratios.items() if ratio > 0}
+
+
+def _sources(config: PreprocessConfig) -> list[tuple[int, list[str]]]:
+    """The given sources, in the order that they are read: what is held out comes first."""
+    given = ((TEST, config.test_source), (VALIDATION, config.validation_source), (TRAIN, config.source))
+    return [(split, raw_files(uri)) for split, uri in given if uri]
+
+
+def assign(given: np.ndarray, digests: np.ndarray, ratios: dict[int, float], what: str) -> np.ndarray:
+    """The split of every row; rows with one digest go to one split, whatever the order of the rows.
+
+    Of n distinct digests in increasing order, the first round(test ratio · n) are the test split, the next
+    round(validation ratio · n) validation, the rest train; every split asked for gets at least one.
+
+    Args:
+        given: int8 array of shape (rows,), the split whose source a row came from; only those of TRAIN are dealt out.
+        digests: uint64 array of shape (rows,).
+        ratios: split → fraction in (0, 1); their sum is below 1.
+        what: name of the text that is counted, for the message.
+
+    Returns:
+        int8 array of shape (rows,).
+
+    Raises:
+        UserError: too few distinct digests to go round.
+    """
+    own = given == TRAIN
+    distinct = np.unique(digests[own])
+    if len(distinct) <= len(ratios):
+        wanted = [*(SPLITS[split] for split in ratios), SPLITS[TRAIN]]
+        raise UserError(
+            f"preprocess.source: {len(distinct)} distinct {what} text{'s' * (len(distinct) != 1)} cannot fill "
+            f"{' and '.join(wanted)}, at least {len(wanted)} are needed; give more data"
+            + (", or set preprocess.test_ratio=0 or preprocess.validation_ratio=0" if ratios else "")
+        )
+    parts = given.copy()
+    room = len(distinct) - len(ratios)  # what may go beyond one each, with one left to train on
+    start = 0
+    for split, ratio in ratios.items():
+        extra = min(max(round(ratio * len(distinct)) - 1, 0), room - 1 if room else 0)
+        room -= extra
+        stop = start + 1 + extra
+        parts[own & (digests >= distinct[start]) & (digests <= distinct[stop - 1])] = split
+        start = stop
+    return parts
+
+
+def _deal_out(folder: Path, parts: np.ndarray, task: Task) -> dict[str, int]:
+    """The second pass: write every split's file; returns its rows."""
+    roles = [column.role for column in task.columns]
+    schema = pa.schema([(role, pa.string()) for role in roles])
+    repeated = [role for role in roles if role not in task.text_roles]  # texts hardly repeat: no dictionary of them
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                pq.ParquetWriter(folder / f"{name}.parquet", schema, compression="zstd", use_dictionary=repeated)
+            )
+            for name in SPLITS
+        ]
+        waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]
+        done = 0
+        for batch in _accepted_batches(folder):
+            part = parts[done : done + batch.num_rows]
+            done += batch.num_rows
+            for split, writer in enumerate(writers):
+                mine = batch.filter(pa.array(part == split))
+                if mine.num_rows:
+                    waiting[split].append(mine)
+                if (
+                    sum(map(len, waiting[split])) >= FLUSH_ROWS
+                    or sum(b.nbytes for b in waiting[split]) >= 4 * FLUSH_CHARS
+                ):
+                    writer.write_table(pa.Table.from_batches(waiting[split]))
+                    waiting[split] = []
+        for writer, batches in zip(writers, waiting, strict=True):
+            if batches:
+                writer.write_table(pa.Table.from_batches(batches))
+    (folder / ACCEPTED).unlink()
+    return {name: int((parts == split).sum()) for split, name in enumerate(SPLITS)}
+
+
+def _accepted_batches(folder: Path) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(str(folder / ACCEPTED)) as stream, pa.ipc.open_file(stream) as reader:
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index)
+
+
+if __name__ == "__main__":
+    sys.exit(main("preprocess", run, inputs=()))

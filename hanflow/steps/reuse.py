@@ -1,0 +1,87 @@
+"""What an earlier attempt had finished: a step whose artifact is there and fits is not run again.
+
+An earlier attempt is an interrupted `hanflow run`, or the pod of a step that was lost after it had committed its artifact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hanflow.config import step_config, to_mapping
+from hanflow.errors import UserError
+from hanflow.progress import EVENTS_VARIABLE, log
+from hanflow.storage import exists, fetched, join, manifest_at, nothing
+from hanflow.storage.artifacts import Manifest, kind_of, numbered, program_version
+
+
+def finished_before(
+    step: str, values: Mapping[str, Any], *, task: str, called: str = "", **inputs: str | Sequence[str]
+) -> dict[str, Any] | None:
+    """The event with which an earlier process of this run told that it finished the step; None: it did not.
+
+    Its artifact must be whole, made by this version with the same settings, from the same parents.
+
+    Args:
+        step: name of the step.
+        values: its settings.
+        task: what is learnt.
+        called: its name in the run, where the step runs several times; empty: that of the step.
+        inputs: kind of each input artifact → its URI, or the URIs of several models.
+    """
+    event = _last_finish(called or step)
+    if event is None:
+        return None
+    fits = _fitting(event["artifact"], step, values, task, inputs)
+    return event if fits else None
+
+
+def left_at(
+    output: str, step: str, values: Mapping[str, Any], *, task: str, **inputs: str | Sequence[str]
+) -> Manifest | None:
+    """The manifest of the artifact that an earlier attempt of this very step left at `output`; None: there is none.
+
+    Args:
+        output: where the step is about to write.
+        step, values, task, inputs: see `finished_before`.
+    """
+    if not exists(join(output, f"{kind_of(step)}.json")):
+        return None
+    return _fitting(output, step, values, task, inputs)
+
+
+def _fitting(
+    uri: str, step: str, values: Mapping[str, Any], task: str, inputs: Mapping[str, str | Sequence[str]]
+) -> Manifest | None:
+    """The manifest of a whole artifact that this version makes of these settings and parents; None: it is another."""
+    try:
+        _, manifest = fetched(uri, kind_of(step), task=task, only=nothing)
+        parents: dict[str, str] = {}
+        for name, uris in inputs.items():
+            if isinstance(uris, str):
+                parents[name] = manifest_at(uris, name).digest
+            else:
+                parents |= numbered([manifest_at(uri, "model") for uri in uris])
+    except UserError as error:
+        log.warning("%s runs again: %s", step, error)
+        return None
+    settings = json.loads(json.dumps(to_mapping(step_config(step, values))))
+    same = (manifest.config, manifest.parents, manifest.program) == (settings, parents, program_version())
+    return manifest if same else None
+
+
+def _last_finish(step: str) -> dict[str, Any] | None:
+    path = os.environ.get(EVENTS_VARIABLE)
+    if not path or not os.path.isfile(path):
+        return None
+    found = None
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError):  # the line that a killed process was writing
+                event = json.loads(line)
+                if event["event"] == "finished" and event["step"] == step:
+                    found = event
+    return found

@@ -1,0 +1,206 @@
+"""The doors that all steps share: a command line and a Kubeflow body around the same plain function.
+
+A step is a function `run(config, *, task, output, **inputs) -> Report`: settings, task name, input URIs, output URI.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hanflow.config import load_experiment, parse_text, settings_of, step_config, to_mapping
+from hanflow.errors import UserError
+from hanflow.progress import emit, hold_run, log, setup_logging, speak_for
+from hanflow.reports.step_report import Report
+from hanflow.signals import obey_sigterm
+from hanflow.steps.reuse import finished_before, left_at
+from hanflow.storage import copy_file, is_remote, join, local_path
+from hanflow.storage.artifacts import Manifest
+
+Run = Callable[..., Report]
+
+ARTIFACTS_VARIABLE = "HANFLOW_ARTIFACTS"
+"""Environment variable with the folder that a pipeline's artifacts go to, instead of their own URIs: kfp's local runner
+knows local URIs alone."""
+
+
+def execute(
+    step: str,
+    run: Run,
+    values: Mapping[str, Any],
+    *,
+    task: str,
+    output: str,
+    called: str = "",
+    keep: bool = False,
+    **inputs: Any,
+) -> Report:
+    """Run a step's function on plain setting values, with its start, end or failure told to whoever listens.
+
+    Args:
+        called: its name in the run, where the step runs several times; empty: that of the step.
+        keep: whether this may be another attempt: what an earlier one left whole at `output` is the result then.
+        inputs: URI of every input artifact, or a list of them.
+    """
+    setup_logging()
+    obey_sigterm()
+    hold_run()
+    speak_for(called or step)
+    emit("started")
+    started = time.monotonic()
+    try:
+        left = left_at(output, step, values, task=task, **inputs) if keep else None
+        report = _report_of(left) if left else run(step_config(step, values), task=task, output=output, **inputs)
+    except BaseException as error:
+        emit("failed", message=_message(error), expected=isinstance(error, UserError))
+        raise
+    seconds = time.monotonic() - started
+    emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
+    told = ", ".join(f"{name} {value}" for name, value in report.figures.items())
+    done = "was done by an earlier attempt" if left else f"done in {seconds:.1f} s"
+    log.info("%s %s: %s → %s", called or step, done, told, output)
+    return report
+
+
+def _report_of(left: Manifest) -> Report:
+    """What can still be told of the work of an earlier attempt."""
+    figures = left.details.get("figures") or {
+        name: count for name, count in left.counts.items() if isinstance(count, (int, float))
+    }
+    return Report(figures, html="report.html" if "report.html" in left.files else "")
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; nothing half-written was left"
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def main(
+    step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None, lists: Sequence[str] = ()
+) -> int:
+    """The command line of a step: `python -m components.<step> --output DIR --<input> DIR --<setting> VALUE`.
+
+    Args:
+        inputs: names of the input artifacts.
+        lists: names of inputs that are several artifacts of one kind: `--models DIR DIR`.
+
+    Returns:
+        The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m hanflow.steps.{step}", description=run.__doc__)
+    parser.add_argument(
+        "--output", required=True, help="folder of the artifact to write, local or gs://; must not exist yet"
+    )
+    for name in inputs:
+        parser.add_argument(
+            f"--{name}", required=True, dest=f"input_{name}", help=f"folder of the {name} artifact, local or gs://"
+        )
+    for name in lists:
+        help = f"folders of the {name}, local or gs://, in order"
+        parser.add_argument(f"--{name}", required=True, nargs="+", dest=f"input_{name}", metavar="DIR", help=help)
+    parser.add_argument(
+        "--keep-finished",
+        action="store_true",
+        help="where the output holds this very artifact already (same settings, inputs and version), leave it and succeed: "
+        "for a step that is tried again",
+    )
+    parser.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
+    parser.add_argument("--experiment", help="YAML file that the settings start from")
+    for s in settings_of(step):
+        default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
+        parser.add_argument(
+            f"--{s.name.replace('_', '-')}",
+            dest=f"set_{s.name}",
+            metavar=s.type.__name__.upper(),
+            help=f"{s.help} ({default})".replace("%", "%%"),
+        )
+    options = vars(parser.parse_args(argv))
+    overrides = [
+        f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None
+    ]
+    try:
+        task = options["task"] or "summarization"
+        if options["experiment"]:
+            # What other steps require need not be there; the step's own settings are checked by `execute`.
+            experiment = load_experiment(options["experiment"], overrides, require=False)
+            task = options["task"] or experiment.task
+            values = to_mapping(getattr(experiment, step))
+        else:
+            values = {
+                key[4:]: parse_text(step, key[4:], text)
+                for key, text in options.items()
+                if key.startswith("set_") and text is not None
+            }
+        artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
+        execute(step, run, values, task=task, output=options["output"], keep=options["keep_finished"], **artifacts)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt as error:
+        print(f"error: {_message(error)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def in_pipeline(
+    step: str,
+    run: Run,
+    arguments: Mapping[str, Any],
+    *,
+    inputs: Sequence[str],
+    output: str,
+    values: Mapping[str, Any] | None = None,
+    called: str = "",
+) -> str:
+    """The body of a step's Kubeflow component.
+
+    Args:
+        step: name of the step.
+        run: its function.
+        arguments: the component's arguments (`locals()`): the settings, `task`, the URIs of the inputs, and the output
+            artifacts: `output`, `metrics` and, where there is one, `report`.
+        inputs: names of the arguments that are URIs of input artifacts.
+        output: name of the argument that is the output artifact.
+        values: the settings, where they are no arguments.
+        called: see `execute`.
+
+    Returns:
+        The URI of the artifact, for the next step.
+    """
+    if values is None:
+        values = {s.name: arguments[s.name] for s in settings_of(step)}
+    task, artifact = arguments["task"], arguments[output]
+    uris = {name: arguments[name] for name in inputs}
+    earlier = finished_before(step, values, task=task, called=called, **uris)
+    if earlier:
+        emit(**{**earlier, "kept": True})
+        report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
+    else:
+        uri = _place(artifact.uri, output, called)
+        report = execute(step, run, values, task=task, output=uri, called=called, keep=True, **uris)
+    for name, value in report.figures.items():
+        if isinstance(value, (int, float)):
+            arguments["metrics"].log_metric(name, value)
+    if report.confusion is not None and "classification_metrics" in arguments:
+        classes, matrix = report.confusion
+        arguments["classification_metrics"].log_confusion_matrix(classes, matrix.tolist())
+    if report.html:
+        copy_file(join(uri, report.html), Path(arguments["report"].path))
+    if is_remote(uri) or Path(artifact.path).resolve() != local_path(uri).resolve():
+        # On a cluster Kubeflow copies what lies at .path: leave it the manifest alone, the data is at its URI already.
+        Path(artifact.path).mkdir(parents=True, exist_ok=True)
+        copy_file(join(uri, f"{output}.json"), Path(artifact.path) / f"{output}.json")
+    return uri
+
+
+def _place(uri: str, output: str, called: str) -> str:
+    """Where a step of a pipeline writes its artifact."""
+    root, member = os.environ.get(ARTIFACTS_VARIABLE), called.partition("-")[2]
+    return join(root, f"{output}-{member}" if member else output) if root else uri

@@ -1,0 +1,134 @@
+"""ROUGE of predictions in files, whoever made them, against references in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from hanflow.data.delimited_format import csv_writer
+from hanflow.data.text_files import Source, read, rereadable, unequal
+from hanflow.errors import UserError
+from hanflow.metrics.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
+from hanflow.progress import Progress
+from hanflow.text.scoring_tokens import Tokenization
+
+
+@dataclass(frozen=True)
+class FileScores:
+    """What files of predictions and references score."""
+
+    rows: int
+    empty: int
+    """Predictions without anything but white space; they score 0."""
+    references: tuple[int, int]
+    """Fewest and most references of a row."""
+    scores: dict[str, np.ndarray]
+    """Score (`rougeL_morpheme_precision`) → float64 array of shape (rows,); see `rouge.score_rows`."""
+
+
+@dataclass
+class _Chunk:
+    """Rows that are scored at once."""
+
+    predictions: list[str] = field(default_factory=list)
+    references: list[list[str]] = field(default_factory=list)
+    characters: int = 0
+
+    def add(self, prediction: str, references: list[str]) -> None:
+        self.predictions.append(prediction)
+        self.references.append(references)
+        self.characters += len(prediction) + sum(map(len, references))
+
+    @property
+    def full(self) -> bool:
+        return self.characters >= CHUNK_CHARACTERS or len(self.predictions) >= CHUNK_ROWS
+
+
+def score_files(
+    predictions: Source, references: Sequence[Source], tokenizations: Sequence[str | Tokenization]
+) -> FileScores:
+    """ROUGE of every row of a file of predictions; the texts are streamed, only the scores are kept.
+
+    Args:
+        predictions: one text a row.
+        references: files with as many rows; a row's references are those of all files together.
+        tokenizations: ways to cut the texts; each gives its own scores.
+
+    Raises:
+        UserError: a file cannot be used (`text_files.read`), a row has several predictions, or the files differ in rows.
+    """
+    total = _count([predictions, *references])
+    parts: list[dict[str, np.ndarray]] = []
+    rows = empty = 0
+    counts: set[int] = set()
+    with Progress("scoring", total) as progress:
+        for chunk in _chunks(predictions, references):
+            part: dict[str, np.ndarray] = {}
+            for tokenization in tokenizations:
+                part.update(score_rows(chunk.predictions, chunk.references, tokenization))
+            parts.append(part)
+            rows += len(chunk.predictions)
+            empty += sum(not prediction.strip() for prediction in chunk.predictions)
+            counts.update(map(len, chunk.references))
+            progress.update(len(chunk.predictions))
+    names = max(parts, key=len)
+    # Where every row of a chunk has one reference, that is its best one too.
+    scores = {
+        name: np.concatenate([part[name if name in part else name.replace("_best", "")] for part in parts])
+        for name in names
+    }
+    return FileScores(rows, empty, (min(counts), max(counts)), scores)
+
+
+def _count(sources: Sequence[Source]) -> int | None:
+    """The rows that all files hold, so that a mistake shows before the work; None if one can be read only once."""
+    if not all(rereadable(source.path) for source in sources):
+        return None
+    counts = {source.path: sum(1 for _ in read(source)) for source in sources}
+    if len(set(counts.values())) > 1:
+        raise unequal(counts)
+    return counts[sources[0].path]
+
+
+def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[_Chunk]:
+    sources = [predictions, *references]
+    chunk = _Chunk()
+    counts = dict.fromkeys((source.path for source in sources), 0)
+    for number, texts in enumerate(zip_longest(*map(read, sources)), start=1):
+        counts.update((source.path, number) for source, row in zip(sources, texts, strict=True) if row is not None)
+        if any(row is None for row in texts):
+            continue  # count on, to tell how many there are
+        if len(texts[0]) > 1:
+            raise UserError(
+                f"{predictions.path}: row {number} has {len(texts[0])} predictions; score each system by itself"
+            )
+        chunk.add(texts[0][0], [text for row in texts[1:] for text in row])
+        if chunk.full:
+            yield chunk
+            chunk = _Chunk()
+    if len(set(counts.values())) > 1:
+        raise unequal(counts)
+    if chunk.predictions:
+        yield chunk
+
+
+def write_rows(path: Path, scores: Mapping[str, np.ndarray]) -> None:
+    """Scores as CSV: `row` (from 0), then a column a score, six decimals.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv_writer(stream)
+            writer.writerow(["row", *scores])
+            for row, values in enumerate(zip(*scores.values(), strict=True)):
+                writer.writerow([row, *(f"{value:.6f}" for value in values)])
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); give --rows a file in a folder that exists"
+        ) from None

@@ -1,0 +1,15 @@
+"""Values as strict JSON takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def json_ready(value: Any) -> Any:
+    """Mappings and sequences with numpy scalars turned into plain JSON values."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,241 @@
+"""Classification: a text to one of some classes, by any classifier of `hanflow.models`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.errors import UserError
+from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
+from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hanflow.progress import Progress
+    from hanflow.reports.html import Section
+
+MOST_CLASSES = 1_000
+"""More than this are no classes, but another column."""
+
+UNKNOWN = -100
+"""Index of a class that the train split does not have: it takes no part in a loss, and no prediction is right."""
+
+_EXAMPLE = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+{imports}tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+model = AutoModelForSequenceClassification.from_pretrained("huggingface").eval()
+ids = tokenizer("분류할 글을 여기에 넣습니다.", add_special_tokens=False)["input_ids"]
+begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id or tokenizer.eos_token_id]  # as it was trained
+ids = [token for token in begin if token is not None] + ids + end
+with torch.inference_mode():
+    probabilities = model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0]
+print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))"""
+
+
+class Classification(CommonTask):
+    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+
+    name = "classification"
+    columns = (
+        Column("label", ("label", "rating", "class", "category", "sentiment")),
+        Column("text", ("text", "document", "review", "sentence", "content")),
+        Column("id", ("id",), required=False),
+    )
+    text_roles = ("text",)
+    input_role = "text"
+    split_role = "text"
+    sequences = ("text", "label")
+    generates = False
+    labels = True
+    packs = False
+    verb = "Classify"
+    best_metric = "accuracy"
+    rank_by = "probability_of_right"
+    shown_measures = ("right", "probability_of_right")
+
+    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+        text, label = self.clean_input(row["text"], config), row["label"].strip()
+        if not text:
+            raise Rejected("the text is empty")
+        if not label:
+            raise Rejected("the label is empty")
+        if label in map(str, config.drop_labels):
+            raise Rejected(f"the label {label} is one of preprocess.drop_labels")
+        check_length("text", text, config)
+        return {"label": label, "text": text, "id": row.get("id", "")}
+
+    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+        counts: Counter[str] = Counter()
+        for batch in rows:
+            counts.update(batch["label"])
+            if len(counts) > MOST_CLASSES:
+                shown = ", ".join(repr(label[:40]) for label in sorted(counts)[:3])
+                raise UserError(
+                    f"the column of labels holds more than {MOST_CLASSES:,} different ones ({shown}, …): these are no "
+                    """classes; say which column is the label: preprocess.columns='{"label": "...", "text": "..."}'"""
+                )
+        if len(counts) < 2:
+            found = f"only the label {next(iter(counts))!r}" if counts else "no row"
+            raise UserError(
+                f"the train split has {found}: nothing can be told apart; give rows of two classes or more, and check "
+                """that preprocess.columns='{"label": "..."}' names the right column"""
+            )
+        labels = sorted(counts, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label))
+        return {"labels": labels, "counts": [counts[label] for label in labels]}
+
+    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+        return {"text": config.max_source_tokens, "label": 1}
+
+    def encode(
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
+    ) -> Encoded:
+        index = {label: place for place, label in enumerate(facts["labels"])}
+        labels = [[index.get(label, UNKNOWN)] for label in rows["label"]]
+        texts = super().encode(rows, tokenizer, config, facts)
+        return replace(texts, columns={**texts.columns, "label": labels})
+
+    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """What the tokenizer's models expect at both ends."""
+        begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+        return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
+
+    def models(self) -> ModuleType:
+        from hanflow.models import classifiers
+
+        return classifiers
+
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from hanflow.models import classifiers
+
+        weights = classifiers.balanced_weights(facts["counts"]) if config.class_weights == "balanced" else None
+        return classifiers.new_model(config, tokenizer, facts["labels"], weights)
+
+    def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        from hanflow.models import ensemble
+
+        return ensemble.combine(ensemble.load_members(folders), weights or None)
+
+    def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
+        from hanflow.models import ensemble
+
+        if not isinstance(model, ensemble.EnsembleForSequenceClassification):
+            return {}
+        return dict(zip(model.config.names, model.members, strict=True))
+
+    def predictor(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EvaluateConfig,
+        *,
+        scoring: bool = False,
+    ) -> Classifier:
+        return Classifier(model, tokenizer, config)
+
+    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["label"])
+
+    def reference_of(
+        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> str:
+        return model.config.id2label.get(int(row[1][0]), "")
+
+    def baselines(
+        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+    ) -> dict[str, Predictions]:
+        import numpy as np
+
+        labels, counts, count = facts["labels"], np.array(facts["counts"], dtype=np.float64), len(rows["label"])
+        shares = np.tile(counts / counts.sum(), (count, 1)).astype(np.float32)
+        texts = [labels[int(counts.argmax())]] * count
+        return {"most frequent class": Predictions(texts, measures={"probabilities": shares}, classes=tuple(labels))}
+
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        from hanflow.metrics import classification as classes
+
+        return classes.measures(predictions.measures.get("probabilities"), predictions.classes, references)
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        from hanflow.metrics import classification as classes
+
+        return classes.overall(measures)
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+        from hanflow.metrics import classification as classes
+
+        return classes.sections(measures, facts["labels"])
+
+    def confusion(
+        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
+    ) -> tuple[list[str], np.ndarray] | None:
+        from hanflow.metrics import classification as classes
+
+        return list(facts["labels"]), classes.confusion(measures, len(facts["labels"]))
+
+    def card(self) -> dict[str, Any]:
+        imports = (
+            "from hanflow.models import register  # of hanflow: the architectures that are not in transformers"
+            "\n\nregister()\n"
+        )
+        return {
+            "pipeline_tag": "text-classification",
+            "auto_class": "AutoModelForSequenceClassification",
+            "example": _EXAMPLE.format(imports=imports),
+        }
+
+
+class Classifier(ModelPredictor):
+    """A model with its classes, see `hanflow.tasks.predictor.Predictor`."""
+
+    adjusts = ("top_classes",)
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+        super().__init__(model, tokenizer, config)
+        self.classes = tuple(model.config.id2label[place] for place in range(len(model.config.id2label)))
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        import numpy as np
+
+        from hanflow.models import classifiers
+
+        found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
+        for members, probabilities in classifiers.probabilities(
+            self.model, [row[0] for row in rows], self.config.batch_tokens
+        ):
+            found[members] = probabilities
+            if progress is not None:
+                progress.update(len(members))
+        order = np.argsort(-found, axis=1, kind="stable")
+        columns: dict[str, list[Any]] = {
+            "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]
+        }
+        most = min(self.config.top_classes, len(self.classes))
+        if most > 1:
+            columns["top"] = [
+                json.dumps(
+                    {self.classes[at]: round(float(found[row, at]), 6) for at in places[:most]}, ensure_ascii=False
+                )
+                for row, places in enumerate(order)
+            ]
+        texts = [self.classes[best] for best in order[:, 0]]
+        return Predictions(texts, columns, {"probabilities": found}, self.classes)
+
+    def with_settings(self, config: EvaluateConfig) -> Classifier:
+        """The same model under other settings; nothing is loaded again."""
+        return Classifier(self.model, self.tokenizer, config)

@@ -1,0 +1,251 @@
+"""Language modelling: the next token of a text, by a GPT decoder or a feed-forward network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
+from hanflow.progress import log
+from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
+from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.text.encoding import as_inputs, plain_ids, plain_text
+from hanflow.text.normalize import clean_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hanflow.progress import Progress
+
+_EXAMPLE = """\
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hanflow.models import register  # of hanflow: the architectures that are not in transformers
+
+register()
+tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+model = AutoModelForCausalLM.from_pretrained("huggingface").eval()
+ids = [tokenizer.eos_token_id, *tokenizer("이 영화는", add_special_tokens=False)["input_ids"]]
+output = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=40, do_sample=True, top_p=0.9)
+print(tokenizer.decode(output[0][1:]))"""
+
+
+class LanguageModeling(CommonTask):
+    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+
+    name = "language_modeling"
+    columns = (
+        Column("text", ("text", "document", "review", "content", "sentence", "body", "news")),
+        Column("id", ("id",), required=False),
+    )
+    text_roles = ("text",)
+    input_role = "text"
+    split_role = "text"
+    sequences = ("tokens",)
+    generates = False
+    labels = False
+    packs = True
+    verb = "Continue"
+    best_metric = "loss"
+    rank_by = "log_probability_per_token"
+    shown_measures = ("log_probability_per_token", "tokens")
+
+    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+        text = self.clean_input(row["text"], config)
+        if not text:
+            raise Rejected("the text is empty")
+        check_length("text", text, config)
+        return {"text": text, "id": row.get("id", "")}
+
+    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+        return clean_text(text, config, br="\n")
+
+    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+        return {"tokens": config.chunk_tokens + 1}
+
+    def encode(
+        self,
+        rows: Mapping[str, Sequence[str]],
+        tokenizer: PreTrainedTokenizerBase,
+        config: TokenizeConfig,
+        facts: Mapping[str, Any],
+        rest: Mapping[str, list[int]] | None = None,
+    ) -> Encoded:
+        """One row a chunk, not a document: see `hanflow.models.causal_lm`."""
+        plain = plain_ids(rows["text"], tokenizer, config)
+        end = tokenizer.eos_token_id
+        stream = rest["tokens"].copy() if rest else [end]
+        for ids in plain:
+            stream += ids
+            stream.append(end)
+        size = config.chunk_tokens
+        whole = (len(stream) - 1) // size * size
+        chunks = [stream[at : at + size + 1] for at in range(0, whole, size)]
+        # The last token of a chunk is the first of the next one.
+        left = {"tokens": stream[whole:]}
+        return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain), left)
+
+    def inputs(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+    ) -> list[tuple[np.ndarray, ...]]:
+        return as_inputs([[tokenizer.eos_token_id, *ids] for ids in plain_ids(texts, tokenizer, config)])
+
+    def models(self) -> ModuleType:
+        from hanflow.models import causal_lm as language
+
+        return language
+
+    def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
+        return {"chunk_tokens": lengths[:, 0] - 1}
+
+    def targets(self, lengths: np.ndarray) -> np.ndarray:
+        return lengths[:, 0] - 1
+
+    def collate(
+        self,
+        rows: Sequence[Sequence[np.ndarray]],
+        shape: Sequence[int],
+        model: PreTrainedModel,
+        *,
+        static: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        from hanflow.models import causal_lm as language
+
+        return language.collate(rows, shape, model.config)
+
+    def predictor(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        config: EvaluateConfig,
+        *,
+        scoring: bool = False,
+    ) -> Judge | Continuer:
+        return (Judge if scoring else Continuer)(model, tokenizer, config)
+
+    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+        return list(rows["text"])
+
+    def reference_of(
+        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+    ) -> str:
+        ids = row[0][1:]
+        return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # what separates documents is no text
+
+    def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        nats = predictions.measures.get("nats", np.zeros(0))
+        tokens = predictions.measures.get("tokens", np.zeros(0))
+        return {
+            "log_probability_per_token": -nats / np.maximum(tokens, 1),
+            "nats": nats,
+            "tokens": tokens,
+            "bytes": np.array([len(text.encode("utf-8", "replace")) for text in references], dtype=np.float64),
+        }
+
+    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """`loss`, nats a token; `perplexity`, its exponential; `bits_per_byte` of the UTF-8 text, which does not depend
+        on the tokenizer (Gao et al., 2020, section 3.1)."""
+        nats, tokens, size = (float(measures[name].sum()) for name in ("nats", "tokens", "bytes"))
+        loss = nats / max(tokens, 1.0)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "bits_per_byte": nats / math.log(2) / max(size, 1.0),
+        }
+
+    def card(self) -> dict[str, Any]:
+        return {"pipeline_tag": "text-generation", "auto_class": "AutoModelForCausalLM", "example": _EXAMPLE}
+
+
+class Judge(ModelPredictor):
+    """How likely texts are, see `hanflow.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of each,
+    the end of the text included; its `texts` are empty.
+
+    A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
+
+    Args:
+        ends: whether a row is a text, which ends after its tokens; else they are all there is.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig, *, ends: bool = True
+    ):
+        super().__init__(model, tokenizer, config)
+        self._ends = ends
+
+    def for_chunks(self) -> Judge:
+        """How likely chunks are, without an end that they do not have."""
+        return Judge(self.model, self.tokenizer, self.config, ends=False)
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        import numpy as np
+        import torch
+
+        from hanflow.data.batches import batches
+        from hanflow.models import causal_lm as language
+
+        context = getattr(self.model.config, "max_position_embeddings", None) or 1024
+        end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
+        pieces = []  # (row, tokens): neighbours share a token, so that each is predicted once
+        for number, (tokens, *_) in enumerate(rows):
+            ended = not self._ends or (len(tokens) > 1 and tokens[-1] == end[0])
+            whole = tokens if ended else np.concatenate([tokens, end])
+            pieces += [(number, whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
+        nats, counts, was_training = np.zeros(len(rows)), np.zeros(len(rows)), self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                for members in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
+                    found = language.row_losses(self.model, [pieces[at][1] for at in members])
+                    for at, value in zip(members, found, strict=True):
+                        number, piece = pieces[at]
+                        nats[number] += value
+                        counts[number] += len(piece) - 1
+                        if progress is not None and len(piece) < context + 1:
+                            progress.update(1)
+        finally:
+            self.model.train(was_training)
+        return Predictions([""] * len(rows), measures={"nats": nats, "tokens": counts})
+
+
+class Continuer(ModelPredictor):
+    """What could come after texts, see `hanflow.tasks.predictor.Predictor`."""
+
+    adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+        from hanflow.generation.sampling import SamplingOptions
+
+        super().__init__(model, tokenizer, config)
+        context = getattr(model.config, "max_position_embeddings", None)
+        longest = config.max_new_tokens
+        if context is not None and longest >= context:
+            log.warning("max_new_tokens=%d is cut to %d: the model's context is %d", longest, context - 1, context)
+            longest = context - 1
+        self.options = SamplingOptions(
+            max_new_tokens=longest,
+            greedy=config.greedy,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            batch_tokens=config.batch_tokens,
+        )
+
+    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+        from hanflow.generation import sampling
+
+        found = sampling.generate(self.model, [row[0] for row in rows], self.options)
+        if progress is not None:
+            progress.update(len(rows))
+        return Predictions([plain_text(ids, self.tokenizer) for ids in found])
+
+    def with_settings(self, config: EvaluateConfig) -> Continuer:
+        """The same model under other settings; nothing is loaded again."""
+        return Continuer(self.model, self.tokenizer, config)

@@ -1,0 +1,59 @@
+"""Texts to token ids and back, the same way for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from hanflow.config import TokenizeConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers import PreTrainedTokenizerBase
+
+
+def prepared(texts: Sequence[str], config: TokenizeConfig) -> list[str]:
+    """Texts as the tokenizer is to see them: cut into morphemes first, if the settings say so."""
+    if not config.morphemes:
+        return list(texts)
+    from hanflow.text.scoring_tokens import get_tokenization
+
+    analyser = get_tokenization("morpheme")
+    whole = [analyser.clean(text).replace("\n", " ") for text in texts]
+    return [" ".join(map(str, tokens)) for tokens in analyser.cut(whole)]
+
+
+def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> list[list[int]]:
+    """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(prepared(texts, config), add_special_tokens=False)
+    return [encoding.ids for encoding in encodings]
+
+
+def framed(
+    rows: Sequence[list[int]], frame: tuple[Sequence[int], Sequence[int]], longest: int
+) -> tuple[list[list[int]], int]:
+    """Token ids between others, cut to a longest length with both ends kept.
+
+    Args:
+        rows: token ids of one text each.
+        frame: token ids that stand before and behind every text.
+        longest: most tokens of a row, the frame included.
+
+    Returns:
+        (one list of at most `longest` token ids a row, how many rows were cut).
+    """
+    begin, end = frame
+    room = longest - len(begin) - len(end)
+    return [[*begin, *ids[:room], *end] for ids in rows], sum(len(ids) > room for ids in rows)
+
+
+def as_inputs(rows: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, ...]]:
+    """Token ids of one text each as a `Predictor` takes them: int32 arrays of shape (length,)."""
+    import numpy as np
+
+    return [(np.array(ids, dtype=np.int32),) for ids in rows]
+
+
+def plain_text(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of token ids, of shape (length,), nothing removed and nothing tidied: a special token belongs to it, too."""
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,1 +1,0 @@
-"""Commands of `hanflow`, a module each: `add(commands)` gives one its parser."""
