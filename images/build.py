@@ -22,7 +22,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from hanflow.config import UserError
+from hanflow.errors import UserError
 from hanflow.images import Images, add_options, from_options
 
 ROOT = Path(__file__).resolve().parents[1]

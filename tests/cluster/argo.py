@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.cluster.manifests import MANIFESTS, Document, pick
-from tests.steps.forked import Zygote
+from tests.support.forked import Zygote
 
 ROOT = MANIFESTS.parent
 

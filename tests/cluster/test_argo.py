@@ -21,10 +21,10 @@ from tests.cluster import argo
 from tests.cluster.argo import ROOT, step, tasks, workflow
 from tests.cluster.manifests import read
 from tests.cluster.world import World
-from tests.steps.corpora import ARCHITECTURE, petitions
-from tests.steps.forked import Zygote
-from tests.steps.tasks import ARCHITECTURES, reviews
 from tests.storage.emulator import Emulator
+from tests.support.corpora import ARCHITECTURE, petitions
+from tests.support.forked import Zygote
+from tests.support.tasks import ARCHITECTURES, reviews
 
 BUCKET = "my-project-hanflow"
 """Of the ConfigMap's `root`."""

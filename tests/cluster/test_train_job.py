@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from hanflow.cluster import launcher as launch
-from hanflow.cluster import model_report as outcome
 from hanflow.cluster import own_pod
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import Origin, build
@@ -23,9 +22,11 @@ from hanflow.cluster.pod import GRACE_SECONDS, PodExtras
 from hanflow.config import JobConfig, TrainConfig, settings_of, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
+from hanflow.steps import train as train_step
+from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node
 from tests.cluster.world import World
-from tests.steps import tasks
+from tests.support import tasks
 
 TASK = "classification"
 
@@ -78,7 +79,7 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
     root = shards.parents[2]
     output = tmp_path_factory.mktemp("job") / "model"
     config = tasks.settings(TASK, epochs=1000, max_steps=150, save_every=0, validate_every=150)
-    run = launch.chosen_run(arguments(fake, root, config, workers=2))
+    run = train_step.chosen_run(arguments(fake, root, config, workers=2))
     metrics = Path(f"{output}.checkpoints") / "metrics.jsonl"
     body = build(
         JobConfig(runtime="pytorchjob", gpus=0, workers=2),
@@ -110,7 +111,7 @@ def test_a_mistake_in_the_settings_fails_the_step_with_the_workers_words(
     fake: World, free_port: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})
-    run = launch.chosen_run(arguments(fake, shards.parents[2], config))
+    run = train_step.chosen_run(arguments(fake, shards.parents[2], config))
     with pytest.raises(JobFailed) as caught:
         run(config, task=TASK, output=str(tmp_path_factory.mktemp("job") / "model"), shards=str(shards))
     assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
@@ -121,18 +122,18 @@ def test_a_mistake_in_the_settings_fails_the_step_with_the_workers_words(
 def test_a_local_run_asks_no_cluster(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     config = tasks.settings(TASK, max_steps=1)
-    report = launch.run(config, task=TASK, output=str(tmp_path / "model"), shards=str(shards), job=JobConfig())
+    report = train_step.run(config, task=TASK, output=str(tmp_path / "model"), shards=str(shards), job=JobConfig())
     assert report.figures["steps"] == 1
     work = WorkerSpec(TASK, config, str(shards), str(tmp_path / "model"))
-    assert outcome.report(work).figures == report.figures
-    done = outcome.already_done(work)
+    assert train_step._report(manifest_at(work.output, "model")).figures == report.figures
+    done = train_step._already_done(work)
     assert done is not None and done.figures == report.figures
     slice_ = WorkerSpec(
         TASK, tasks.settings(TASK, max_steps=1, backend="xla", topology="2x2x4"), str(shards), work.output
     )
-    assert outcome.already_done(slice_) is not None, "where it ran does not matter"
+    assert train_step._already_done(slice_) is not None, "where it ran does not matter"
     other = WorkerSpec(TASK, tasks.settings(TASK, max_steps=2), str(shards), str(tmp_path / "model"))
-    assert outcome.already_done(other) is None, "of other settings"
+    assert train_step._already_done(other) is None, "of other settings"
 
 
 def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp_path: Path) -> None:
@@ -140,7 +141,7 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
         values = {"shards": "gs://b/shards", "output": "gs://b/model", "checkpoints": "", **changes}
         config = TrainConfig(checkpoints=values.pop("checkpoints"), pretrained="gogamza/kobart-base-v2")
         mounts = PodExtras(volume_mounts=[{"name": "data", "mountPath": "/data/"}])
-        outcome.check_reach(WorkerSpec(TASK, config, **values), mounts)
+        launch._check_reach(WorkerSpec(TASK, config, **values), mounts)
 
     check()
     check(shards="/data/shards", output="file:///data/model", checkpoints="/data/checkpoints")
@@ -151,14 +152,13 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
 
 def test_the_command_line_launches(fake: World, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["--task", TASK, "--output", "gs://b/model", "--shards", "/here/shards", "--run", fake.run]
-    assert launch.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"]) == 1
+    assert train_step.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"])[0] == 1
     assert "shards=/here/shards: the job's pods cannot see that path" in capfd.readouterr().err
-    assert launch.command([*command, "--job-runtime", "tpu", "--job-accelerator", "v4-31"]) == 1
+    assert train_step.command([*command, "--job-runtime", "tpu", "--job-accelerator", "v4-31"])[0] == 1
     assert "no slice has that size" in capfd.readouterr().err
-    assert launch.command([*command, "--job-workers", "none"]) == 1
+    assert train_step.command([*command, "--job-workers", "none"])[0] == 1
     assert "job.workers: expected a whole number" in capfd.readouterr().err
-    with pytest.raises(SystemExit):
-        launch.command(["--help"])
+    assert train_step.command(["--help"])[0] == 0
     assert "--job-accelerator" in capfd.readouterr().out
 
 
@@ -226,7 +226,7 @@ def test_a_pods_exit_status_tells_why(torchrun: node.Torchrun, endings: dict[int
 
 def in_a_pod(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """What the pod's process does with `code` in place of `python -m hanflow.steps.train`."""
-    preface = f"import sys\nfrom hanflow.steps.train import node\ntorchrun = node._torchrun\ncode = {code!r}\n"
+    preface = f"import sys\nfrom hanflow.training.workers import torchrun as node\ntorchrun = node._torchrun\ncode = {code!r}\n"
     patched = "node._torchrun = lambda _: torchrun(['--no-python', sys.executable, '-c', code])\n"
     return subprocess.run(
         [sys.executable, "-c", f"{preface}{patched}sys.exit(node.main([]))"],
@@ -264,8 +264,6 @@ def test_a_worker_that_is_killed_without_a_word_is_told_with_the_cure() -> None:
 
 
 def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hanflow.steps.train import __main__ as entry
-
     monkeypatch.setenv(node.ENDINGS_VARIABLE, str(tmp_path))
     monkeypatch.setenv("RANK", "3")
 
@@ -273,8 +271,8 @@ def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.M
         def main(*_: Any, **__: Any) -> int:
             raise error
 
-        monkeypatch.setattr(entry, "main", main)
-        return node.note_ending(*entry.work())
+        monkeypatch.setattr(train_step, "main", main)
+        return node.note_ending(*train_step.command([]))
 
     assert fail(RuntimeError("connection closed by peer")) == 70
     assert (tmp_path / "3").read_text() == "70\nRuntimeError: connection closed by peer"

@@ -16,7 +16,7 @@ from hanflow.serving.bundle import answer, open_bundle
 from hanflow.tasks import REGISTRY, get_task
 from hanflow.tasks.common import CommonTask
 from pipelines.dag import arguments_of, make_pipeline
-from tests.steps import tasks
+from tests.support import tasks
 from tests.toy.stars import Guesser, Stars
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
-from tests.steps import tasks
-from tests.steps.model_fixtures import Chain
+from tests.support import tasks
+from tests.support.model_fixtures import Chain
 
 TASK = "classification"
 NAMES = {"0": "별로예요", "1": "좋아요 👍"}

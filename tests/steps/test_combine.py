@@ -18,8 +18,8 @@ from hanflow.steps.export import run as export
 from hanflow.steps.runner import main
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
-from tests.steps import tasks
-from tests.steps.model_fixtures import Chain
+from tests.support import tasks
+from tests.support.model_fixtures import Chain
 
 TASK = "classification"
 MEMBERS = [{"name": "rnn", "epochs": 1}, {"name": "cnn"}]

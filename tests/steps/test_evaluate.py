@@ -24,9 +24,9 @@ from hanflow.steps.gate import passed
 from hanflow.steps.runner import main
 from hanflow.storage.artifacts import lineage, read_manifest
 from hanflow.tasks.summarization import lead
-from tests import nasty
-from tests.steps.corpora import write_corpus
-from tests.steps.model_fixtures import EVALUATE, Chain, make_chain, rewritten
+from tests.support import nasty
+from tests.support.corpora import write_corpus
+from tests.support.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from hanflow.steps.evaluate import run as evaluate
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
 from hanflow.tasks.summarization import Summarization, Summarizer
-from tests.steps.model_fixtures import EVALUATE, Chain, make_chain, rewritten
+from tests.support.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,8 @@ from hanflow.steps.export import run as export
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
-from tests.steps import tasks
-from tests.steps.model_fixtures import Chain
+from tests.support import tasks
+from tests.support.model_fixtures import Chain
 
 TASK = "language_modeling"
 

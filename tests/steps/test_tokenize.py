@@ -15,7 +15,7 @@ from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.steps.tokenize import run
 from hanflow.storage.artifacts import read_manifest
-from tests.steps.corpora import petitions, write_corpus
+from tests.support.corpora import petitions, write_corpus
 
 SEQUENCES = ("source", "target")
 

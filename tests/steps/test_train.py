@@ -17,8 +17,8 @@ from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.storage.artifacts import read_manifest
 from hanflow.training.workers.worker import run
-from tests.steps import tasks
-from tests.steps.corpora import ARCHITECTURE
+from tests.support import tasks
+from tests.support.corpora import ARCHITECTURE
 
 
 def trained(shards: Path, output: Path, **settings: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

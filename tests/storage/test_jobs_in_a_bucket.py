@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 
 from hanflow import storage
-from hanflow.cluster import launcher as launch
 from hanflow.config import JobConfig, PreprocessConfig
+from hanflow.steps import train as train_step
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage import gcs
 from tests.cluster.conftest import fake as fake
 from tests.cluster.conftest import hurry as hurry
 from tests.cluster.world import World
-from tests.steps import tasks
 from tests.storage.emulator import Emulator
+from tests.support import tasks
 
 TASK = "classification"
 STEPS = 60
@@ -63,7 +63,7 @@ def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
     emulator.order({"kind": "hold", "match": "^upload model.checkpoints/step-00000010/commit.json"})
     accident = threading.Thread(target=lose_the_node, args=(fake, emulator, disk), daemon=True)
     accident.start()
-    report = launch.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
+    report = train_step.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
     accident.join(1)
     assert report.figures["steps"] == STEPS and fake.jobs() == []
     said = streamed.getvalue()
@@ -72,5 +72,5 @@ def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
     assert [point["step"] for point in training["history"]["train"]] == list(range(1, STEPS + 1))
     assert f"step-{STEPS:08d}/commit.json" in gcs.listing(f"{model}.checkpoints")
     submitted = fake.fake.count("POST", "pytorchjobs")
-    again = launch.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
+    again = train_step.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
     assert again.figures == report.figures and fake.fake.count("POST", "pytorchjobs") == submitted

@@ -15,9 +15,9 @@ from hanflow import storage
 from hanflow.cli.main import main
 from hanflow.serving.bundle import open_bundle
 from hanflow.storage import artifacts, gcs
-from tests.steps.corpora import ARCHITECTURE, petitions
-from tests.steps.forked import Zygote
 from tests.storage.emulator import Emulator
+from tests.support.corpora import ARCHITECTURE, petitions
+from tests.support.forked import Zygote
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,9 @@ from hanflow.storage.gcs import service
 from hanflow.training.checkpoints.local import COMMIT
 from hanflow.training.checkpoints.remote import RemoteCheckpoints
 from hanflow.training.state import LoopState
-from tests.steps.conftest import shards as shards
-from tests.steps.corpora import ARCHITECTURE
-from tests.steps.forked import Zygote
 from tests.storage.emulator import Emulator
+from tests.support.corpora import ARCHITECTURE
+from tests.support.forked import Zygote
 
 STEPS = 16
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from hanflow.config import TokenizeConfig
 from hanflow.steps.tokenize import run as tokenize
-from tests.steps import tasks
-from tests.steps.corpora import ARCHITECTURE, petitions, write_corpus
-from tests.steps.forked import Zygote
+from tests.support import tasks
+from tests.support.corpora import ARCHITECTURE, petitions, write_corpus
+from tests.support.forked import Zygote
 
 TASKS = ("summarization", "classification", "language_modeling")
 ARCHITECTURES: dict[str, dict[str, Any]] = {

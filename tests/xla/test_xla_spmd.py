@@ -22,7 +22,7 @@ from hanflow.data.shards import Shard
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
 from hanflow.training.loader import Data
-from tests.steps.forked import Zygote
+from tests.support.forked import Zygote
 from tests.xla.runs import ARCHITECTURES, TASKS, Run, environment, make_shards
 
 WARNING = "compiled after warm-up"

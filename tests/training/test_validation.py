@@ -23,9 +23,9 @@ from hanflow.training.evaluation import Validator
 from hanflow.training.loader import Data
 from hanflow.training.loop import Objective
 from hanflow.training.state import LoopState
-from tests.steps import tasks
-from tests.steps.corpora import ARCHITECTURE
-from tests.steps.model_fixtures import rewritten
+from tests.support import tasks
+from tests.support.corpora import ARCHITECTURE
+from tests.support.model_fixtures import rewritten
 
 
 @pytest.fixture(scope="module")

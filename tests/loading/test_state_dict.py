@@ -20,7 +20,7 @@ from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.loading.state_dict import load_weights, read_weights
 from hanflow.models import bart
-from tests.unit.test_generation import tokenizer  # noqa: F401  (a fixture)
+from tests.generation.test_generation import tokenizer  # noqa: F401  (a fixture)
 
 CONFIG: dict[str, Any] = {
     "vocab_size": 330,

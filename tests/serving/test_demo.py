@@ -20,7 +20,7 @@ import pytest
 from hanflow.cli import demo
 from hanflow.cli.main import main
 from hanflow.serving.bundle import answer, open_bundle
-from tests.steps.corpora import petitions
+from tests.support.corpora import petitions
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="Streamlit is not installed: pip install 'hanflow[demo]'")
 

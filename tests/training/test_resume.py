@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.steps import tasks
-from tests.steps.corpora import ARCHITECTURE
-from tests.steps.forked import Zygote
+from tests.support import tasks
+from tests.support.corpora import ARCHITECTURE
+from tests.support.forked import Zygote
 
 STEPS = 40
 

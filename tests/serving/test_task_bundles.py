@@ -21,8 +21,8 @@ from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks.predictor import Adjustable
-from tests.steps import tasks
-from tests.steps.model_fixtures import Chain
+from tests.support import tasks
+from tests.support.model_fixtures import Chain
 
 NAMES = {"0": "별로", "1": "좋아요"}
 """Not in the order of their indices as texts: 별로 < 좋아요, and a third class that few rows have comes first."""

@@ -12,7 +12,7 @@ from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage import artifacts
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers.worker import run as train
-from tests.steps.corpora import petitions, write_corpus
+from tests.support.corpora import petitions, write_corpus
 
 ARCHITECTURE: dict[str, Any] = {
     "type": "bart",

@@ -27,7 +27,7 @@ from hanflow.training.trainer.arguments import Sizes, sizes, training_arguments,
 from hanflow.training.trainer.engine import fit, make_trainer
 from hanflow.training.trainer.kinds import TaskTrainer
 from hanflow.training.workers.worker import run
-from tests.steps.corpora import ARCHITECTURE
+from tests.support.corpora import ARCHITECTURE
 
 STILL = {**ARCHITECTURE, "dropout": 0.0}
 

@@ -26,8 +26,8 @@ from hanflow.training.evaluation import Validator
 from hanflow.training.optimizer import make_optimizer
 from hanflow.training.state import LoopState
 from hanflow.training.workers import worker
-from tests.steps.corpora import ARCHITECTURE
 from tests.steps.test_train import trained
+from tests.support.corpora import ARCHITECTURE
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 

@@ -22,7 +22,7 @@ from hanflow.data.text_files import Source, read
 from hanflow.metrics import rouge
 from hanflow.steps import score as compare
 from hanflow.text import scoring_tokens as tokenizations
-from tests import nasty
+from tests.support import nasty
 
 PREDICTIONS = ["정부는 청원에 답변했다", "ㅋㅋㅋ", "", "국민 청원"]
 REFERENCES = ["정부가 청원에 답변했다", "ㅋㅋ 좋아요", "답하라", "국민 청원"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 STEPS = ("preprocess", "tokenize", "train", "combine", "evaluate", "export", "predict")
 MODULES = sorted(
     p.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")

@@ -27,10 +27,10 @@ from hanflow.data.text_files import FORMATS, Source, read_rows
 from hanflow.data.writers import one_line
 from hanflow.serving import predict as stream
 from hanflow.serving.bundle import answer, open_bundle
-from tests import nasty
-from tests.steps.corpora import petitions
-from tests.steps.forked import Zygote
-from tests.steps.model_fixtures import EVALUATE, Chain
+from tests.support import nasty
+from tests.support.corpora import petitions
+from tests.support.forked import Zygote
+from tests.support.model_fixtures import EVALUATE, Chain
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from hanflow.config import TokenizeConfig, TrainConfig
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.training.workers.worker import run as train
-from tests.steps.corpora import SAMPLE, write_corpus
-from tests.steps.model_fixtures import Chain
+from tests.support.corpora import SAMPLE, write_corpus
+from tests.support.model_fixtures import Chain
 
 ROWS = 240
 """Rows of the test split."""

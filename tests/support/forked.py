@@ -42,7 +42,7 @@ class Zygote:
                 `kill_at_event`: number of the file operation in the checkpoint folder (from 1) to be killed at, counted into
                 `events` (a path); `signal_at_step`: when that step is logged, and `delay` seconds later, `signum` (SIGTERM) to itself;
                 `compilations`: a path, gets the number of graphs that torch_xla compiled. Or `step` and the `argv` of its
-                command line (`train.launch`: of a module of it). Or `argv` of a `hanflow` command,
+                command line (`-m hanflow.steps.<step>`). Or `argv` of a `hanflow` command,
                 `kill_at_event` (with `signum`, SIGKILL) in the folder `watch`, or `kill_after` so many seconds.
         """
         assert self._process.stdin and self._process.stdout
@@ -92,7 +92,7 @@ def _child(job: dict[str, Any]) -> int:
     if "step" in job:
         sys.argv = [job["step"], *job["argv"]]
         try:
-            runpy.run_module(f"components.{job['step']}", run_name="__main__")
+            runpy.run_module(f"hanflow.steps.{job['step']}", run_name="__main__")
         except SystemExit as end:
             return int(end.code or 0)
     if "argv" in job:

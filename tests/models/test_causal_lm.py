@@ -18,7 +18,7 @@ from hanflow.generation.sampling import SamplingOptions, generate
 from hanflow.models import causal_lm as language
 from hanflow.models.gpt import GptConfig, GptForCausalLM
 from hanflow.models.kernels import attention
-from tests.unit.test_models_classifiers import tokenizer_of
+from tests.models.test_classifiers import tokenizer_of
 
 EOS = 1
 TINY: dict[str, dict[str, Any]] = {

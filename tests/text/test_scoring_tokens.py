@@ -19,7 +19,7 @@ from hanflow import system as machine
 from hanflow.metrics import rouge
 from hanflow.text import morphemes
 from hanflow.text.scoring_tokens import NAMES, TOKENIZATIONS, model_tokenization, normalise
-from tests import nasty
+from tests.support import nasty
 
 PETITIONS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "petitions.tsv.gz"
 

@@ -24,7 +24,7 @@ from hanflow.serving.verify import score_difference
 from hanflow.tasks import get_task
 from hanflow.tasks.data import Predictions
 from hanflow.tasks.summarization import Summarizer
-from tests.steps.trained import train_briefly
+from tests.support.trained import train_briefly
 
 TASK = get_task("summarization")
 

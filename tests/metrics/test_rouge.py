@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hanflow.metrics import rouge
 from hanflow.text.scoring_tokens import TOKENIZATIONS, Tokenization
-from tests import nasty
+from tests.support import nasty
 
 ROUNDING = 1e-12
 """Ratios of small whole numbers in float64, and means of a few of them: off by some 1e-16 at most."""

@@ -10,7 +10,7 @@ from hanflow.config import PreprocessConfig, TokenizeConfig, TrainConfig
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.training.workers.worker import run as train
-from tests.steps.model_fixtures import Chain
+from tests.support.model_fixtures import Chain
 
 REVIEWS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "reviews.tsv.gz"
 

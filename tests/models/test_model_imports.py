@@ -9,7 +9,7 @@ from pathlib import Path
 from hanflow.config import TrainConfig
 from hanflow.models import causal_lm as language
 from hanflow.models import classifiers
-from tests.unit import test_models_classifiers, test_models_language
+from tests.models import test_causal_lm, test_classifiers
 
 
 def run(code: str) -> str:
@@ -26,12 +26,12 @@ def test_the_package_alone_imports_nothing_heavy() -> None:
 
 def test_register_lets_the_auto_classes_load_everything(tmp_path: Path) -> None:
     """In a process that knows nothing of us but `register`, as the model card tells its readers."""
-    tokenizer = test_models_classifiers.tokenizer_of()
-    for kind, settings in test_models_language.TINY.items():
+    tokenizer = test_classifiers.tokenizer_of()
+    for kind, settings in test_causal_lm.TINY.items():
         language.new_model(TrainConfig(architecture=settings), tokenizer).save_pretrained(tmp_path / kind)
         tokenizer.save_pretrained(tmp_path / kind)
     for kind in ("rnn", "cnn"):
-        settings = test_models_classifiers.TINY[kind]
+        settings = test_classifiers.TINY[kind]
         classifiers.new_model(TrainConfig(architecture=settings), tokenizer, ["a", "b"]).save_pretrained(
             tmp_path / kind
         )
