@@ -1,7 +1,9 @@
 """The image references; repository and tag are set in one place for every pipeline, job and manifest.
 
-`hanflow compile` and `hanflow submit` take `--image-repository` and `--image-tag` for images pushed elsewhere
-(`add_options`, `from_options`). A step that starts jobs of its own learns from `images_of_this_step` which were meant.
+Committed pipelines and manifests carry the release's tag, `0.2.0`, so that they stay the same from one commit to the
+next. What people compile, submit and build carries the tag of its content (`hanflow.version.image_tag`), so that no node
+takes an older image for it, nor Kubeflow an older result. `--image-repository` and `--image-tag` name images pushed
+elsewhere (`add_options`, `from_options`). A step that starts jobs learns from `images_of_this_step` which were meant.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import re
 from dataclasses import dataclass
 
 from hanflow.errors import UserError
+from hanflow.version import __version__, image_tag
 
 REPOSITORY = "ghcr.io/hanflow"
-TAG = "0.1.0"
+TAG = __version__
+"""The release's."""
 
 REPOSITORY_VARIABLE = "HANFLOW_IMAGE_REPOSITORY"
 TAG_VARIABLE = "HANFLOW_IMAGE_TAG"
@@ -90,16 +94,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="registry and folder of hanflow's images (default: %(default)s)",
     )
-    group.add_argument("--image-tag", default=TAG, metavar="TAG", help="their tag (default: %(default)s)")
+    group.add_argument(
+        "--image-tag",
+        metavar="TAG",
+        help=f"their tag (default: {TAG} and a digest of hanflow's files and constraints.txt, as `make images` sets it)",
+    )
 
 
-def from_options(options: argparse.Namespace) -> Images:
+def from_options(options: argparse.Namespace, *, tag: str = "") -> Images:
     """The images that the options of `add_options` name.
+
+    Args:
+        tag: the one where no option names any; empty: that of hanflow's content.
 
     Raises:
         UserError: a repository or tag that no registry would take.
     """
-    return Images(options.image_repository, options.image_tag)
+    return Images(options.image_repository, options.image_tag or tag or image_tag())
 
 
 def images_of_this_step() -> Images:

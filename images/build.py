@@ -23,7 +23,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from hanflow.errors import UserError
-from hanflow.images import Images, add_options, from_options
+from hanflow.images import TAG, Images, add_options, from_options
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("cpu", "demo", "gpu", "tpu")
@@ -136,6 +136,8 @@ class Build:
     base: str
     revision: str
     host_network: bool = False
+    also: str = ""
+    """A second tag."""
     flags: tuple[str, ...] = ()
 
     @property
@@ -146,6 +148,8 @@ class Build:
         """The builder's command line; `conf` is the file that holds `pip`."""
         command = [self.builder, "build", "--file", f"images/{DOCKERFILES.get(self.kind, self.kind)}/Dockerfile"]
         command += ["--target", self.kind, "--tag", self.reference]
+        if self.also:
+            command += ["--tag", f"{self.reference.rpartition(':')[0]}:{self.also}"]
         if self.builder == "podman":
             command += ["--layers"]
         if self.base:
@@ -213,7 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         conf.flush()
         for kind in kinds:
             flags = tuple(shlex.split(options.flags))
-            build = Build(builder, kind, images, options.base, revision(), bool(addresses), flags)
+            # Committed manifests and pipelines name the release's tag.
+            also = "" if options.image_tag else TAG
+            build = Build(builder, kind, images, options.base, revision(), bool(addresses), flags, also)
             done = subprocess.run(build.command(settings, Path(conf.name)), cwd=ROOT, check=False)
             if done.returncode:
                 print(f"error: {build.reference} was not built; the builder's last lines say why", file=sys.stderr)

@@ -7,7 +7,7 @@ from other settings is replaced.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hanflow.cluster.client import Cluster
@@ -22,6 +22,7 @@ from hanflow.errors import UserError
 from hanflow.images import images_of_this_step
 from hanflow.progress import log
 from hanflow.signals import Terminated
+from hanflow.version import CONTENT_VARIABLE, content
 
 REMOVE_SECONDS = 60.0
 """How long removing the job is tried."""
@@ -52,7 +53,11 @@ def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras 
         UserError: a path that the job's pods cannot see.
         ClusterError: the cluster cannot be reached.
     """
-    _check_reach(spec, extras or PodExtras())
+    extras = extras or PodExtras()
+    _check_reach(spec, extras)
+    # A worker from another image would train with other code, or fail in ways that say nothing of the cause.
+    content_of_launcher = {"name": CONTENT_VARIABLE, "value": content()}
+    extras = replace(extras, environment=[*extras.environment, content_of_launcher])
     cluster = Cluster(job.namespace)
     pod = own_pod(cluster)
     origin = Origin(run_id or run_of(pod) or spec.output, owner=workflow_of(pod, cluster))

@@ -21,7 +21,7 @@ from hanflow.cluster.pod import PodExtras
 from hanflow.config import Experiment, JobConfig, load_experiment
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
-from hanflow.images import DEFAULT, Images, add_options, from_options
+from hanflow.images import DEFAULT, TAG, Images, add_options, from_options
 
 NAMESPACE = "kubeflow"
 CONFIG_MAP = "hanflow"
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_options(parser)
     options = parser.parse_args(argv)
     try:
-        for path in write(options.output, options.experiment, options.set, from_options(options)):
+        for path in write(options.output, options.experiment, options.set, from_options(options, tag=TAG)):
             print(path)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

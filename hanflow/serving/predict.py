@@ -19,7 +19,7 @@ from hanflow.progress import Progress, log
 from hanflow.serving.bundle import Bundle, answer
 from hanflow.serving.inputs import Inputs, check_first_rows, inputs_of
 from hanflow.storage import exists, is_remote, publish_file, work_folder
-from hanflow.storage.artifacts import program_version
+from hanflow.version import module_content
 
 CHUNK_CHARACTERS = 8_000_000
 """Characters of a chunk from which it is full, however few rows they are."""
@@ -145,7 +145,7 @@ def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: 
     resumable = inputs.rereadable
     identity: dict[str, Any] = {
         "bundle": bundle.manifest.digest,
-        "program": program_version(),
+        "program": module_content(__name__),
         "settings": {name: value for name, value in asdict(bundle.settings).items() if name in SEARCH},
         "format": kind,
         "column": request.column,

@@ -14,6 +14,7 @@ from hanflow.steps.runner import main
 from hanflow.storage import artifacts, fetched, local_path, nothing, staged
 from hanflow.storage.artifacts import Manifest
 from hanflow.tasks import get_task
+from hanflow.version import program_version
 
 
 def run(config: CombineConfig, *, task: str, output: str, shards: str, models: Sequence[str]) -> Report:
@@ -60,7 +61,10 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         parents = artifacts.lineage(of_shards) | artifacts.numbered(list(manifests.values()))
         counts = {"members": len(models), "steps": training["steps"], "parameters": training["parameters"]}
-        artifacts.write_manifest(target, Manifest("model", task, to_mapping(config), counts, {}, parents))
+        details, program = artifacts.text_settings(of_shards), program_version("combine")
+        artifacts.write_manifest(
+            target, Manifest("model", task, to_mapping(config), counts, details, parents, program=program)
+        )
     return Report({"members": ", ".join(names), "parameters": training["parameters"]})
 
 

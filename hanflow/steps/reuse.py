@@ -15,7 +15,8 @@ from hanflow.config import step_config, to_mapping
 from hanflow.errors import UserError
 from hanflow.progress import EVENTS_VARIABLE, log
 from hanflow.storage import exists, fetched, join, manifest_at, nothing
-from hanflow.storage.artifacts import Manifest, kind_of, numbered, program_version
+from hanflow.storage.artifacts import Manifest, kind_of, numbered
+from hanflow.version import program_version
 
 
 def finished_before(
@@ -69,8 +70,12 @@ def _fitting(
         log.warning("%s runs again: %s", step, error)
         return None
     settings = json.loads(json.dumps(to_mapping(step_config(step, values))))
-    same = (manifest.config, manifest.parents, manifest.program) == (settings, parents, program_version())
-    return manifest if same else None
+    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step)}
+    found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
+    changed = [name for name in wanted if wanted[name] != found[name]]
+    if changed:
+        log.info("%s runs again: %s changed since %s was made", step, " and ".join(changed), uri)
+    return None if changed else manifest
 
 
 def _last_finish(step: str) -> dict[str, Any] | None:

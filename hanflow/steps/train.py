@@ -34,6 +34,7 @@ from hanflow.steps.runner import Run, main
 from hanflow.storage import manifest_at
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers.torchrun import note_ending
+from hanflow.version import check_launcher
 
 SIDE_BY_SIDE_VARIABLE = "HANFLOW_SIDE_BY_SIDE"
 """Environment variable: how many train steps share this machine; absent: it is this one's alone."""
@@ -167,6 +168,7 @@ def command(argv: Sequence[str] | None = None) -> tuple[int, str]:
     given = {s.name: options[s.parameter] for s in settings_of("job") if options[s.parameter] is not None}
     message = ""
     try:
+        check_launcher()
         if options["experiment"]:
             rest += ["--experiment", options["experiment"]]
             overrides = [f"job.{name}={text}" for name, text in given.items()]

@@ -1,7 +1,7 @@
 """The contract between steps: an artifact is a directory with data files and a JSON manifest beside them.
 
 The manifest names the artifact's kind, the schema version, counts, the size and sha256 of every data file, the
-settings that made it, the digests of its parents and the program's version. It is written last, into a staging
+settings that made it, the digests of its parents, and the release and content of the code that made it. It is written last, into a staging
 directory that is renamed (in a bucket: uploaded, the manifest last) when whole (`hanflow.storage.staged`), so
 a directory with a manifest is whole.
 
@@ -14,11 +14,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from hanflow.errors import UserError
+from hanflow.version import __version__, program_version
 
 SCHEMA = 1
 """Version of the layout of every artifact; raised when a reader of the old one would misread the new one."""
@@ -41,14 +41,6 @@ UNCOMMITTED = "uncommitted"
 """Only key of what stands in a bucket in a manifest's place until the artifact is whole."""
 
 
-def program_version() -> str:
-    """`hanflow 0.1.0`, as manifests carry it."""
-    try:
-        return f"hanflow {metadata.version('hanflow')}"
-    except metadata.PackageNotFoundError:
-        return "hanflow (not installed)"
-
-
 @dataclass(frozen=True)
 class Manifest:
     """What an artifact says about itself; stored as `<kind>.json`."""
@@ -68,7 +60,13 @@ class Manifest:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Relative path → `{"bytes": size, "sha256": hex}`."""
     schema: int = SCHEMA
-    program: str = field(default_factory=program_version)
+    program: str = ""
+    """Release and digest of the code that made it, see `hanflow.version.program_version`; empty: this code, as the step
+    in `KINDS`."""
+
+    def __post_init__(self) -> None:
+        if not self.program:
+            object.__setattr__(self, "program", program_version(KINDS[self.artifact]))
 
     @property
     def digest(self) -> str:
@@ -159,7 +157,7 @@ def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = 
         digest = values.pop("digest")
         if values["schema"] != SCHEMA:
             raise UserError(
-                f"{path}: made with schema {values['schema']} by {values['program']}, this is {program_version()} with "
+                f"{path}: made with schema {values['schema']} by {values['program']}, this is hanflow {__version__} with "
                 f"schema {SCHEMA}; {again}"
             )
         manifest = Manifest(**values)
@@ -204,6 +202,17 @@ def check_parent(child: Manifest, parent: Manifest, child_at: str, parent_at: st
 def lineage(*parents: Manifest) -> dict[str, str]:
     """The `parents` entry of a manifest."""
     return {parent.artifact: parent.digest for parent in parents}
+
+
+def text_settings(shards: Manifest) -> dict[str, Any]:
+    """What a model's manifest, and a bundle's, keeps of its shards, so that texts are cleaned and encoded like theirs."""
+    cleaning = shards.details["cleaning"]
+    return {
+        # Where the corpus came from is of no use to readers, and may be a path of somebody's machine.
+        "cleaning": {name: value for name, value in cleaning.items() if not name.endswith("source")},
+        "encoding": shards.config,
+        "facts": shards.details["facts"],
+    }
 
 
 def kind_of(step: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import inspect
 import os
 import shutil
 import subprocess
@@ -13,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from hanflow.cluster.pod import USER
-from hanflow.images import DEFAULT
+from hanflow.images import Images
+from hanflow.version import content, image_tag
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_DATA = ROOT / "pipelines" / "sample_data"
@@ -24,7 +23,7 @@ REQUIRED_VARIABLE = "HANFLOW_IMAGES"
 
 def image(kind: str) -> str:
     """The reference of an image that is built from the sources as they stand; skips the test where there is none."""
-    reference = str(getattr(DEFAULT, kind))
+    reference = str(getattr(Images(tag=image_tag()), kind))
     reason = _missing(kind, reference)
     if reason is None:
         return reference
@@ -40,21 +39,10 @@ def _missing(kind: str, reference: str) -> str | None:
             return f"{program} is not installed"
     if podman("image", "exists", reference, check=False).returncode:
         return f"{reference} is not built: make images IMAGES={kind}"
-    code = f"import hanflow, hashlib\nfrom pathlib import Path\n{inspect.getsource(sources_digest)}"
-    code += "print(sources_digest(Path(hanflow.__path__[0]).parent))"
-    if podman("run", "--rm", "--network", "none", reference, "python", "-c", code).stdout.strip() != sources_digest(
-        ROOT
-    ):
+    code = "from hanflow.version import content; print(content())"
+    if podman("run", "--rm", "--network", "none", reference, "python", "-c", code).stdout.strip() != content():
         return f"{reference} was built from other sources: make images IMAGES={kind}"
     return None
-
-
-def sources_digest(root: Path) -> str:
-    """Digest of every module of the packages below `root`; runs in an image as well."""
-    digest = hashlib.sha256()
-    for path in sorted(path for name in ("hanflow",) for path in (root / name).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()
 
 
 def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -15,6 +15,7 @@ from hanflow import images
 from hanflow.cli.main import PIPELINES, main
 from hanflow.errors import UserError
 from hanflow.images import Images
+from hanflow.version import image_tag
 
 OTHER = Images("localhost:5000/team/nlp", "v2.1")
 
@@ -44,7 +45,8 @@ def test_a_tag_that_no_registry_takes(tag: str) -> None:
 def test_the_options() -> None:
     parser = argparse.ArgumentParser()
     images.add_options(parser)
-    assert images.from_options(parser.parse_args([])) == images.DEFAULT
+    assert images.from_options(parser.parse_args([])) == Images(tag=image_tag())
+    assert images.from_options(parser.parse_args([]), tag=images.TAG) == images.DEFAULT
     given = parser.parse_args(["--image-repository", OTHER.repository, "--image-tag", OTHER.tag])
     assert images.from_options(given) == OTHER
 
@@ -60,9 +62,9 @@ def test_a_step_learns_its_pipelines_images(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_importing_reads_nothing_of_the_environment() -> None:
     environment = {**os.environ, images.REPOSITORY_VARIABLE: OTHER.repository, images.TAG_VARIABLE: OTHER.tag}
-    code = "from components.shared import images; print(images.CPU)"
+    code = "from hanflow import images; print(images.CPU)"
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == images.CPU == "ghcr.io/hanflow/hanflow-cpu:0.1.0"
+    assert told.stdout.strip() == images.CPU == "ghcr.io/hanflow/hanflow-cpu:0.2.0"
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -215,7 +215,7 @@ def _write_model(
         (target / "report.html").write_text(render(training), encoding="utf-8")
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         counts = {"steps": state.step, "parameters": training["parameters"]}
-        details = {"figures": _figures(model, state, config, facts)}
+        details = {"figures": _figures(model, state, config, facts), **artifacts.text_settings(parent)}
         artifacts.write_manifest(
             target, Manifest("model", task.name, to_mapping(config), counts, details, artifacts.lineage(parent))
         )

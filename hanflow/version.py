@@ -1,0 +1,207 @@
+"""Which hanflow this is: the release, and a digest of the library's own files.
+
+The release is a number that people change; everything that has to notice a change of code uses a digest instead.
+`content` is the digest of the whole library: image tags carry it, and the workers of a job compare theirs with their
+launcher's. `step_content` is the digest of what one step can run: results are reused while it stays the same, so a
+change of the command line discards no training.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from hanflow.errors import UserError
+
+__version__ = "0.2.0"
+"""The release; the package's metadata and the tag of released images are made from it."""
+
+CONTENT_VARIABLE = "HANFLOW_CONTENT"
+"""Environment variable with the `content` of the process that launched a job; its workers refuse another one."""
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "ctranslate2", "python-mecab-ko-dic")
+"""Distributions whose release decides results; python-mecab-ko-dic is MeCab's dictionary."""
+
+SHORT = 12
+"""Hexadecimal digits of a digest where people read it."""
+
+_ROOT = Path(__file__).parent
+_SUFFIXES = (".py", ".html")
+_DISCOVERED = ("hanflow.tasks",)
+"""Packages whose modules are found by looking into their folder."""
+_MODULE = re.compile(r"(hanflow(?:\.\w+)+)(\.?)(?::\w+)?")
+
+
+def version_line() -> str:
+    """`hanflow 0.2.0 (content 0123456789ab)`: what `hanflow --version` prints."""
+    return f"hanflow {__version__} (content {content()[:SHORT]})"
+
+
+@functools.cache
+def content() -> str:
+    """sha256 (64 hexadecimal digits) over the relative paths and the bytes of the library's own files."""
+    return _digest(_files())
+
+
+@functools.cache
+def step_content(step: str) -> str:
+    """sha256 (64 hexadecimal digits) of everything that decides what a step computes, beside its settings and inputs.
+
+    That is: the files of the library that the step's module can import, the releases of `LIBRARIES` (without the part
+    behind `+`, which names a build), and the files of installed packages that bring tasks of their own.
+
+    Args:
+        step: name of the step, e.g. `train`.
+    """
+    return module_content(".".join(("hanflow", "steps", step)))
+
+
+@functools.cache
+def module_content(module: str) -> str:
+    """The same for any module of the library, e.g. `hanflow.serving.predict`."""
+    reached = modules_reached(module)
+    folders = {_modules()[name].parent for name in reached}
+    own = [path for path in _files() if path in {_modules()[name] for name in reached}]
+    own += [path for path in _files() if path.suffix != ".py" and path.parent in folders]
+    releases = [f"{name} {_release(name)}" for name in LIBRARIES]
+    parts = [_digest(own), *releases, *(_digest(files, folder) for folder, files in _foreign_tasks())]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def modules_reached(module: str) -> frozenset[str]:
+    """The library's modules that a module can import, at once or later, itself included.
+
+    Followed are import statements (not those under TYPE_CHECKING), and texts that name a module or the beginning of
+    one: what importlib or `python -m` will be given. `hanflow` itself is left out: it imports the public API on demand,
+    which no step uses.
+    """
+    reached: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        if name not in reached and name != "hanflow":
+            reached.add(name)
+            pending += _mentioned(name)
+    return frozenset(reached)
+
+
+def image_tag() -> str:
+    """Tag of images that are built from exactly these files: `0.2.0-<12 digits>` of `content` and constraints.txt.
+
+    Without constraints.txt at hand (a copy of the library outside a clone or a wheel) it is the release's own tag.
+    """
+    constraints = next((path for path in _constraints() if path.is_file()), None)
+    if constraints is None:
+        return __version__
+    digest = hashlib.sha256(f"{content()}\n".encode() + constraints.read_bytes()).hexdigest()
+    return f"{__version__}-{digest[:SHORT]}"
+
+
+def program_version(step: str) -> str:
+    """`hanflow 0.2.0 (0123456789ab)`, the digits of `step_content`: what made an artifact, as its manifest says."""
+    return f"hanflow {__version__} ({step_content(step)[:SHORT]})"
+
+
+def check_launcher() -> None:
+    """Compare this process's library with that of the process that launched its job, if one did.
+
+    Raises:
+        UserError: they differ.
+    """
+    launcher = os.environ.get(CONTENT_VARIABLE)
+    if launcher and launcher != content():
+        raise UserError(
+            f"this worker runs hanflow of content {content()[:SHORT]}, but the step that launched the job runs "
+            f"{launcher[:SHORT]}: their images differ. Build and push all images from the same files (`make images`) and "
+            "compile or submit the pipeline again; a job.image of your own has to be built from them too"
+        )
+
+
+def _constraints() -> tuple[Path, Path]:
+    """Where constraints.txt is in a wheel, and in a clone."""
+    return _ROOT / "resources" / "constraints.txt", _ROOT.parent / "constraints.txt"
+
+
+@functools.cache
+def _files() -> tuple[Path, ...]:
+    """The library's own files, by their path relative to it. `resources/` holds what a wheel carries beside them."""
+    found = (path for suffix in _SUFFIXES for path in _ROOT.rglob(f"*{suffix}"))
+    own = (path for path in found if path.relative_to(_ROOT).parts[0] != "resources")
+    return tuple(sorted(own, key=lambda path: path.relative_to(_ROOT).as_posix()))
+
+
+def _digest(files: Iterable[Path], root: Path = _ROOT) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        name, held = path.relative_to(root).as_posix().encode(), path.read_bytes()
+        total.update(b"%d %s %d " % (len(name), name, len(held)) + held)
+    return total.hexdigest()
+
+
+@functools.cache
+def _modules() -> dict[str, Path]:
+    """Module → its file."""
+    modules = {}
+    for path in _files():
+        if path.suffix == ".py":
+            parts = path.relative_to(_ROOT.parent).with_suffix("").parts
+            modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
+
+
+def _mentioned(module: str) -> Iterator[str]:
+    """The library's modules that the source of a module names, and the packages that these are in."""
+    names = set(_names(ast.parse(_modules()[module].read_bytes())))
+    names |= {package for package in _DISCOVERED if module == package or any(_inside(name, package) for name in names)}
+    for name in names:
+        if name in _DISCOVERED or name.endswith("."):
+            yield from (other for other in _modules() if _inside(other, name.rstrip(".")))
+        parts = name.rstrip(".").split(".")
+        yield from (known for end in range(2, len(parts) + 1) if (known := ".".join(parts[:end])) in _modules())
+
+
+def _inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def _names(tree: ast.AST) -> Iterator[str]:
+    """Dotted names below `hanflow.`, as imports and texts give them; one that ends in a dot begins several."""
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            pending += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("hanflow."))
+        elif isinstance(node, ast.ImportFrom) and node.module and _inside(node.module, "hanflow"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = _MODULE.fullmatch(node.value)
+            if found:
+                yield found[1] + found[2]
+        pending += ast.iter_child_nodes(node)
+
+
+def _release(distribution: str) -> str:
+    try:
+        return metadata.version(distribution).partition("+")[0]
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _foreign_tasks() -> Iterator[tuple[Path, list[Path]]]:
+    """Folder and source files of each package, or single module, that brings tasks by the entry point `hanflow.tasks`."""
+    tops = {entry.module.partition(".")[0] for entry in metadata.entry_points(group="hanflow.tasks")}
+    for top in sorted(tops - {"hanflow"}):
+        spec = importlib.util.find_spec(top)
+        if spec is not None and spec.origin and Path(spec.origin).is_file():
+            path = Path(spec.origin)
+            yield path.parent, sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
