@@ -20,7 +20,7 @@ def add(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="serve a page to try a bundle", description="Serve a page to try one bundle, or two side by side."
     )
-    demo.add_argument("bundles", nargs="+", metavar="BUNDLE", help="folder that the export step wrote; at most two")
+    demo.add_argument("bundles", nargs="+", metavar="MODEL", help="a bundle, a run's folder or a model; at most two")
     demo.add_argument("--port", type=int, default=8501, metavar="N", help="port (default: %(default)s)")
     demo.add_argument(
         "--host", default="localhost", metavar="NAME", help="address to listen on (default: %(default)s; all: 0.0.0.0)"
@@ -42,9 +42,9 @@ def run(options: argparse.Namespace) -> int:
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
     from hanflow.data.text_files import Source, read_rows
-    from hanflow.serving.bundle import open_bundle
+    from hanflow.serving.sources import open_source
 
-    opened = [open_bundle(bundle) for bundle in options.bundles]
+    opened = [open_source(bundle) for bundle in options.bundles]
     if options.examples:
         next(read_rows(Source(options.examples, usual=opened[0].input_names)))
     arguments = command(options.bundles, options.host, options.port, options.examples or str(SAMPLE))

@@ -25,15 +25,20 @@ OUTPUT_FORMATS = (*FORMATS, "pairs")
 
 DESCRIPTION = """\
 One prediction for every input text, in order. Input: .csv, .tsv or .jsonl with a column for the texts, or one text a
-line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and encoded as the bundle's
+line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and encoded as the
 model learnt them. Killed or interrupted, the same command goes on where it stopped."""
 
 
 def add(commands: Any) -> None:
     """Register the command with the subparsers of `hanflow`."""
-    predict = commands.add_parser("predict", help="predict with an exported bundle", description=DESCRIPTION)
+    predict = commands.add_parser("predict", help="predict with a bundle, a run or a model", description=DESCRIPTION)
     predict.set_defaults(command=run)
-    predict.add_argument("bundle", metavar="BUNDLE", help="folder that the export step wrote, local or gs://")
+    predict.add_argument(
+        "bundle",
+        metavar="MODEL",
+        help="a bundle, a run's folder, a trained model, local or gs://; or a model in Hugging Face format, its folder or "
+        "name on the hub",
+    )
     predict.add_argument(
         "--input",
         metavar="X",
@@ -102,8 +107,8 @@ def run(options: argparse.Namespace) -> int:
             raise UserError("--input: say what to predict: a file, a folder, a glob, or - to type lines here")
         given = "-"
     from hanflow.progress import log, setup_logging
-    from hanflow.serving.bundle import open_bundle
     from hanflow.serving.predict import Request, run
+    from hanflow.serving.sources import open_source
     from hanflow.signals import Terminated, obey_sigterm
 
     setup_logging()
@@ -123,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
         restart=options.restart,
     )
     try:
-        told = run(open_bundle(options.bundle, _changes(options)), request)
+        told = run(open_source(options.bundle, _changes(options)), request)
     except (KeyboardInterrupt, Terminated) as error:
         status = error.exit_status if isinstance(error, Terminated) else 128 + signal.SIGINT
         print(f"{'terminated' if status > 130 else 'interrupted'}; {_what_is_left(request)}", file=sys.stderr)

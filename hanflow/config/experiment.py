@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from hanflow import resources
 from hanflow.config.cluster import ClusterConfig, JobConfig
 from hanflow.config.fields import setting
 from hanflow.config.steps import CombineConfig, EvaluateConfig, ExportConfig, PreprocessConfig, TokenizeConfig
@@ -28,10 +31,35 @@ class Experiment:
     job: JobConfig = field(default_factory=JobConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Experiment:
+        """An experiment from a YAML file, with everything checked.
+
+        Args:
+            path: the file (its `base:` files are read below it), or the name of a bundled one, e.g.
+                `sample-summarization`.
+            overrides: settings above the file's, by section: `train={"epochs": 3}`, `name="trial"`; or by their dotted
+                names: `**{"train.epochs": 3}`.
+
+        Raises:
+            ConfigError: every unknown setting, wrong type and value out of range, in one message.
+            UserError: the file is missing or is no YAML.
+        """
+        from hanflow.config.loading import load_experiment
+
+        return load_experiment(bundled(path), above=overrides)
+
     @property
     def pipeline(self) -> str:
         """Name of the pipeline that runs it."""
         return "ensemble" if self.combine.members else self.task
+
+
+def bundled(path: str | os.PathLike[str]) -> Path:
+    """The path of an experiment that hanflow brings, if it is named and no such file exists; else the path itself."""
+    given = Path(path)
+    known = resources.folder("experiments") / f"{given.name.removesuffix('.yaml')}.yaml"
+    return known if given.parent == Path() and not given.is_file() and known.is_file() else given
 
 
 STEPS: dict[str, type] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from hanflow.config.experiment import SECTIONS, Experiment, settings_of
 from hanflow.errors import ConfigError, UserError
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require: bool = True) -> Experiment:
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), *, above: Mapping[str, Any] | None = None, require: bool = True
+) -> Experiment:
     """An experiment from a YAML file (with its `base:` files below it) and `key=value` overrides above it.
 
     Args:
         path: the experiment file.
         overrides: `step.key=value` texts; the value is read as YAML, except where text is wanted.
+        above: settings by section, or by their dotted names, above the files' and below `overrides`.
         require: whether required settings must be there; a pipeline that is compiled may leave them to its user.
 
     Raises:
@@ -27,6 +30,9 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require:
         UserError: a file is missing or is no YAML.
     """
     values = _read_yaml(Path(path), ())
+    for key, item in (above or {}).items():
+        section, dot, name = key.partition(".")
+        values = _merge(values, {section: {name: item} if dot else item})
     problems: list[str] = []
     for text in overrides:
         key, separator, raw = text.partition("=")

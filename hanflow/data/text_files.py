@@ -107,6 +107,22 @@ def read_rows(source: Source) -> Iterator[Row]:
         raise UserError(f"{source.path}: holds no row, only a header or empty lines; give a file with one text a row")
 
 
+def column_names(source: Source) -> list[str]:
+    """Names of a file's columns: those of its header, or the keys of its first row; `text` of a file of lines.
+
+    Raises:
+        UserError: see `read_rows`.
+    """
+    if _format(source) is _of_lines:
+        return ["text"]
+    with _opened(source) as stream:
+        if _format(source) is _of_json:
+            first = json.loads(next((line for line in stream if line.strip()), '""'))
+            return list(first) if isinstance(first, dict) else ["text"]
+        rows = tab_rows(_Lines(stream)) if _format(source) is _of_tabs else csv_rows(_Lines(stream))
+        return [column.strip() for column in next((row for row in rows if row), [])]
+
+
 class _Lines:
     """The lines of a stream with their ends, counted."""
 

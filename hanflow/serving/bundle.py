@@ -1,4 +1,7 @@
-"""A bundle opened to predict: its own cleaning, encoding and search around its model."""
+"""A bundle opened to predict: its own cleaning, encoding and search around its model.
+
+A model that is no bundle is opened as one too, see `hanflow.serving.sources`.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ class Bundle:
     """What a bundle says about itself; opened without its weights, so that mistakes show before they are loaded."""
 
     folder: Path
+    """Of the bundle, or of a model in Hugging Face format; or the name of one on the hub."""
     manifest: Manifest
     task: Task
     cleaning: PreprocessConfig
@@ -47,13 +51,18 @@ class Bundle:
     def _names(self, role: str) -> tuple[str, ...]:
         return next(((role, *column.aliases) for column in self.task.columns if column.role == role), ())
 
-    def predictor(self) -> Predictor:
-        """The model, loaded.
+    def predictor(self, device: str = "cpu") -> Predictor:
+        """The model, loaded onto a device of torch.
 
         Raises:
             UserError: the bundle holds nothing that the settings go with.
         """
-        return self.task.open_predictor(str(self.folder), self.settings)
+        if device == "cpu":
+            return self.task.open_predictor(str(self.folder), self.settings)
+        from hanflow.loading import pretrained
+
+        model, tokenizer = pretrained.open_folder(str(self.folder), self.task.load_model)
+        return self.task.predictor(model.to(device), tokenizer, self.settings)
 
     def with_settings(self, **changes: Any) -> Bundle:
         """The same bundle with some settings of the evaluate step changed.
@@ -99,11 +108,15 @@ def open_bundle(uri: str, changes: Mapping[str, Any] | None = None) -> Bundle:
         raise UserError(
             f"{uri}/bundle.json: lacks {error}, it is of an older hanflow; export the model again"
         ) from None
-    # Where its corpus came from is nobody's business here, and the setting is required.
-    cleaning = step_config("preprocess", {**parts["cleaning"], "source": "-"})
+    cleaning = cleaning_of(parts["cleaning"])
     encoding = step_config("tokenize", parts["encoding"])
     settings = step_config("evaluate", {**parts["generation"], **(changes or {})})
     return Bundle(folder, manifest, get_task(manifest.task), cleaning, encoding, settings)
+
+
+def cleaning_of(settings: Mapping[str, Any]) -> PreprocessConfig:
+    """The settings that texts are cleaned by, from those that a manifest keeps: without the source, which is required."""
+    return step_config("preprocess", {**settings, "source": "-"})
 
 
 def answer(bundle: Bundle, predictor: Predictor, texts: Sequence[str], progress: Progress | None = None) -> Answers:

@@ -15,7 +15,8 @@ import streamlit as st
 
 from hanflow.data.text_files import Source, read_rows
 from hanflow.errors import UserError
-from hanflow.serving.bundle import Answers, Bundle, answer, open_bundle
+from hanflow.serving.bundle import Answers, Bundle, answer
+from hanflow.serving.sources import open_source
 from hanflow.tasks.predictor import Adjustable, Predictor
 
 # Comments here, no strings below the names: Streamlit's magic would print them on the page.
@@ -49,7 +50,7 @@ class Result:
 @st.cache_resource(show_spinner="Loading the model …")
 def opened(path: str) -> tuple[Bundle, Predictor]:
     """A bundle with its model, loaded once for all visitors."""
-    bundle = open_bundle(path)
+    bundle = open_source(path)
     return bundle, bundle.predictor()
 
 
@@ -80,7 +81,8 @@ def main() -> None:
     st.title(names[0] if len(loaded) == 1 else "Side by side")
     st.caption(
         " · ".join(
-            f"{bundle.task.name}, {_counted(bundle.manifest.counts['parameters'])} parameters" for bundle, _ in loaded
+            ", ".join([bundle.task.name, *_parameters(bundle.manifest.counts.get("parameters"))])
+            for bundle, _ in loaded
         )
     )
     changes = _controls(first, [name for _, predictor in loaded for name in _adjusts(predictor)])
@@ -113,7 +115,7 @@ def _options() -> argparse.Namespace:
 
 
 def _names(bundles: list[Bundle]) -> list[str]:
-    titles = [bundle.manifest.config["title"] or bundle.folder.resolve().name for bundle in bundles]
+    titles = [bundle.manifest.config.get("title") or bundle.folder.resolve().name for bundle in bundles]
     if len(set(titles)) == len(titles):
         return titles
     folders = [str(bundle.folder.resolve()) for bundle in bundles]
@@ -123,8 +125,11 @@ def _names(bundles: list[Bundle]) -> list[str]:
     return [f"{title} ({os.path.relpath(path, common)})" for title, path in zip(titles, folders, strict=True)]
 
 
-def _counted(number: int) -> str:
-    return f"{number / 1e6:,.1f} M" if number >= 100_000 else f"{number:,}"
+def _parameters(number: int | None) -> list[str]:
+    """How many there are, for people; nothing of a model that does not say it without its weights."""
+    if number is None:
+        return []
+    return [f"{number / 1e6:,.1f} M parameters" if number >= 100_000 else f"{number:,} parameters"]
 
 
 def _adjusts(predictor: Predictor) -> tuple[str, ...]:

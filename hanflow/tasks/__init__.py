@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from typing import TypeVar
 
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
@@ -16,6 +17,36 @@ REGISTRY = {
 }
 """Task name → `module:class`. A name of that form outside the registry works too, for tasks of one's own."""
 
+_registered: dict[str, type] = {}
+_TaskClass = TypeVar("_TaskClass", bound=type)
+
+
+def register_task(cls: _TaskClass) -> _TaskClass:
+    """Make a task known by its name in this process; usable as a decorator.
+
+    Steps that run in processes of their own (a whole pipeline, workers of a job) do not know it: for those, install it
+    in a package with an entry point of the group `hanflow.tasks`.
+
+    Args:
+        cls: a class that has all of `hanflow.tasks.base.Task`; made without arguments.
+
+    Raises:
+        UserError: it lacks something, or its name belongs to another task.
+    """
+    name = getattr(cls, "name", "")
+    lacking = _lacking(cls())
+    if lacking:
+        raise UserError(f"task {name!r}: lacks {', '.join(lacking)}; hanflow/tasks/base.py says what they are")
+    if name in REGISTRY or _registered.get(name, cls).__qualname__ != cls.__qualname__:
+        raise UserError(f"task {name!r}: there is a task of that name already; give the class another `name`")
+    _registered[name] = cls
+    return cls
+
+
+def task_names() -> list[str]:
+    """Names of all known tasks."""
+    return [*REGISTRY, *_registered]
+
 
 def get_task(name: str) -> Task:
     """The task of that name.
@@ -23,6 +54,8 @@ def get_task(name: str) -> Task:
     Raises:
         UserError: no such task; the message lists those that exist. Or it lacks something of `Task`; says what.
     """
+    if name in _registered:
+        return _registered[name]()
     target = REGISTRY.get(name, name if ":" in name else "")
     if not target:
         near = difflib.get_close_matches(name, REGISTRY, n=1)

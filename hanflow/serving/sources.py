@@ -1,0 +1,154 @@
+"""What can be opened to predict: a bundle, a run's folder, a model that hanflow wrote, or one in Hugging Face format."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hanflow.config import PreprocessConfig, TokenizeConfig, load_experiment, step_config
+from hanflow.errors import UserError, first_line
+from hanflow.progress import log
+from hanflow.serving.bundle import Bundle, cleaning_of, open_bundle
+from hanflow.storage import copy_file, exists, fetched, fetched_model, is_remote, join, local_path, manifest_at
+from hanflow.storage.artifacts import KINDS, Manifest
+from hanflow.tasks import get_task, task_names
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+
+
+def open_source(uri: str, changes: Mapping[str, Any] | None = None, *, task: str | None = None) -> Bundle:
+    """Whatever can predict, with the settings that belong to it; opened without its weights.
+
+    Args:
+        uri: a bundle; a run's folder (its bundle is taken, else its model); a model that hanflow wrote; a folder or hub
+            name with a model in Hugging Face format. Each local or, but for the last, in a bucket.
+        changes: settings of the evaluate step that differ from those the model was scored with.
+        task: name of the task; None: what the manifest, or the architecture of a Hugging Face model, says.
+
+    Raises:
+        UserError: nothing there can predict, it is of another task, or a setting is wrong; says what was found.
+    """
+    changes = changes or {}
+    for place in (uri, join(uri, "bundle")):
+        if exists(join(place, "bundle.json")):
+            if task is not None:
+                manifest_at(place, "bundle", task=task)
+            return open_bundle(place, changes)
+    for place in (uri, join(uri, "model")):
+        if exists(join(place, "model.json")):
+            return _trained(place, changes, task)
+    other = next((kind for kind in KINDS if exists(join(uri, f"{kind}.json"))), None)
+    if other:
+        raise UserError(f"{uri}: is a {other} artifact, which cannot predict; give a bundle, a model or a run's folder")
+    if exists(join(uri, "experiment.yaml")):
+        raise UserError(f"{uri}: is a run that has no model yet; let it finish its train step first")
+    if exists(join(_above(uri), "bundle.json")):
+        raise UserError(f"{uri}: is a part of a bundle; give the bundle itself, {_above(uri)}")
+    return _pretrained(uri, changes, task)
+
+
+def _above(uri: str) -> str:
+    """The folder that something is in."""
+    return uri.rstrip("/").rpartition("/")[0] if is_remote(uri) else str(local_path(uri).absolute().parent)
+
+
+def _trained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundle:
+    """A model that the train or the combine step wrote; it knows how its texts were cleaned and encoded."""
+    folder, manifest = fetched(uri, "model", task=task)
+    if "encoding" not in manifest.details:
+        raise UserError(
+            f"{uri}/model.json: does not say how texts are cleaned and encoded, it is of an older hanflow; train again, or "
+            "export it with its evaluation and shards and give the bundle"
+        )
+    settings = step_config("evaluate", {**_scored_with(uri, manifest), **changes})
+    cleaning = cleaning_of(manifest.details["cleaning"])
+    encoding = step_config("tokenize", manifest.details["encoding"])
+    return Bundle(folder, manifest, get_task(manifest.task), cleaning, encoding, settings)
+
+
+def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
+    """The settings of the evaluate step that go with a model: of the evaluation beside it, or of the run's experiment."""
+    evaluation, experiment = join(_above(uri), "evaluation"), join(_above(uri), "experiment.yaml")
+    if exists(join(evaluation, "evaluation.json")):
+        scored = manifest_at(evaluation, "evaluation", task=model.task)
+        if scored.parents.get("model") == model.digest:
+            return scored.config
+    if exists(experiment):
+        with tempfile.TemporaryDirectory() as folder:
+            copy_file(experiment, Path(folder) / "experiment.yaml")
+            return vars(load_experiment(Path(folder) / "experiment.yaml", require=False).evaluate)
+    log.info("%s: no evaluation lies beside this model, so it predicts with the default settings", uri)
+    return {}
+
+
+def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundle:
+    """A model in Hugging Face format that hanflow did not write: cleaning, encoding and search are the defaults."""
+    from transformers import AutoConfig
+
+    from hanflow.models import register
+
+    if is_remote(uri):
+        place = fetched_model(uri)
+    elif local_path(uri).is_dir():
+        place = str(local_path(uri))
+    elif _HUB_NAME.fullmatch(uri) and not Path(uri.partition("/")[0]).is_dir():
+        place = uri
+    else:
+        raise UserError(
+            f"{uri}: no such folder; give a bundle, a run, a model's folder or a name on the Hugging Face hub"
+        )
+    register()
+    try:
+        config = AutoConfig.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{uri}: is no bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
+            "Hugging Face hub with network or a filled cache"
+        ) from None
+    learnt = get_task(task or _task_of(config, uri))
+    positions = getattr(config, "max_position_embeddings", None)
+    encoding = TokenizeConfig()
+    longest = min(encoding.max_source_tokens, positions or encoding.max_source_tokens)
+    encoding = step_config("tokenize", {"max_source_tokens": longest})
+    labels = [name for _, name in sorted(config.id2label.items())] if learnt.labels else []
+    manifest = Manifest("model", learnt.name, {}, details={"facts": {"labels": labels}}, files=_files(place, config))
+    settings = step_config("evaluate", dict(changes))
+    return Bundle(Path(place), manifest, learnt, PreprocessConfig(source="-"), encoding, settings)
+
+
+def _task_of(config: PretrainedConfig, uri: str) -> str:
+    """Name of the task whose kind of model the architecture in a config is.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    import transformers
+
+    architecture = (config.architectures or [""])[0]
+    tasks = [get_task(name) for name in task_names()]
+    for task in tasks:
+        models = getattr(transformers, task.card()["auto_class"])._model_mapping.get(type(config), ())
+        if architecture in [model.__name__ for model in (models if isinstance(models, tuple) else (models,))]:
+            return task.name
+    generating = next((task.name for task in tasks if task.generates), "")
+    if config.is_encoder_decoder and generating:  # saved without its head, as the base models of BART are
+        return generating
+    raise UserError(
+        f"{uri}: its architecture is {architecture or 'not named'}, which is of no task; give one of {', '.join(task_names())} "
+        "as the task if it can be loaded as such a model"
+    )
+
+
+def _files(place: str, config: PretrainedConfig) -> dict[str, dict[str, Any]]:
+    """What tells this model from another one without reading its weights."""
+    folder = Path(place)
+    if not folder.is_dir():
+        return {place: {"revision": getattr(config, "_commit_hash", None) or ""}}
+    found = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: {"bytes": stat.st_size, "changed": stat.st_mtime_ns} for name, stat in found.items()}
