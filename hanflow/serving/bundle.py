@@ -49,7 +49,8 @@ class Bundle:
         return self._names("id")
 
     def _names(self, role: str) -> tuple[str, ...]:
-        return next(((role, *column.aliases) for column in self.task.columns if column.role == role), ())
+        found = ((role, *column.aliases) for column in self.task.columns if column.role == role)
+        return tuple(dict.fromkeys(next(found, ())))
 
     def predictor(self, device: str = "cpu") -> Predictor:
         """The model, loaded onto a device of torch.
