@@ -36,10 +36,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The packages that `kfp run create -f` takes, with the release's image tag; a test keeps them current.
+# The packages that `kfp run create -f` takes; a test keeps them current.
 compile: $(INSTALLED)
-	$(BIN)/hanflow compile --output pipelines/compiled \
-		--image-tag $$($(BIN)/python -c 'from hanflow.images import TAG; print(TAG)')
+	$(BIN)/python -m pipelines.compile
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hanflow needs Python 3.11 or newer: make PYTHON=python3.11 …")'

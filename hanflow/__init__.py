@@ -34,13 +34,13 @@ if TYPE_CHECKING:
     from hanflow.api.prediction import Prediction, Predictor, load
     from hanflow.api.runs import Model, Run, figures, run, run_step, train
     from hanflow.api.scores import Scores, read_rows, rouge, score
-    from hanflow.config import Experiment
     from hanflow.errors import UserError
+    from hanflow.experiment import Experiment
     from hanflow.tasks import register_task
     from hanflow.version import __version__
 
 _PLACES = {
-    "Experiment": "hanflow.config",
+    "Experiment": "hanflow.experiment",
     "Model": "hanflow.api.runs",
     "Prediction": "hanflow.api.prediction",
     "Predictor": "hanflow.api.prediction",

@@ -17,8 +17,8 @@ import pytest
 
 import hanflow
 from hanflow import version
-from hanflow.config import STEPS
 from hanflow.errors import UserError
+from hanflow.experiment import STEPS
 from hanflow.storage.artifacts import Manifest, read_manifest
 
 ROOT = Path(__file__).parents[1]

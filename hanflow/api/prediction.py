@@ -68,7 +68,8 @@ class Predictor:
         """The settings of the evaluate step that predictions depend on, e.g. `beams`."""
         from hanflow.serving.predict import SEARCH
 
-        return {name: getattr(self._bundle.settings, name) for name in SEARCH}
+        settings = vars(self._bundle.settings)
+        return {name: settings[name] for name in SEARCH if name in settings}
 
     def __call__(self, texts: Iterable[str]) -> list[Prediction]:
         """Predictions for some texts, one each, in order.

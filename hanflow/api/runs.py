@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from hanflow.api.prediction import Predictor
-    from hanflow.config import Experiment
+    from hanflow.experiment import Experiment
     from hanflow.reports.step_report import Report
 
     AnyPath = str | os.PathLike[str]
@@ -168,7 +168,7 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
     Raises:
         UserError: no such step, a wrong setting or input, or the step cannot do its work; says what to change.
     """
-    from hanflow.config import Experiment, step_config
+    from hanflow.experiment import Experiment, step_config
 
     if name not in STEPS:
         near = difflib.get_close_matches(name, STEPS, n=1)
@@ -183,7 +183,7 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
         raise UserError(
             f"step {name}: takes {' and '.join(wanted) or 'no input'}, not {', '.join(inputs) or 'nothing'}"
         )
-    return function(step_config(name, settings or {}), task=task, output=str(output), **inputs)
+    return function(step_config(name, settings or {}, task), task=task, output=str(output), **inputs)
 
 
 def figures(run: Run | Model | AnyPath) -> dict[str, pd.DataFrame]:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, step_config
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.progress import Progress
 from hanflow.storage import fetched, is_remote, local_path
 from hanflow.storage.artifacts import Manifest
@@ -20,9 +21,6 @@ from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
 from hanflow.tasks.data import Predictions
 from hanflow.tasks.predictor import Predictor
-
-UNLIMITED = 1 << 30
-"""Tokens that no text has."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Bundle:
         Raises:
             ConfigError: unknown settings, wrong types or values out of range.
         """
-        settings = step_config("evaluate", {**dataclasses.asdict(self.settings), **changes})
+        settings = step_config("evaluate", {**dataclasses.asdict(self.settings), **changes}, self.manifest.task)
         return dataclasses.replace(self, settings=settings)
 
 
@@ -109,15 +107,16 @@ def open_bundle(uri: str, changes: Mapping[str, Any] | None = None) -> Bundle:
         raise UserError(
             f"{uri}/bundle.json: lacks {error}, it is of an older hanflow; export the model again"
         ) from None
-    cleaning = cleaning_of(parts["cleaning"])
-    encoding = step_config("tokenize", parts["encoding"])
-    settings = step_config("evaluate", {**parts["generation"], **(changes or {})})
-    return Bundle(folder, manifest, get_task(manifest.task), cleaning, encoding, settings)
+    task = get_task(manifest.task)  # the settings of no other task are read
+    cleaning = cleaning_of(parts["cleaning"], manifest.task)
+    encoding = step_config("tokenize", parts["encoding"], manifest.task)
+    settings = step_config("evaluate", {**parts["generation"], **(changes or {})}, manifest.task)
+    return Bundle(folder, manifest, task, cleaning, encoding, settings)
 
 
-def cleaning_of(settings: Mapping[str, Any]) -> PreprocessConfig:
+def cleaning_of(settings: Mapping[str, Any], task: str) -> PreprocessConfig:
     """The settings that texts are cleaned by, from those that a manifest keeps: without the source, which is required."""
-    return step_config("preprocess", {**settings, "source": "-"})
+    return step_config("preprocess", {**settings, "source": "-"}, task)
 
 
 def answer(bundle: Bundle, predictor: Predictor, texts: Sequence[str], progress: Progress | None = None) -> Answers:
@@ -142,9 +141,9 @@ def answer(bundle: Bundle, predictor: Predictor, texts: Sequence[str], progress:
     lengths = [len(row[0]) for row in rows]
     cut = [0] * len(texts)
     # Only a text that fills all the room there is can have been longer.
-    full = [place for place, length in enumerate(lengths) if length >= bundle.encoding.max_source_tokens]
-    unlimited = dataclasses.replace(bundle.encoding, max_source_tokens=UNLIMITED)
-    whole = task.inputs([chosen[place] for place in full], predictor.tokenizer, unlimited)
+    limit = task.input_limit(bundle.encoding)
+    full = [place for place, length in enumerate(lengths) if limit is not None and length >= limit]
+    whole = task.inputs([chosen[place] for place in full], predictor.tokenizer, bundle.encoding, truncate=False)
     for place, row in zip(full, whole, strict=True):
         cut[asked[place]] = len(row[0]) - lengths[place]
     tokens = list(cut)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import PreprocessConfig, TokenizeConfig, load_experiment, step_config
 from hanflow.errors import UserError, first_line
+from hanflow.experiment import load_experiment, step_config
 from hanflow.progress import log
 from hanflow.serving.bundle import Bundle, cleaning_of, open_bundle
 from hanflow.storage import copy_file, exists, fetched, fetched_model, is_remote, join, local_path, manifest_at
 from hanflow.storage.artifacts import KINDS, Manifest
-from hanflow.tasks import get_task, task_names
+from hanflow.tasks import chosen_task, get_task, known_tasks
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -66,10 +67,11 @@ def _trained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundle:
             f"{uri}/model.json: does not say how texts are cleaned and encoded, it is of an older hanflow; train again, or "
             "export it with its evaluation and shards and give the bundle"
         )
-    settings = step_config("evaluate", {**_scored_with(uri, manifest), **changes})
-    cleaning = cleaning_of(manifest.details["cleaning"])
-    encoding = step_config("tokenize", manifest.details["encoding"])
-    return Bundle(folder, manifest, get_task(manifest.task), cleaning, encoding, settings)
+    learnt = get_task(manifest.task)  # the settings of no other task are read
+    settings = step_config("evaluate", {**_scored_with(uri, manifest), **changes}, manifest.task)
+    cleaning = cleaning_of(manifest.details["cleaning"], manifest.task)
+    encoding = step_config("tokenize", manifest.details["encoding"], manifest.task)
+    return Bundle(folder, manifest, learnt, cleaning, encoding, settings)
 
 
 def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
@@ -111,15 +113,15 @@ def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundl
             f"{uri}: is no bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
             "Hugging Face hub with network or a filled cache"
         ) from None
-    learnt = get_task(task or _task_of(config, uri))
-    positions = getattr(config, "max_position_embeddings", None)
-    encoding = TokenizeConfig()
-    longest = min(encoding.max_source_tokens, positions or encoding.max_source_tokens)
-    encoding = step_config("tokenize", {"max_source_tokens": longest})
+    learnt = chosen_task(task or _task_of(config, uri))
+    name = task or learnt.name
+    encoding, positions = step_config("tokenize", {}, name), getattr(config, "max_position_embeddings", None)
+    if positions and getattr(encoding, "max_source_tokens", 0) > positions:
+        encoding = dataclasses.replace(encoding, max_source_tokens=positions)
     labels = [name for _, name in sorted(config.id2label.items())] if learnt.labels else []
     manifest = Manifest("model", learnt.name, {}, details={"facts": {"labels": labels}}, files=_files(place, config))
-    settings = step_config("evaluate", dict(changes))
-    return Bundle(Path(place), manifest, learnt, PreprocessConfig(source="-"), encoding, settings)
+    settings = step_config("evaluate", dict(changes), name)
+    return Bundle(Path(place), manifest, learnt, cleaning_of({}, name), encoding, settings)
 
 
 def _task_of(config: PretrainedConfig, uri: str) -> str:
@@ -131,7 +133,7 @@ def _task_of(config: PretrainedConfig, uri: str) -> str:
     import transformers
 
     architecture = (config.architectures or [""])[0]
-    tasks = [get_task(name) for name in task_names()]
+    tasks = [get_task(name) for name in known_tasks()]
     for task in tasks:
         models = getattr(transformers, task.card()["auto_class"])._model_mapping.get(type(config), ())
         if architecture in [model.__name__ for model in (models if isinstance(models, tuple) else (models,))]:
@@ -140,7 +142,7 @@ def _task_of(config: PretrainedConfig, uri: str) -> str:
     if config.is_encoder_decoder and generating:  # saved without its head, as the base models of BART are
         return generating
     raise UserError(
-        f"{uri}: its architecture is {architecture or 'not named'}, which is of no task; give one of {', '.join(task_names())} "
+        f"{uri}: its architecture is {architecture or 'not named'}, which is of no task; give one of {', '.join(known_tasks())} "
         "as the task if it can be loaded as such a model"
     )
 

@@ -345,8 +345,6 @@ def test_tasks_are_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stars(Classification):
         name = "stars"
 
-    assert isinstance(tasks.get_task("stars"), Stars) and "stars" in tasks.task_names()
-    with pytest.raises(UserError, match="there is a task of that name already"):
-        hanflow.register_task(Classification)
+    assert isinstance(tasks.get_task("stars"), Stars) and "stars" in tasks.known_tasks()
     with pytest.raises(UserError, match="lacks columns"):
         hanflow.register_task(type("Empty", (), {"name": "empty"}))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hanflow.config.building import build
-from hanflow.config.checks import cross_checks
-from hanflow.config.experiment import SECTIONS, Experiment, settings_of
+from hanflow import resources
 from hanflow.errors import ConfigError, UserError
+from hanflow.experiment.checks import cross_checks
+from hanflow.experiment.sections import SECTIONS, Experiment, build_experiment, settings_of
 
 
 def load_experiment(
@@ -34,6 +35,8 @@ def load_experiment(
         section, dot, name = key.partition(".")
         values = _merge(values, {section: {name: item} if dot else item})
     problems: list[str] = []
+    parted = [text.partition("=") for text in overrides]
+    task = str(next((raw for key, _, raw in reversed(parted) if key.strip() == "task"), values.get("task") or ""))
     for text in overrides:
         key, separator, raw = text.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -43,7 +46,7 @@ def load_experiment(
         if not dot:
             values[section] = raw
             continue
-        value = parse_text(section, name, raw)
+        value = parse_text(section, name, raw, task)
         target = values.setdefault(section, {})
         if not isinstance(target, dict):
             continue  # reported below, as a section that is no mapping
@@ -53,18 +56,25 @@ def load_experiment(
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
-    experiment, found = build(Experiment, values, "", require)
+    experiment, found = build_experiment(values, require)
     problems += found
-    if not problems:
+    if experiment is not None and not problems:
         problems += cross_checks(experiment)
-    if problems:
+    if experiment is None or problems:
         raise ConfigError(problems)
     return experiment
 
 
-def parse_text(step: str, name: str, text: str) -> Any:
+def bundled(path: str | os.PathLike[str]) -> Path:
+    """The path of an experiment that hanflow brings, if it is named and no such file exists; else the path itself."""
+    given = Path(path)
+    known = resources.folder("experiments") / f"{given.name.removesuffix('.yaml')}.yaml"
+    return known if given.parent == Path() and not given.is_file() and known.is_file() else given
+
+
+def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
     """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
-    if any(s.name == name and s.type is str for s in (settings_of(step) if step in SECTIONS else ())):
+    if section in SECTIONS and any(s.name == name and s.type is str for s in settings_of(section, task)):
         return text
     try:
         return yaml.safe_load(text) if text.strip() else None
