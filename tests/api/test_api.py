@@ -177,7 +177,7 @@ def test_a_bare_hugging_face_model_gets_its_task_from_its_architecture(
     for source, task in ((classifier.model, "classification"), (run_folder / "model", "summarization")):
         folder = tmp_path / task
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("model.json", "training.json", "report.html"))
-        predictor = hanflow.load(folder, device="cpu", max_new_tokens=8)
+        predictor = hanflow.load(folder, device="cpu", batch_tokens=1024)
         assert predictor.task == task
         assert len(predictor(TEXTS)) == len(TEXTS)
         opened = open_source(str(folder))
@@ -346,5 +346,5 @@ def test_tasks_are_registered_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         name = "stars"
 
     assert isinstance(tasks.get_task("stars"), Stars) and "stars" in tasks.known_tasks()
-    with pytest.raises(UserError, match="lacks columns"):
+    with pytest.raises(UserError, match="task Empty: lacks settings, headline, columns"):
         hanflow.register_task(type("Empty", (), {"name": "empty"}))
