@@ -11,7 +11,7 @@ import torch
 from hanflow.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def load(auto_class: Any, name: str, kind: str, **settings: Any) -> PreTrainedModel:
@@ -77,6 +77,23 @@ def open_folder(
     inner = Path(folder) / "huggingface"
     place = str(inner if inner.is_dir() else folder)
     return load_model(place), load_tokenizer(place)
+
+
+def load_config(name: str | Path) -> PretrainedConfig:
+    """A model's config.
+
+    Args:
+        name: folder, its config.json, or hub name.
+
+    Raises:
+        OSError, ValueError, KeyError: it is not the config of a transformers model.
+    """
+    from transformers import AutoConfig
+
+    from hanflow.models import register
+
+    register()
+    return AutoConfig.from_pretrained(str(name))
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:

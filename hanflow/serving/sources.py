@@ -20,7 +20,8 @@ from hanflow.tasks import chosen_task, get_task, known_tasks
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_HUB_NAME = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
+"""What may be a name on the hub and no mistyped folder: asking the hub takes long where there is no network."""
 
 
 def open_source(uri: str, changes: Mapping[str, Any] | None = None, *, task: str | None = None) -> Bundle:
@@ -91,9 +92,7 @@ def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
 
 def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundle:
     """A model in Hugging Face format that hanflow did not write: cleaning, encoding and search are the defaults."""
-    from transformers import AutoConfig
-
-    from hanflow.models import register
+    from hanflow.loading.pretrained import load_config
 
     if is_remote(uri):
         place = fetched_model(uri)
@@ -105,10 +104,9 @@ def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundl
         raise UserError(
             f"{uri}: no such folder; give a bundle, a run, a model's folder or a name on the Hugging Face hub"
         )
-    register()
     try:
-        config = AutoConfig.from_pretrained(place)
-    except (OSError, ValueError) as error:
+        config = load_config(place)
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{uri}: is no bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
             "Hugging Face hub with network or a filled cache"

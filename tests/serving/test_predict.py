@@ -312,7 +312,8 @@ def test_mistakes_show_before_the_model_is_loaded(
     def told(*options: str | Path) -> str:
         return failed(capsys, *options)
 
-    assert "expected a bundle artifact, but this is a model artifact" in told(scored[0].model, "--input", good)
+    assert "is a shards artifact, which cannot predict" in told(scored[0].shards, "--input", good)
+    assert "nowhere: no such folder; give a bundle, a run" in told(Path("nowhere"), "--input", good)
     assert "is a part of a bundle; give the bundle itself" in told(bundle / "huggingface", "--input", good)
     assert "no such file or folder" in told(bundle, "--input", tmp_path / "nowhere.csv")
     assert "is empty" in told(bundle, "--input", tmp_path / "empty.txt", "--output", out)
@@ -385,6 +386,6 @@ def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "5 rows" in done.stderr
     assert written.read_bytes() == (tmp_path / "out.tsv").read_bytes()
-    done = subprocess.run([*module[:3], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
+    done = subprocess.run([*module[:4], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
     assert done.returncode == 1
     assert done.stderr.startswith("error: nowhere")
