@@ -225,3 +225,13 @@ def test_a_task_of_another_package_counts(tmp_path: Path) -> None:
     assert with_task[0] != version.step_content("train") and with_task[1] == version.content()
     (package / "task.py").write_text("# changed\n", encoding="utf-8")
     assert digest()[0] != with_task[0]
+
+
+def test_the_pods_of_a_job_are_given_the_launchers_content() -> None:
+    from hanflow.cluster.launcher import _with_content
+    from hanflow.cluster.pod import PodExtras
+
+    given = {"name": "TZ", "value": "Asia/Seoul"}
+    expected = {"name": version.CONTENT_VARIABLE, "value": version.content()}
+    assert list(_with_content(PodExtras(environment=[given])).environment) == [given, expected]
+    assert list(_with_content(None).environment) == [expected]

@@ -53,15 +53,11 @@ def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras 
         UserError: a path that the job's pods cannot see.
         ClusterError: the cluster cannot be reached.
     """
-    extras = extras or PodExtras()
-    _check_reach(spec, extras)
-    # A worker from another image would train with other code, or fail in ways that say nothing of the cause.
-    content_of_launcher = {"name": CONTENT_VARIABLE, "value": content()}
-    extras = replace(extras, environment=[*extras.environment, content_of_launcher])
+    _check_reach(spec, extras or PodExtras())
     cluster = Cluster(job.namespace)
     pod = own_pod(cluster)
     origin = Origin(run_id or run_of(pod) or spec.output, owner=workflow_of(pod, cluster))
-    return Attempt(cluster, build(job, spec, origin, extras, images_of_this_step()))
+    return Attempt(cluster, build(job, spec, origin, _with_content(extras), images_of_this_step()))
 
 
 def _check_reach(spec: WorkerSpec, extras: PodExtras) -> None:
@@ -111,3 +107,9 @@ def launch(cluster: Cluster, body: Mapping[str, Any], *, hours: float = 168.0, r
         except (Terminated, KeyboardInterrupt):
             remove(cluster, body, job, TERMINATE_SECONDS)
             raise
+
+
+def _with_content(extras: PodExtras | None) -> PodExtras:
+    """What the pods get besides: the digest of this library, so that workers from another image refuse to start."""
+    given = extras or PodExtras()
+    return replace(given, environment=[*given.environment, {"name": CONTENT_VARIABLE, "value": content()}])
