@@ -65,13 +65,6 @@ def load_experiment(
     return experiment
 
 
-def bundled(path: str | os.PathLike[str]) -> Path:
-    """The path of an experiment that hanflow brings, if it is named and no such file exists; else the path itself."""
-    given = Path(path)
-    known = resources.folder("experiments") / f"{given.name.removesuffix('.yaml')}.yaml"
-    return known if given.parent == Path() and not given.is_file() and known.is_file() else given
-
-
 def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
     """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
     if section in SECTIONS and any(s.name == name and s.type is str for s in settings_of(section, task)):
@@ -124,3 +117,24 @@ def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def from_yaml(path: str | os.PathLike[str], **overrides: Any) -> Experiment:
+    """An experiment from a YAML file, with everything checked.
+
+    Args:
+        path: the file (its `base:` files are read below it), or the name of a bundled one, e.g. `sample-summarization`.
+        overrides: settings above the file's, by section: `train={"epochs": 3}`, `name="trial"`; or by their dotted names:
+            `**{"train.epochs": 3}`.
+
+    Raises:
+        ConfigError: every unknown setting, wrong type and value out of range, in one message.
+        UserError: the file is missing or is no YAML.
+    """
+    given = Path(path)
+    bundled = resources.folder("experiments") / f"{given.name.removesuffix('.yaml')}.yaml"
+    named = given.parent == Path() and not given.is_file() and bundled.is_file()
+    return load_experiment(bundled if named else given, above=overrides)
+
+
+Experiment.from_yaml = staticmethod(from_yaml)

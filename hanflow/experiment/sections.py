@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -44,23 +43,8 @@ class Experiment:
     job: JobConfig = field(default_factory=JobConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
-    @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str], **overrides: Any) -> Experiment:
-        """An experiment from a YAML file, with everything checked.
-
-        Args:
-            path: the file (its `base:` files are read below it), or the name of a bundled one, e.g.
-                `sample-summarization`.
-            overrides: settings above the file's, by section: `train={"epochs": 3}`, `name="trial"`; or by their dotted
-                names: `**{"train.epochs": 3}`.
-
-        Raises:
-            ConfigError: every unknown setting, wrong type and value out of range, in one message.
-            UserError: the file is missing or is no YAML.
-        """
-        from hanflow.experiment.loading import bundled, load_experiment
-
-        return load_experiment(bundled(path), above=overrides)
+    from_yaml: typing.ClassVar[typing.Callable[..., Experiment]]
+    """Reads an experiment from a file: `hanflow.experiment.loading.from_yaml`, which is set there as it needs this class."""
 
     @property
     def pipeline(self) -> str:
