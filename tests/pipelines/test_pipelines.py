@@ -20,6 +20,7 @@ from hanflow.cli.main import EXPERIMENTS, main
 from hanflow.errors import ConfigError
 from hanflow.experiment import STEPS, Experiment, load_experiment
 from hanflow.experiment.form import from_form
+from hanflow.images import TAG
 from hanflow.pipelines.packages import ANY, PIPELINES, Package
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +65,7 @@ def test_compiled_packages_and_components_are_current(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_compile_gives_the_committed_package(name: str, tmp_path: Path) -> None:
-    assert main(["compile", name, "--output", str(tmp_path)]) == 0
+    assert main(["compile", name, "--output", str(tmp_path), "--image-tag", TAG]) == 0
     committed = (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8")
     assert (tmp_path / f"{name}.yaml").read_text(encoding="utf-8") == committed
 
