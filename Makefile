@@ -1,5 +1,6 @@
 # Two commands matter: `make run` (the summarization DAG on the bundled sample) and `make test`.
-# Needs Python 3.11 or newer and nothing else; environments are made by uv where it is installed, else by venv and pip.
+# Needs Python 3.11 or newer and nothing else. Environments are made by uv where it is installed (UV_PYTHON chooses the
+# Python), else by venv and pip (PYTHON chooses).
 PYTHON ?= python3
 UV ?= $(shell command -v uv 2>/dev/null)
 VENV := .venv

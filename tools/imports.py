@@ -185,8 +185,17 @@ def diagram() -> str:
 
 
 def page_with(text: str, drawn: str) -> str:
-    """A page with this diagram between its two markers."""
-    return re.sub(r"(?<=<!-- rooms -->\n).*?(?=\n<!-- /rooms -->)", lambda _: drawn, text, flags=re.DOTALL)
+    """A page with this diagram between its two markers.
+
+    Raises:
+        ValueError: it lacks the markers.
+    """
+    replaced, count = re.subn(
+        r"(<!-- rooms -->\n).*?(<!-- /rooms -->)", lambda found: f"{found[1]}{drawn}\n{found[2]}", text, flags=re.DOTALL
+    )
+    if count != 1:
+        raise ValueError(f"{PAGE}: has {count} places for the diagram, between <!-- rooms --> and <!-- /rooms -->")
+    return replaced
 
 
 if __name__ == "__main__":
