@@ -34,7 +34,7 @@ format: $(INSTALLED)
 
 # The packages that `kfp run create -f` takes; a test keeps them current.
 compile: $(INSTALLED)
-	$(BIN)/hanflow compile --output pipelines/compiled
+	$(BIN)/python -m pipelines.compile
 
 # The diagram of the rooms, then the site with the API reference, in build/site. Any warning is an error.
 docs: $(INSTALLED)
