@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.config import all_settings
+from hanflow.experiment import SECTIONS, all_settings
+from hanflow.tasks import known_tasks
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -19,15 +20,14 @@ PAGES = [
     for page in sorted((ROOT / folder).glob(pattern))
     if page.name != "README-draft.md"
 ]
-STEPS = ("preprocess", "tokenize", "train", "combine", "evaluate", "export", "job", "cluster")
 FILES = (".csv", ".log", ".parquet", ".py", ".tsv")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_settings_links_and_paths_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    known = {setting.dotted for setting in all_settings()}
-    named = set(re.findall(rf"[` ]((?:{'|'.join(STEPS)})\.[a-z_]+)(?=[`=: ,])", text))
+    known = {setting.dotted for task in known_tasks() for setting in all_settings(task)}
+    named = set(re.findall(rf"[` ]((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?=[`=: ,])", text))
     assert {name for name in named - known if not name.endswith(FILES)} == set(), "no such settings"
     links = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     assert [target for target in links if not (page.parent / target).exists()] == [], "links that lead nowhere"
@@ -52,6 +52,17 @@ def test_experiments_of_the_task_pages_exist() -> None:
         names = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1]) if row}
         assert names, page
         assert {name for name in names if not (ROOT / "pipelines" / "experiments" / f"{name}.yaml").is_file()} == set()
+
+
+def test_the_runtimes_of_the_cluster_page_are_those_there_are() -> None:
+    table = (
+        (ROOT / "docs" / "cluster.md")
+        .read_text(encoding="utf-8")
+        .partition("| `job.runtime` |")[2]
+        .partition("\n\n")[0]
+    )
+    (runtime,) = (setting for setting in all_settings() if setting.dotted == "job.runtime")
+    assert set(re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)) == set(runtime.choices)
 
 
 def test_the_migration_tables_have_every_key_of_the_described_config() -> None:
@@ -83,4 +94,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert (built.returncode, built.stderr) == (0, "")
     assert not re.search(r"href=\"[^\"]*\.md[\"#]", (tmp_path / "index.html").read_text(encoding="utf-8"))
     reference = (tmp_path / "reference" / "tasks" / "index.html").read_text(encoding="utf-8")
+    assert "evaluate.beams" in (tmp_path / "settings" / "index.html").read_text(encoding="utf-8")
     assert "hanflow.tasks.base.Task.loss" in reference and "number of target tokens" in reference
