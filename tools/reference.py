@@ -24,8 +24,8 @@ OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "manifests/README.md", "manifests/
 def _pages() -> dict[str, list[str]]:
     """Room → its modules, the public API first, then as the layers lie."""
     found: dict[str, list[str]] = {name: [] for rooms in reversed(LAYERS) for name in rooms}
-    for module in modules():
-        if module.split(".")[0] == "hanflow" and not module.endswith("__main__"):
+    for module, path in modules().items():
+        if module.split(".")[0] == "hanflow" and not module.endswith("__main__") and path.stat().st_size:
             found[room(module)].append(module)
     return {name: inside for name, inside in found.items() if inside}
 
