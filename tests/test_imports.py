@@ -133,7 +133,7 @@ def test_a_component_loads_nothing_heavy(module: str) -> None:
         ("import hanflow", ("torch", "kfp", "transformers", "pyarrow", "numpy", "yaml")),
         ("import hanflow.cli.main as m; m.main(['--help'])", ("torch", "kfp", "transformers", "pyarrow", "numpy")),
         ("import hanflow.cluster.launcher, hanflow.cluster.cleanup", ("torch", "kfp", "transformers", "pyarrow")),
-        ("import pipelines.dag", ("torch", "transformers", "pyarrow")),
+        ("import hanflow.pipelines.packages, pipelines.dag", ("torch", "transformers", "pyarrow")),
     ],
 )
 def test_what_starts_at_once_loads_nothing_heavy(code: str, unloaded: tuple[str, ...]) -> None:
