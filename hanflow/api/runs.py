@@ -62,8 +62,10 @@ class Run:
         """The run's model, ready to predict; options as of `hanflow.load`."""
         from hanflow.api.prediction import load
 
-        bundle = self.artifacts.get("export")
-        return load(bundle or self.artifacts.get("combine") or self.artifacts["train"], **options)
+        if any((self.folder / kind).exists() for kind in ("bundle", "model")):
+            return load(self.folder, **options)
+        made = self.artifacts  # in a bucket
+        return load(made.get("export") or made.get("combine") or made["train"], **options)
 
 
 @dataclass(frozen=True)
@@ -215,10 +217,11 @@ def figures(run: Run | Model | AnyPath) -> dict[str, pd.DataFrame]:
         steps = json.loads(_text(join(place, "run.json")))["steps"]
         plain = [{**{k: step[k] for k in ("name", "seconds", "status")}, **step["figures"]} for step in steps]
         frames["steps"] = pd.DataFrame(plain)
-    for model in (place, join(place, "model")):
+    made = run.artifacts if isinstance(run, Run) else {}  # in a bucket they are not in the run's folder
+    for model in (place, join(place, "model"), made.get("combine", made.get("train", place))):
         if exists(join(model, "training.json")):
             frames |= _training(json.loads(_text(join(model, "training.json"))))
-    for evaluation in (place, join(place, "evaluation")):
+    for evaluation in (place, join(place, "evaluation"), made.get("evaluate", place)):
         if exists(join(evaluation, "metrics.json")):
             frames["scores"] = _scores(json.loads(_text(join(evaluation, "metrics.json"))))
             frames["predictions"] = _predictions(join(evaluation, "predictions.csv"))

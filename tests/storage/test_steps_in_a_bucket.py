@@ -11,9 +11,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import hanflow
 from hanflow import storage
 from hanflow.cli.main import main
 from hanflow.serving.bundle import open_bundle
+from hanflow.serving.sources import open_source
 from hanflow.storage import artifacts, gcs
 from tests.storage.emulator import Emulator
 from tests.support.corpora import ARCHITECTURE, petitions
@@ -89,6 +91,11 @@ def test_the_dag_and_predict(
 
     bundle = open_bundle(f"{bucket}/run/bundle")
     assert bundle.task.name == "summarization"
+    assert open_source(f"{bucket}/run").manifest == bundle.manifest, "a run's folder stands for its bundle"
+    model = open_source(f"{bucket}/run/model")
+    assert (model.cleaning, model.encoding, model.settings) == (bundle.cleaning, bundle.encoding, bundle.settings)
+    frames = hanflow.figures(f"{bucket}/run")
+    assert set(frames) == {"training", "validation", "scores", "predictions"}
     given = [f"{bucket}/run/bundle", "--input", f"{bucket}/run/raw/*.tsv", "--output", f"{bucket}/run/predictions.csv"]
     assert main(["predict", *given, "--max-new-tokens", "4", "--beams", "1"]) == 0
     found = gcs.read(f"{bucket}/run/predictions.csv")
