@@ -111,16 +111,20 @@ def column_names(source: Source) -> list[str]:
     """Names of a file's columns: those of its header, or the keys of its first row; `text` of a file of lines.
 
     Raises:
-        UserError: see `read_rows`.
+        UserError: the file cannot be read.
     """
-    if _format(source) is _of_lines:
+    kind = _format(source)
+    if kind is _of_lines:
         return ["text"]
-    with _opened(source) as stream:
-        if _format(source) is _of_json:
-            first = json.loads(next((line for line in stream if line.strip()), '""'))
-            return list(first) if isinstance(first, dict) else ["text"]
-        rows = tab_rows(_Lines(stream)) if _format(source) is _of_tabs else csv_rows(_Lines(stream))
-        return [column.strip() for column in next((row for row in rows if row), [])]
+    try:
+        with _opened(source) as stream:
+            if kind is _of_json:
+                first = json.loads(next((line for line in stream if line.strip()), "null"))
+                return list(first) if isinstance(first, dict) else ["text"]
+            rows = tab_rows(_Lines(stream)) if kind is _of_tabs else csv_rows(_Lines(stream))
+            return [column.strip() for column in next((row for row in rows if row), ["text"])]
+    except (OSError, ValueError) as error:  # what is wrong inside the file, its readers say better
+        raise UserError(f"{source.path}: its columns cannot be read ({error}); check the file and its rights") from None
 
 
 class _Lines:
