@@ -120,7 +120,7 @@ def as_fork_of(zygote: Zygote, environment: Mapping[str, str]) -> Runner:
     def run(pod: Pod) -> Ended:
         out, err = pod.folder / "stdout", pod.folder / "stderr"
         status = zygote.run(
-            step=pod.module.removeprefix("components."),
+            step=pod.module.removeprefix("hanflow.steps."),
             argv=pod.arguments,
             environment={**environment, **pod.environment},
             stdout=str(out),

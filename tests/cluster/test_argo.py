@@ -13,7 +13,8 @@ import yaml
 
 from hanflow import storage
 from hanflow.cli.main import EXPERIMENTS
-from hanflow.cluster.job import RUN_LABEL, pod_templates
+from hanflow.cluster.job import RUN_LABEL
+from hanflow.cluster.runtimes import pod_templates
 from hanflow.config import load_experiment, settings_of, to_mapping
 from hanflow.storage import artifacts, gcs
 from hanflow.storage.gcs import service

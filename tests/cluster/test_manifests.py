@@ -17,10 +17,9 @@ import yaml
 
 from hanflow.images import DEFAULT
 from tests.cluster.argo import ROOT, step, tasks, workflow
-from tests.cluster.manifests import CRDS, MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
+from tests.cluster.manifests import MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
 
 OVERLAYS = ("gke-gpu", "gke-tpu")
-pytestmark = pytest.mark.skipif(not CRDS.is_dir(), reason="no CRD schemas beside the repository (HANFLOW_SHARED)")
 
 
 def kubectl(*arguments: str) -> str:
@@ -204,7 +203,7 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_to_apply_by_hand_fit_the_installation(overlay: str) -> None:
     """Account, network policy and ConfigMap are those that the overlay makes."""
-    from hanflow.cluster.job import pod_templates
+    from hanflow.cluster.runtimes import pod_templates
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held, policy = pick(objects, "ConfigMap")["data"], pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]

@@ -29,7 +29,7 @@ def test_chips_hosts_and_shape(
     found = tpu_slice(accelerator, topology)
     assert (found.chips, found.hosts, found.topology) == (chips, hosts, shape)
     assert (found.label, found.machine) == (label, machine)
-    assert found.chips_a_host * found.hosts == chips
+    assert found.chips_per_host * found.hosts == chips
     assert tpu_slice(found.name, found.topology) == found
 
 
@@ -41,7 +41,7 @@ def test_chips_hosts_and_shape(
         ("v4-31", "", "the nearest are v4-8, v4-16, v4-32"),
         ("v4-4", "", "no slice has that size"),
         ("v4-0", "", "no slice has that size"),
-        ("v4", "", "say how large, e.g. v4-32"),
+        ("v4", "", "add the size, e.g. v4-32"),
         ("v4-32", "4x2x2", "write the shorter sides first: 2x2x4"),
         ("v4", "2x2x3", "there are 2x2x1, 2x2x2, 2x2x4, 2x4x4, or three multiples of 4"),
         ("v4-32", "4x4", "v4 slices have 3 sides, e.g. 2x2x4"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from hanflow.images import DEFAULT
 
 ROOT = Path(__file__).parents[2]

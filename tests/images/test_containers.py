@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hanflow.cli.main import EXPERIMENTS
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from hanflow.config import load_experiment
 from hanflow.storage.artifacts import KINDS, read_manifest
 from images.pins import normalized, pinned

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from images.build import DOCKERFILES, KINDS
 from tests.images.dockerfiles import parse, problems
 

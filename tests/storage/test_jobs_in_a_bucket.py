@@ -19,7 +19,6 @@ from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage import gcs
 from tests.cluster.conftest import fake as fake
-from tests.cluster.conftest import hurry as hurry
 from tests.cluster.world import World
 from tests.storage.emulator import Emulator
 from tests.support import tasks

@@ -51,6 +51,10 @@ class FakeCluster:
         """(method, plural) that the service account may not do."""
         self.missing: set[str] = set()
         """Plurals whose CRD is not installed."""
+        self.unknown_fields: set[str] = set()
+        """Names of fields that the installed operators do not have."""
+        self.warnings: list[str] = []
+        """Sent in the header of every answer."""
         self.watches_gone = "event"
         """How a watch that is too old is refused: by an ERROR event, or by an HTTP `status`."""
         self.admit = True
