@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 LABELS = ("title", "description", "licenses", "version", "revision", "base.name")
 RUNTIME_PACKAGES = {"ca-certificates", "python3", "$COMPILER"}
 """Debian packages that an image may keep; a compiler only where its builder asks for one."""
-SOURCE_FOLDERS = ("hanflow", "components", "pipelines")
+SOURCE_FOLDERS = ("hanflow", "pipelines")
 
 
 @dataclass
