@@ -11,8 +11,8 @@ from pathlib import Path
 from hanflow import images, resources
 from hanflow.cli import demo, import_, predict, score
 from hanflow.cli import submit as remote
-from hanflow.config import Experiment, all_settings, load_experiment
 from hanflow.errors import UserError
+from hanflow.experiment import Experiment, all_settings, load_experiment
 
 PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
 """Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
@@ -120,11 +120,11 @@ def _compile(options: argparse.Namespace) -> int:
     if unknown:
         raise UserError(f"{unknown[0]}: no such pipeline; known: {', '.join(PIPELINES)}")
     references = images.from_options(options)
-    from hanflow.pipelines.packages import compile_pipeline
+    from hanflow.pipelines.packages import Package
 
     for name in names:
-        defaults = _defaults(name, options.experiment)
-        print(compile_pipeline(name, defaults, Path(options.output), references))
+        package = Package.of(_defaults(name, options.experiment), references)
+        print(package.write(Path(options.output) / f"{name}.yaml"))
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hanflow.config import TrainConfig, settings_of
+from hanflow.config import TrainConfig, to_mapping
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def train_command(spec: WorkerSpec) -> list[str]:
 def train_arguments(spec: WorkerSpec) -> list[str]:
     """The arguments of `python -m hanflow.steps.train`: every setting, so that the image's defaults do not matter."""
     arguments = ["--task", spec.task, "--shards", spec.shards, "--output", spec.output]
-    for s in settings_of("train"):
-        arguments.append(f"--{s.name.replace('_', '-')}={as_text(getattr(spec.config, s.name))}")
+    for name, value in to_mapping(spec.config).items():
+        arguments.append(f"--{name.replace('_', '-')}={as_text(value)}")
     return arguments
 
 

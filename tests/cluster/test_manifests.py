@@ -181,8 +181,9 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     """The ConfigMap's settings of jobs pass the settings' own checks, and give a job that fits the queue."""
     from hanflow.cluster.job import Origin
     from hanflow.cluster.runtimes import build, pod_templates
-    from hanflow.config import TrainConfig, parse_text, step_config
+    from hanflow.config import TrainConfig
     from hanflow.config.worker_spec import WorkerSpec
+    from hanflow.experiment import parse_text, step_config
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]
@@ -271,7 +272,7 @@ def test_the_images_are_this_versions() -> None:
 
 def test_the_guide_names_what_exists() -> None:
     from hanflow.cli.main import _parser
-    from hanflow.config import all_settings
+    from hanflow.experiment import all_settings
 
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     known = {s.dotted: s.parameter for s in all_settings()}
@@ -391,7 +392,7 @@ def _mappings(path: Path) -> list[Document]:
 
 def test_a_packages_secrets_are_references() -> None:
     """Variables that hold secrets refer to Secrets; no parameter is meant for one (their values are logged)."""
-    from hanflow.config import all_settings
+    from hanflow.experiment import all_settings
 
     names = [s.parameter for s in all_settings()]
     assert [n for n in names if re.search(r"api_key|password|_token$|credential", n)] == []

@@ -18,9 +18,10 @@ from hanflow.cluster import launcher
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import Origin, PodExtras
 from hanflow.cluster.runtimes import build
-from hanflow.config import JobConfig, TrainConfig, settings_of, to_mapping
+from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import GRACE_SECONDS, UserError
+from hanflow.experiment import settings_of
 from hanflow.signals import Terminated
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at

@@ -19,7 +19,7 @@ from kubernetes.config import kube_config
 
 from hanflow.cli import submit as remote
 from hanflow.cli.main import main
-from hanflow.config import all_settings
+from hanflow.experiment import all_settings
 from hanflow.pipelines import kubeflow
 from tests.pipelines.kfp_server import FAILURE, SUCCESS, KfpServer, Look, serve, task
 
