@@ -273,18 +273,19 @@ def test_the_images_are_this_versions() -> None:
 def test_the_guide_names_what_exists() -> None:
     from hanflow.cli.main import _parser
     from hanflow.experiment import all_settings
+    from hanflow.experiment.form import form_of
 
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
-    known = {s.dotted: s.parameter for s in all_settings()}
+    known = {s.dotted for s in all_settings("summarization")}
     named = set(re.findall(r"--set ([a-z_]+\.[a-z_]+)=", text))
     named |= {
         name
         for name in re.findall(r"`([a-z]+\.[a-z_]+)`", text)
         if name.split(".")[0] in {s.step for s in all_settings()}
     }
-    assert len(named) > 25 and named <= set(known), named - set(known)
+    assert len(named) > 25 and named <= known, named - known
     given = set(re.findall(r" ([a-z_]+)=", text.partition("kfp --endpoint")[2].partition("```")[0]))
-    assert given and given <= set(known.values())
+    assert given and given <= {"settings", *(field.name for field in form_of("summarization"))}
     for path in re.findall(r"(?:-[fk]|apply|sed[^\n]*) (manifests[\w/.-]*)", text):
         assert (ROOT / path.rstrip("/.…")).exists(), path
     for command in re.findall(
@@ -394,7 +395,7 @@ def test_a_packages_secrets_are_references() -> None:
     """Variables that hold secrets refer to Secrets; no parameter is meant for one (their values are logged)."""
     from hanflow.experiment import all_settings
 
-    names = [s.parameter for s in all_settings()]
+    names = [s.name for s in all_settings()]
     assert [n for n in names if re.search(r"api_key|password|_token$|credential", n)] == []
     for path in (ROOT / "pipelines" / "compiled").glob("*.yaml"):
         _, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))

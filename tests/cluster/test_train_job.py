@@ -18,10 +18,10 @@ from hanflow.cluster import launcher
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import Origin, PodExtras
 from hanflow.cluster.runtimes import build
-from hanflow.config import JobConfig, TrainConfig, to_mapping
+from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import GRACE_SECONDS, UserError
-from hanflow.experiment import settings_of
+from hanflow.reports.step_report import Report
 from hanflow.signals import Terminated
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at
@@ -47,15 +47,17 @@ class TaskConfig:
         self.node_selector = self.tolerations = self.affinity = self.resources = None
 
 
-def arguments(world: World, folder: Path, config: TrainConfig, **job: Any) -> dict[str, Any]:
-    """The arguments of the train component."""
-    values = to_mapping(JobConfig(runtime="pytorchjob", gpus=0, **job))
-    return {
-        **to_mapping(config),
-        **{s.parameter: values[s.name] for s in settings_of("job")},
-        "run_id": world.run,
-        "task_config": TaskConfig(folder),
-    }
+def train(world: World, config: TrainConfig, *, shards: Path, output: Path, **job: Any) -> Report:
+    """The train step as a job of pods that see the test's folder."""
+    return train_step.run(
+        config,
+        task=TASK,
+        output=str(output),
+        shards=str(shards),
+        job=JobConfig(runtime="pytorchjob", gpus=0, **job),
+        run_id=world.run,
+        extras=PodExtras.of(TaskConfig(shards.parents[2])),
+    )
 
 
 @pytest.fixture
@@ -77,10 +79,8 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
     fake.fake.kubelet.grace = 60.0
     streamed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", streamed)
-    root = shards.parents[2]
     output = tmp_path_factory.mktemp("job") / "model"
     config = tasks.settings(TASK, epochs=1000, max_steps=150, save_every=0, validate_every=150)
-    run = train_step.chosen_run(arguments(fake, root, config, workers=2))
     metrics = Path(f"{output}.checkpoints") / "metrics.jsonl"
     body = build(
         JobConfig(runtime="pytorchjob", gpus=0, workers=2),
@@ -96,14 +96,14 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
 
     thread = threading.Thread(target=evict, daemon=True)
     thread.start()
-    report = run(config, task=TASK, output=str(output), shards=str(shards))
+    report = train(fake, config, shards=shards, output=output, workers=2)
     thread.join(1)
     assert report.figures["steps"] == 150 and report.html == "report.html"
     output_text = streamed.getvalue()
     assert "resuming from" in output_text and "[rank 0]" in output_text
     fake.assert_nothing_left(body)
     before = fake.fake.count("POST", "pytorchjobs")
-    again = run(config, task=TASK, output=str(output), shards=str(shards))
+    again = train(fake, config, shards=shards, output=output, workers=2)
     assert again.figures == report.figures
     assert fake.fake.count("POST", "pytorchjobs") == before, "a step retried after its success trains nothing"
 
@@ -112,9 +112,8 @@ def test_a_mistake_in_the_settings_fails_the_step_with_the_workers_message(
     fake: World, free_port: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     config = tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})
-    run = train_step.chosen_run(arguments(fake, shards.parents[2], config))
     with pytest.raises(JobFailed) as caught:
-        run(config, task=TASK, output=str(tmp_path_factory.mktemp("job") / "model"), shards=str(shards))
+        train(fake, config, shards=shards, output=tmp_path_factory.mktemp("job") / "model")
     assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
     assert "ChildFailedError" not in str(caught.value), "torchrun's own report helps nobody"
     assert fake.jobs() == []
