@@ -23,12 +23,13 @@ from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment import load_experiment, step_config
-from hanflow.pipelines.packages import compile_pipeline
+from hanflow.pipelines.packages import Package
+from hanflow.tasks.summarization import SummarizationTrain
 from tests.cluster.schemas import ROOT, problems
 
 WORK = WorkerSpec(
     "summarization",
-    TrainConfig(
+    SummarizationTrain(
         architecture={"type": "bart", "layer_norm_eps": 1e-05}, wandb=True, wandb_tags=["가", "b: c", "$(HOME)"]
     ),
     "gs://bucket/run/shards",
@@ -346,7 +347,7 @@ VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=Fals
 
 @given(
     config=st.builds(
-        TrainConfig,
+        SummarizationTrain,
         pretrained=TEXTS,
         architecture=st.dictionaries(TEXTS, st.one_of(VALUES, st.lists(VALUES, max_size=2)), max_size=3),
         learning_rate=st.floats(1e-12, 1.0),
@@ -358,7 +359,7 @@ VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=Fals
 @settings(deadline=None, max_examples=60)
 def test_any_settings_survive_the_command_line(config: TrainConfig) -> None:
     # The step reads 3.0 as 3 where Kubeflow gave it: so does it here.
-    config = step_config("train", dataclasses.asdict(config))
+    config = step_config("train", dataclasses.asdict(config), WORK.task)
     assert parsed(train_arguments(dataclasses.replace(WORK, config=config)))["config"] == config
 
 
@@ -446,7 +447,8 @@ def test_no_secret_of_this_machine_gets_into_what_is_written(tmp_path: Path, mon
         monkeypatch.setenv(name, secret)
     overrides = ["train.wandb=true", 'job.secrets={"WANDB_API_KEY": "wandb/api-key"}']
     experiment = load_experiment(EXPERIMENT, [*overrides, "job.runtime=pytorchjob"], require=False)
-    paths = [*manifests.write(tmp_path, EXPERIMENT, overrides), compile_pipeline("summarization", experiment, tmp_path)]
+    package = Package.of(experiment).write(tmp_path / "package.yaml")
+    paths = [*manifests.write(tmp_path, EXPERIMENT, overrides), package]
     for path in paths:
         assert secret not in path.read_text(encoding="utf-8"), path.name
     assert secret not in json.dumps(build(experiment.job, WORK, ORIGIN))
