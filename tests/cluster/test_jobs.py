@@ -374,7 +374,7 @@ def test_secrets_are_referred_to_and_never_quoted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"runtime": "tpu"}, "expected a TPU such as v4-32"),
         ({"runtime": "tpu", "accelerator": "v4-32", "topology": "2x2x2"}, "do not fit"),
@@ -388,11 +388,11 @@ def test_secrets_are_referred_to_and_never_quoted() -> None:
     ],
 )
 def test_settings_that_cannot_work_are_reported_before_anything_is_submitted(
-    changes: dict[str, Any], said: str
+    changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         build(dataclasses.replace(KINDS["one GPU"], **changes), WORK, ORIGIN)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_local_run_has_no_job() -> None:

@@ -78,7 +78,7 @@ MUTATIONS: dict[str, Callable[[list[Document]], Any]] = {
     "no limits": lambda o: demo(o)["resources"].pop("limits"),
     "a probe of no port": lambda o: demo(o)["livenessProbe"]["httpGet"].update(port="metrics"),
     "no probe": lambda o: demo(o).pop("readinessProbe"),
-    "a token nobody needs": lambda o: demo_pod(o).pop("automountServiceAccountToken"),
+    "a needless API token": lambda o: demo_pod(o).pop("automountServiceAccountToken"),
     "no such account": lambda o: demo_pod(o).update(serviceAccountName="hanfow"),
     "no such key": lambda o: demo(o)["env"][0]["valueFrom"]["configMapKeyRef"].update(key="bundel"),
     "a secret in the open": lambda o: demo(o)["env"].append({"name": "HF_TOKEN", "value": "hf_abc"}),

@@ -83,11 +83,11 @@ def test_a_pod_that_is_gone_without_an_end_was_preempted() -> None:
 
 
 def test_why_a_pod_waits() -> None:
-    def waits(**state: Any) -> status.Waiting | None:
+    def waiting(**state: Any) -> status.Waiting | None:
         return status.waiting(pod("Pending", containerStatuses=[{"name": "c", "state": {"waiting": state}}]))
 
-    assert waits(reason="ContainerCreating") is None and waits(reason="PodInitializing") is None
-    found = waits(reason="ImagePullBackOff", message="no such image")
+    assert waiting(reason="ContainerCreating") is None and waiting(reason="PodInitializing") is None
+    found = waiting(reason="ImagePullBackOff", message="no such image")
     assert found is not None and found.text == "ImagePullBackOff: no such image"
     unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
     found = status.waiting(pod("Pending", conditions=[unschedulable]))

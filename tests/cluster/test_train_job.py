@@ -210,7 +210,7 @@ STOP, LOST = node.Torchrun(1, asked_to_stop=True), node.Torchrun(1, lost="Rendez
         (STOP, {}, 143),  # killed at the end of the grace period
         (node.Torchrun(1), {0: 143, 1: 143}, 143),  # another pod was asked to stop
         (node.Torchrun(1), {0: 70, 1: 143}, 198),  # a lost peer
-        (node.Torchrun(1), {0: 143}, 137),  # one was killed without a word
+        (node.Torchrun(1), {0: 143}, 137),  # one was killed and reported nothing
         (node.Torchrun(1), {}, 137),
         (node.Torchrun(1), {0: 0, 1: 0}, 198),  # torchrun itself
         (LOST, {}, 198),  # no worker has begun

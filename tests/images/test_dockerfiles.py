@@ -1,4 +1,4 @@
-"""The Dockerfiles keep their rules, and the rules notice when they do not."""
+"""The Dockerfiles keep their rules, and the rules find violations."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ MUTATIONS = {
     "sources before dependencies": (
         r"(FROM builder AS torch\n)",
         r"\1COPY hanflow hanflow\n",
-        "builds that stage anew",
+        "rebuilds that stage",
     ),
-    "the whole context": (r"(FROM builder AS requirements\n)", r"\1COPY . .\n", "builds that stage anew"),
+    "the whole context": (r"(FROM builder AS requirements\n)", r"\1COPY . .\n", "rebuilds that stage"),
     "sources below dependencies": (
         r"(COPY --from=torch)",
         r"COPY --from=package /package /opt/hanflow\n\1",
@@ -74,7 +74,7 @@ MUTATIONS = {
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rules_notice(kind: str, mutation: str) -> None:
+def test_the_rules_find_violations(kind: str, mutation: str) -> None:
     pattern, replacement, expected = MUTATIONS[mutation]
     text = dockerfile(kind)
     broken = re.sub(pattern.replace("KIND", kind), replacement, text)

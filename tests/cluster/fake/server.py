@@ -1,4 +1,4 @@
-"""The API server: what a request may ask for, and what it is answered."""
+"""The API server: routes, and the answers to requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     request_queue_size = 50
 
     def handle_error(self, *_: Any) -> None:
-        pass  # clients that go away are no news
+        pass  # clients that disconnect are expected
 
 
 class Handler(Streams):
