@@ -146,7 +146,9 @@ class JobFollower:
                     messages.append((logging.WARNING, f"pod {end.pod} failed ({end.kind}): {end.text}"))
                     failure = failure or self._count(end, now)
         # A log whose pod is gone gets no more lines.
-        streams = [{**pod, "status": {"phase": "Failed"}} for pod in deleted if status.rank_zero([pod])]
+        streams: list[Mapping[str, Any]] = [
+            {**pod, "status": {"phase": "Failed"}} for pod in deleted if status.rank_zero([pod])
+        ]
         zero = status.rank_zero(self.pods.values())
         if zero is not None and status.has_started(zero):
             streams.append(zero)
