@@ -13,9 +13,7 @@ from hanflow.cli import demo, import_, predict, score
 from hanflow.cli import submit as remote
 from hanflow.errors import UserError
 from hanflow.experiment import Experiment, all_settings, load_experiment
-
-PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
-"""Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
+from hanflow.pipelines.packages import PIPELINES
 
 EXPERIMENTS = resources.folder("experiments")
 
@@ -40,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help="run a pipeline on this machine", description="Run a pipeline on this machine."
     )
-    run.add_argument("pipeline", choices=PIPELINES)
+    run.add_argument("pipeline", metavar="PIPELINE", help=f"{', '.join(PIPELINES)}, or the name of an installed task")
     run.add_argument(
         "--experiment",
         metavar="FILE",
