@@ -76,9 +76,6 @@ class Images:
 
 DEFAULT = Images()
 CPU = DEFAULT.cpu
-GPU = DEFAULT.gpu
-TPU = DEFAULT.tpu
-DEMO = DEFAULT.demo
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

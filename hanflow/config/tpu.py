@@ -18,15 +18,13 @@ class Generation:
     """Dimensions of a slice's topology: 3 (v4, v5p) or 2."""
     cores: int
     """What the names count for each chip: v4-32 has 32 cores on 16 chips, v6e-16 has 16 chips."""
-    machine: str
-    """Machine type of its hosts; `{chips}` is their number of chips."""
 
 
 GENERATIONS = {
-    "v4": Generation("tpu-v4-podslice", 3, 2, "ct4p-hightpu-{chips}t"),
-    "v5p": Generation("tpu-v5p-slice", 3, 2, "ct5p-hightpu-{chips}t"),
-    "v5e": Generation("tpu-v5-lite-podslice", 2, 1, "ct5lp-hightpu-{chips}t"),
-    "v6e": Generation("tpu-v6e-slice", 2, 1, "ct6e-standard-{chips}t"),
+    "v4": Generation("tpu-v4-podslice", 3, 2),
+    "v5p": Generation("tpu-v5p-slice", 3, 2),
+    "v5e": Generation("tpu-v5-lite-podslice", 2, 1),
+    "v6e": Generation("tpu-v6e-slice", 2, 1),
 }
 _ALIASES = {"v5litepod": "v5e"}
 _LONGEST_SIDE = 24  # chips, of a three-dimensional slice
@@ -52,16 +50,6 @@ class Slice:
     def label(self) -> str:
         """Value of `cloud.google.com/gke-tpu-accelerator`."""
         return GENERATIONS[self.generation].label
-
-    @property
-    def machine(self) -> str:
-        """Machine type of the node pool's hosts."""
-        return GENERATIONS[self.generation].machine.format(chips=self.chips_per_host)
-
-    @property
-    def name(self) -> str:
-        """Generation and size, e.g. v4-32."""
-        return f"{self.generation}-{self.chips * GENERATIONS[self.generation].cores}"
 
 
 def tpu_slice(accelerator: str, topology: str = "") -> Slice:
@@ -94,7 +82,7 @@ def tpu_slice(accelerator: str, topology: str = "") -> Slice:
         sides = min(fitting, key=sum)
     chips = math.prod(sides)
     if size is not None and int(size) != chips * kind.cores:
-        counted = "cores, two a chip" if kind.cores == 2 else "chips"
+        counted = "cores, two per chip" if kind.cores == 2 else "chips"
         raise ValueError(
             f"{accelerator} and topology {topology} do not fit: {topology} has {chips} chips, which is "
             f"{generation}-{chips * kind.cores} (the name counts {counted})"

@@ -79,6 +79,7 @@ def _strict(schema: Any, done: dict[int, Any]) -> Any:
         strict = {key: _strict(value, done) for key, value in schema.items() if key != "properties"}
         if "properties" in schema:
             strict["properties"] = {name: _strict(value, done) for name, value in schema["properties"].items()}
+        if schema.get("type") == "object":
             strict.setdefault("additionalProperties", bool(schema.get("x-kubernetes-preserve-unknown-fields")))
         done[id(schema)] = strict
     return done[id(schema)]

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import dsl
 
 from hanflow.cluster import launcher
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import Origin, PodExtras
 from hanflow.cluster.runtimes import build
-from hanflow.config import JobConfig, TrainConfig
+from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import GRACE_SECONDS, UserError
 from hanflow.reports.step_report import Report
@@ -108,15 +109,27 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
     assert fake.fake.count("POST", "pytorchjobs") == before, "a step retried after its success trains nothing"
 
 
-def test_a_mistake_in_the_settings_fails_the_step_with_the_workers_message(
+def test_a_mistake_in_the_settings_fails_the_component_with_the_workers_message(
     fake: World, free_port: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    config = tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})
+    folder = tmp_path_factory.mktemp("job")
+    arguments = {
+        "task": TASK,
+        "settings": to_mapping(tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})),
+        "shards": str(shards),
+        "model": dsl.Model(uri=str(folder / "model")),
+        "metrics": dsl.Metrics(uri=str(folder / "metrics")),
+        "report": dsl.HTML(uri=str(folder / "report")),
+        "job": to_mapping(JobConfig(runtime="pytorchjob", gpus=0)),
+        "member": "",
+        "run_id": fake.run,
+        "task_config": TaskConfig(shards.parents[2]),
+    }
     with pytest.raises(JobFailed) as caught:
-        train(fake, config, shards=shards, output=tmp_path_factory.mktemp("job") / "model")
+        train_step.in_pipeline(arguments)
     assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
     assert "ChildFailedError" not in str(caught.value), "torchrun's own report helps nobody"
-    assert fake.jobs() == []
+    assert fake.jobs() == [] and fake.fake and fake.fake.count("POST", "pytorchjobs") == 1
 
 
 def test_a_local_run_needs_no_cluster(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
