@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from hanflow.tasks.data import Column, Encoded, Predictions
+from hanflow.data.schema import Column
+from hanflow.tasks.data import Encoded, Predictions
 from hanflow.tasks.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Task(Protocol):
         """A raw row (role → text; absent optional roles are "") as a corpus row.
 
         Raises:
-            Rejected: the row cannot be used.
+            RejectedRow: the row cannot be used.
         """
         ...
 

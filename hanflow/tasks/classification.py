@@ -10,9 +10,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.errors import UserError
 from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.tasks.data import Encoded, Predictions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,11 +66,11 @@ class Classification(CommonTask):
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
         text, label = self.clean_input(row["text"], config), row["label"].strip()
         if not text:
-            raise Rejected("the text is empty")
+            raise RejectedRow("the text is empty")
         if not label:
-            raise Rejected("the label is empty")
+            raise RejectedRow("the label is empty")
         if label in map(str, config.drop_labels):
-            raise Rejected(f"the label {label} is one of preprocess.drop_labels")
+            raise RejectedRow(f"the label {label} is one of preprocess.drop_labels")
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
 

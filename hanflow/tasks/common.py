@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.data.schema import RejectedRow
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
-from hanflow.tasks.data import Encoded, Predictions, Rejected
+from hanflow.tasks.data import Encoded, Predictions
 from hanflow.tasks.predictor import Predictor
 from hanflow.text.encoding import as_inputs, framed, plain_ids
 from hanflow.text.normalize import clean_text
@@ -151,9 +152,9 @@ def check_length(what: str, text: str, config: PreprocessConfig) -> None:
     """Refuse an input text of a length, in characters, that the settings do not want.
 
     Raises:
-        Rejected: it is too short or too long.
+        RejectedRow: it is too short or too long.
     """
     if len(text) < config.min_source_chars:
-        raise Rejected(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
+        raise RejectedRow(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
     if config.max_source_chars and len(text) > config.max_source_chars:
-        raise Rejected(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")
+        raise RejectedRow(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")

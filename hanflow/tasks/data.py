@@ -1,4 +1,4 @@
-"""What passes between a step and a task: columns, encoded rows, predictions."""
+"""What passes between a step and a task: encoded rows, predictions."""
 
 from __future__ import annotations
 
@@ -11,22 +11,6 @@ if TYPE_CHECKING:
 
 LESS_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "calibration_error"})
 """Scores, of any task, whose best value is the smallest."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of the corpus, and the raw columns that can fill it."""
-
-    role: str
-    """Name in the corpus."""
-    aliases: tuple[str, ...]
-    """Raw column names that mean it, compared without case."""
-    required: bool = True
-    """Whether a raw file without it is refused; else it is left empty."""
-
-
-class Rejected(Exception):
-    """A row cannot be used; the message is the reason kept beside it."""
 
 
 @dataclass(frozen=True)

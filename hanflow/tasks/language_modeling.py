@@ -8,9 +8,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.progress import log
 from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.tasks.data import Encoded, Predictions
 from hanflow.text.encoding import as_inputs, plain_ids, plain_text
 from hanflow.text.normalize import clean_text
 
@@ -58,7 +59,7 @@ class LanguageModeling(CommonTask):
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
         text = self.clean_input(row["text"], config)
         if not text:
-            raise Rejected("the text is empty")
+            raise RejectedRow("the text is empty")
         check_length("text", text, config)
         return {"text": text, "id": row.get("id", "")}
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hanflow.data.text_files import Source, read
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from hanflow.cli import score
 from hanflow.cli.main import main
-from hanflow.data.text_files import Source, read
 from hanflow.metrics import rouge
 from hanflow.steps import score as compare
 from hanflow.text import scoring_tokens as tokenizations

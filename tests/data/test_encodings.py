@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from hanflow.data.encodings import Encoding, encoding_of
-from hanflow.data.lines import line_blocks
 from hanflow.data.text_files import Source, read
+
+from hanflow.data.lines import line_blocks
 from hanflow.errors import UserError
 
 Reader = Callable[[Path, str], list[str]]

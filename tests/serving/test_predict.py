@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from hanflow.data.delimited_format import safe_cell
+from hanflow.data.text_files import FORMATS, Source, read_rows
 
 from hanflow.cli import predict as command
 from hanflow.cli.main import main
 from hanflow.data import writers as output
-from hanflow.data.delimited_format import safe_cell
-from hanflow.data.text_files import FORMATS, Source, read_rows
 from hanflow.data.writers import one_line
 from hanflow.serving import predict as stream
 from hanflow.serving.bundle import answer, open_bundle

@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hanflow.data.text_files import Source, read
 
 from hanflow import storage
 from hanflow.config import PreprocessConfig
-from hanflow.data.text_files import Source, read
 from hanflow.errors import UserError
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.storage import gcs

@@ -17,8 +17,9 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.tasks.common import CommonTask, ModelPredictor
-from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.tasks.data import Encoded, Predictions
 
 
 class StarsConfig(PretrainedConfig):
@@ -64,7 +65,7 @@ class Stars(CommonTask):
     def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
         text = self.clean_input(row["text"], config)
         if not text or not row["stars"].isdecimal():
-            raise Rejected("no text or no stars")
+            raise RejectedRow("no text or no stars")
         return {"stars": row["stars"], "text": text}
 
     def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
