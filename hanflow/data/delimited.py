@@ -18,7 +18,7 @@ from hanflow.data.lines import ROW_LIMIT, Block, empty, line_blocks
 from hanflow.data.schema import ColumnMapping, Row, without_surrogates
 from hanflow.errors import UserError
 
-LOOKAHEAD = 10_000
+LOOKAHEAD = 100_000
 """Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -130,6 +130,7 @@ class _Table:
         """The rows, a block's worth at a time."""
         start = self._read_header()
         delimiter, width, roles, pick = self.delimiter, self.width, self.mapping.roles, self.pick
+        guarded = f"{delimiter}'"
         while True:
             rows: list[Row] = []
             lines, bad = self.lines, self.bad
@@ -137,8 +138,8 @@ class _Table:
             while index < len(lines):  # `lines` grows when a quoted row reaches into the next block
                 line = lines[index]
                 fields = line.split(delimiter)
-                if len(fields) == width and '"' not in line and index not in bad:
-                    if "'" in line:
+                if len(fields) == width and '"' not in line and index not in bad and line:
+                    if "'" in line and (guarded in line or line.startswith("'")):
                         fields = [unguarded(field) for field in fields]
                     fields.append("")  # what roles without a column pick
                     index += 1

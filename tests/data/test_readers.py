@@ -19,9 +19,8 @@ from hanflow.config import PreprocessConfig
 from hanflow.data import delimited
 from hanflow.data.lines import ROW_LIMIT
 from hanflow.data.readers import raw_files, read
-from hanflow.data.schema import Row
+from hanflow.data.schema import Column, Row, corpus_source
 from hanflow.errors import UserError
-from hanflow.tasks.data import Column
 
 PAIR = (
     Column("source", ("news", "document")),
@@ -33,7 +32,7 @@ TEXT = (Column("text", ("document", "text")),)
 
 def rows_of(path: Path, wanted: tuple[Column, ...] = PAIR, **settings: Any) -> list[Row]:
     config = PreprocessConfig(source=str(path), **settings)
-    return [row for batch in read(str(path), wanted, config, path.parent) for row in batch]
+    return [row for batch in read(corpus_source(str(path), wanted, config), path.parent) for row in batch]
 
 
 def good(rows: list[Row]) -> list[tuple[str, ...]]:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hanflow.data.delimited_format import safe_cell
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hanflow.cli.main import main as hanflow
 from hanflow.config import EvaluateConfig, to_mapping
+from hanflow.data.delimited import safe_cell
 from hanflow.errors import UserError
 from hanflow.metrics import rouge
 from hanflow.reports.evaluation import thinned
