@@ -6,7 +6,7 @@ rows of files (preprocess, predict, score, the demo) does it here. Memory does n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NamedTuple
@@ -174,12 +174,3 @@ def read_texts(source: Source) -> Iterator[TextRow]:
             yield TextRow(
                 value if isinstance(value, list) else [value], values["id"] if "id" in mapping.present else None
             )
-
-
-def unequal(rows: Mapping[str, int]) -> UserError:
-    """The error for files that do not hold the same number of rows: path → rows."""
-    counts = ", ".join(f"{path} {count:,}" for path, count in rows.items())
-    return UserError(
-        f"the files differ in rows: {counts}; give one prediction for every reference, in the same order (in a file of "
-        f"lines a newline inside a text makes two rows: give csv or jsonl then)"
-    )

@@ -68,73 +68,85 @@ def read_jsonl(mapping: ColumnMapping) -> Iterator[list[Row]]:
 
     Where only one role is required, a line may also hold its text alone.
     """
-    layouts: dict[tuple[str, ...], dict[str, int] | None] = {}  # keys of an object → where the roles are
-    number, fitting, strange = 0, 0, 0
-    unfit: tuple[str, ...] = ()
-    alone = (str, list, type(None)) if len(mapping.required) == 1 else ()
+    objects = _Objects(mapping)
+    number = 0
     for block in line_blocks(mapping.source):
         rows = []
         for index, line in enumerate(block.lines):
             number += 1
             if index in block.bad:
                 rows.append(Row(number, None, line, block.bad[index]))
-                continue
-            if not line.strip():
-                continue
-            try:
-                item = _DECODER.decode(line.strip())
-            except (ValueError, RecursionError) as error:
-                problem = "nested too deeply" if isinstance(error, RecursionError) else error
-                rows.append(Row(number, None, line, f"not valid JSON: {problem}"))
-                continue
-            if isinstance(item, alone) and item.__class__ is not _Number:
-                rows.append(_row(number, line, (mapping.text_role,), [item], {mapping.text_role: 0}, mapping))
-                continue
-            if not isinstance(item, dict):
-                rows.append(Row(number, None, line, "not a JSON object" + " or a text" * bool(alone)))
-                continue
-            keys = tuple(item)
-            if not layouts and mapping.source.every_row:
-                mapping.resolve(keys)
-            if keys not in layouts:
-                if len(layouts) > TRIALS:  # objects of ever new keys must not fill the memory
-                    layouts.clear()
-                chosen = mapping.find(keys)
-                layouts[keys] = None if mapping.missing(chosen) else chosen
-            chosen_here = layouts[keys]
-            if chosen_here is None:
-                strange, unfit = strange + 1, unfit or keys
-                if not fitting and strange == TRIALS:
-                    raise mapping.refusal(unfit)
-                missing = ", ".join(mapping.missing(mapping.find(keys)))
-                rows.append(Row(number, None, line, f"the object has no key for {missing}"))
-                continue
-            fitting += 1
-            rows.append(_row(number, line, keys, list(item.values()), chosen_here, mapping))
+            elif line.strip():
+                try:
+                    rows.append(Row(number, objects.values(line), line))
+                except Unusable as error:
+                    rows.append(Row(number, None, line, str(error)))
         yield rows
-    if strange and not fitting:
-        raise mapping.refusal(unfit)
+    if objects.strange and not objects.fitting:
+        raise mapping.refusal(objects.unfit)
     if not number:
         raise empty(mapping.path)
 
 
-def _row(
-    number: int, line: str, keys: tuple[str, ...], items: list[Any], chosen: dict[str, int], mapping: ColumnMapping
-) -> Row:
-    """The row of one line; `chosen`: role → index in keys and items."""
-    values, source = dict(mapping.absent), mapping.source
-    escaped = "\\u" in line and not source.every_row  # an escape may be half of a surrogate pair: text in no encoding
-    for role, place in chosen.items():
-        value = items[place]
-        if value.__class__ is not str:
-            try:
-                value = as_text(value, keys[place], source.join_lists)
-            except Unusable as error:
-                return Row(number, None, line, str(error))
-        elif escaped:
-            value = without_surrogates(value)
-        values[role] = value
-    return Row(number, values, line)
+class _Objects:
+    """The objects of one jsonl file, each of which may have keys of its own."""
+
+    def __init__(self, mapping: ColumnMapping):
+        self.mapping = mapping
+        self.fitting = self.strange = 0
+        """Objects with and without the keys needed."""
+        self.unfit: tuple[str, ...] = ()
+        """Keys of the first strange one."""
+        self._layouts: dict[tuple[str, ...], tuple[dict[str, str], list[str]]] = {}
+        """Keys of an object → (role → its key, the roles that it lacks)."""
+
+    def values(self, line: str) -> dict[str, Any]:
+        """Role → text of one line.
+
+        Raises:
+            Unusable: the line cannot be used.
+            UserError: the file cannot be used, no object so far had the keys needed.
+        """
+        try:
+            item = _DECODER.decode(line.strip())
+        except RecursionError:
+            raise Unusable("not valid JSON: nested too deeply") from None
+        except ValueError as error:
+            raise Unusable(f"not valid JSON: {error}") from None
+        mapping = self.mapping
+        if isinstance(item, dict):
+            chosen = self._chosen(tuple(item))
+        elif len(mapping.required) == 1 and (item is None or item.__class__ in (str, list)):
+            item, chosen = {mapping.text_role: item}, {mapping.text_role: mapping.text_role}
+        else:
+            raise Unusable("not a JSON object" + " or a text" * (len(mapping.required) == 1))
+        # An escape may be half of a surrogate pair: text in no encoding.
+        escaped = "\\u" in line and not mapping.source.every_row
+        values = dict(mapping.absent)
+        for role, key in chosen.items():
+            value = item[key]
+            if value.__class__ is not str:
+                value = as_text(value, key, mapping.source.join_lists)
+            values[role] = without_surrogates(value) if escaped else value
+        return values
+
+    def _chosen(self, keys: tuple[str, ...]) -> dict[str, str]:
+        mapping = self.mapping
+        if not self.fitting and mapping.source.every_row:
+            mapping.resolve(keys)
+        if keys not in self._layouts:
+            if len(self._layouts) > TRIALS:  # objects of ever new keys must not fill the memory
+                self._layouts.clear()
+            chosen = {role: keys[place] for role, place in mapping.find(keys).items()}
+            self._layouts[keys] = chosen, mapping.missing(chosen)
+        chosen, missing = self._layouts[keys]
+        if not missing:
+            self.fitting += 1
+            return chosen
+        self.strange, self.unfit = self.strange + 1, self.unfit or keys
+        if not self.fitting and self.strange == TRIALS:
+            raise mapping.refusal(self.unfit)
+        raise Unusable(f"the object has no key for {', '.join(missing)}")
 
 
 def read_parquet(file: str, mapping: ColumnMapping) -> Iterator[list[Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
@@ -115,8 +115,8 @@ class ColumnMapping:
                 chosen[column.role] = place
         return chosen
 
-    def missing(self, chosen: Mapping[str, int]) -> list[str]:
-        """The roles that must have a raw column and have none."""
+    def missing(self, chosen: Container[str]) -> list[str]:
+        """The roles that must have a raw column (required, or named by a person) and have none."""
         return [role for role in self.roles if role not in chosen and (role in self.required or role in self._names)]
 
     def resolve(self, found: Sequence[str]) -> dict[str, int]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hanflow.data.delimited import csv_writer
 from hanflow.data.lines import rereadable
-from hanflow.data.readers import read_texts, unequal
+from hanflow.data.readers import read_texts
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
 from hanflow.metrics.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
@@ -92,7 +92,7 @@ def _count(sources: Sequence[Source]) -> int | None:
         return None
     counts = {source.path: sum(1 for _ in read_texts(source)) for source in sources}
     if len(set(counts.values())) > 1:
-        raise unequal(counts)
+        raise _unequal(counts)
     return counts[sources[0].path]
 
 
@@ -114,9 +114,18 @@ def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[_Chun
             yield chunk
             chunk = _Chunk()
     if len(set(counts.values())) > 1:
-        raise unequal(counts)
+        raise _unequal(counts)
     if chunk.predictions:
         yield chunk
+
+
+def _unequal(rows: Mapping[str, int]) -> UserError:
+    """The error for files that do not hold the same number of rows: path → rows."""
+    counts = ", ".join(f"{path} {count:,}" for path, count in rows.items())
+    return UserError(
+        f"the files differ in rows: {counts}; give one prediction for every reference, in the same order (in a file of "
+        f"lines a newline inside a text makes two rows: give csv or jsonl then)"
+    )
 
 
 def write_rows(path: Path, scores: Mapping[str, np.ndarray]) -> None:
