@@ -71,7 +71,7 @@ def byte_blocks(path: str) -> Iterator[bytes]:
     """The bytes of a file, decompressed if its name ends in .gz.
 
     Raises:
-        UserError: it is missing, unreadable, empty, or damaged gzip; says which.
+        UserError: it is missing, unreadable, empty, or damaged gzip.
     """
     done = 0
     try:

@@ -58,7 +58,7 @@ def read(source: Source, scratch: Path | None = None) -> Iterator[list[Row]]:
 
     Raises:
         UserError: the file as a whole cannot be used: damaged, empty, of unknown layout, without a column needed; or
-            `source.every_row` is set and a row cannot be used, or there is none; says which row and what to do.
+            `source.every_row` is set and a row cannot be used, or there is none, with the row and what to do.
     """
     return _read(source, ColumnMapping(source), scratch)
 

@@ -34,11 +34,11 @@ _DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_consta
 
 
 class Unusable(Exception):
-    """A value is no text; the message says why."""
+    """A value is no text; the message is the reason."""
 
 
 def as_text(value: Any, name: str, join_lists: bool) -> str | list[str]:
-    """A JSON value as text: texts and numbers themselves, null "", a list of texts as `Source.join_lists` says.
+    """A JSON value as text: texts and numbers themselves, null "", a list of texts by `Source.join_lists`.
 
     Args:
         name: the value's key, for messages.

@@ -140,7 +140,7 @@ class ColumnMapping:
         chosen, option = self.find(found), self.source.column_option
         aliases = {column.role: column.aliases for column in self.source.columns}
         looked_for = " and ".join(
-            f"{role} ({option} says {self._names[role]!r})"
+            f"{role} ({option} names {self._names[role]!r})"
             if role in self._names
             else f"{role} (looked for {', '.join(aliases[role])})"
             for role in self.missing(chosen)
@@ -156,7 +156,7 @@ class ColumnMapping:
 
 
 _DELIMITER = re.compile(r"[,;|\t]")
-"""What makes the name of an only column look like several, divided by something else than the reader took."""
+"""What makes the name of an only column look like several, divided by another delimiter than the one that was tried."""
 
 
 def _key(name: str) -> str:

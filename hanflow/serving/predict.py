@@ -62,18 +62,18 @@ class PredictSummary:
 def run(bundle: Bundle, request: Request) -> PredictSummary:
     """Predict every row of the input, one row of output each, in order.
 
-    Into a file, from files: interrupted at any moment, the same call goes on where it stopped, and the file becomes what
-    it would have been.
+    From files into a file: interrupted at any moment, the same call resumes where it stopped, and the file ends up the
+    same as without the interruption.
 
     Args:
         bundle: see `open_bundle`.
         request: input, output and form.
 
     Raises:
-        UserError: input or output cannot be used; says which and why.
+        UserError: input or output cannot be used.
     """
     if request.chunk_rows < 1:
-        raise UserError(f"--chunk-rows: {request.chunk_rows} rows are no chunk; give 1 or more")
+        raise UserError(f"--chunk-rows: {request.chunk_rows} is too few; give 1 or more")
     inputs = inputs_of(bundle, request)
     inputs.check_first_rows()
     kind = request.output_format
@@ -101,7 +101,7 @@ def _to_stream(bundle: Bundle, request: Request, inputs: Inputs, kind: str, stre
 
 
 def _to_bucket(bundle: Bundle, request: Request, inputs: Inputs, kind: str) -> PredictSummary:
-    """By way of a file on this machine, where an interrupted run goes on; it is uploaded when whole."""
+    """By way of a file on this machine, where an interrupted run resumes; it is uploaded once complete."""
     if exists(request.output) and not request.force:
         raise UserError(f"--output: {request.output}: exists already; give another, or replace it with --force")
     path = work_folder(request.output) / request.output.rpartition("/")[2]
@@ -130,7 +130,7 @@ def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: 
     }
     file = PartialFile(path, identity)
     if not request.restart and resumable and file.completed():
-        log.info("%s: was whole already", path)
+        log.info("%s: is complete already", path)
         return PredictSummary(rows=file.done["rows"], already=file.done["rows"])
     if path.exists() and not request.force:
         raise UserError(f"--output: {path}: exists already; give another file, or replace it with --force")
@@ -138,16 +138,16 @@ def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: 
     with file.opened(request.restart, resumable):
         summary.already = summary.rows = file.done.get("rows", 0)
         if not resumable:
-            log.info("%s cannot be read twice: if this is interrupted, it begins anew", request.input)
+            log.info("%s cannot be read twice: after an interruption the work starts over", request.input)
         elif summary.already:
-            log.info("%s: goes on behind row %s", file.partial, f"{summary.already:,}")
+            log.info("%s: resumes after row %s", file.partial, f"{summary.already:,}")
         total = file.done.get("total")
         if resumable and total is None:
-            # A broken row shows now, not after hours of work.
+            # A bad row is found now, not after hours of work.
             total = sum(1 for _ in inputs.rows())
 
         def write(content: bytes, rows: int) -> None:
-            # One member a chunk: a gzip file may be a chain of them.
+            # One gzip member a chunk: a gzip file may be a chain of members.
             content = gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content
             file.commit(content, {"rows": rows, "total": total})
 
@@ -170,7 +170,7 @@ def _predict(
     Args:
         summary: its `already` rows are passed over; the others are counted here.
         total: rows in all; None: not known.
-        write: takes the bytes of some rows, and the rows that are done with them.
+        write: takes the bytes of some rows, and the number of rows done with them.
     """
     rows = islice(inputs.rows(), summary.already, None)
     predictor = bundle.predictor()

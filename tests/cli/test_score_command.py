@@ -390,7 +390,7 @@ def test_missing_things_are_named(
 ) -> None:
     table = write_csv(tmp_path / "t.csv", PREDICTIONS)
     error = failed(capsys, "--predictions", table, *lines[2:], "--prediction-column", "summary")
-    assert f"{table}: has no column for prediction (--prediction-column says 'summary'); columns found: id" in error
+    assert f"{table}: has no column for prediction (--prediction-column names 'summary'); columns found: id" in error
     assert "--prediction-column" in error
     missing = failed(capsys, "--predictions", tmp_path / "no.txt", *lines[2:])
     assert f"{tmp_path / 'no.txt'}: cannot be read (No such file or directory)" in missing

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -87,7 +88,7 @@ def test_nasty_rows_come_out_one_by_one_in_every_format(bundle: Path, tmp_path: 
     assert lines == [*map(one_line, expected), ""]
 
 
-def test_texts_in_lines_csv_and_gzip_mean_the_same(bundle: Path, tmp_path: Path) -> None:
+def test_texts_mean_the_same_in_every_format(bundle: Path, tmp_path: Path) -> None:
     texts = [body for body, _ in petitions(5)]
     expected = [
         row["prediction"]
@@ -97,7 +98,10 @@ def test_texts_in_lines_csv_and_gzip_mean_the_same(bundle: Path, tmp_path: Path)
         file.write("".join(text + "\n" for text in texts))
     with (tmp_path / "c.csv").open("w", encoding="cp949", errors="replace", newline="") as file:
         csv.writer(file).writerows([["제목", "News"], *([n, text] for n, text in enumerate(texts))])
-    for name in ("b.txt.gz", "c.csv"):
+    pq.write_table(pa.table({"id": range(5), "news": texts}), tmp_path / "d.parquet")
+    documents = [{"text": [[{"sentence": text}]], "abstractive": [""]} for text in texts]
+    (tmp_path / "e.json").write_text(json.dumps({"documents": documents}))
+    for name in ("b.txt.gz", "c.csv", "d.parquet", "e.json"):
         out = predicted(bundle, tmp_path / name, tmp_path / f"{name}.tsv.gz", "--chunk-rows", "2")
         assert [row.texts[0] for row in read_texts(text_source(str(out), "prediction"))] == expected
 
@@ -266,9 +270,9 @@ def test_what_was_begun_for_something_else_is_not_gone_on_from(
     state = tmp_path / "out.csv.partial.json"
     kept = state.read_text()
     state.write_text("{")
-    assert "is no state of a prediction" in failed(capsys, *again)
+    assert "no state of a prediction" in failed(capsys, *again)
     state.unlink()
-    assert "is there without its state" in failed(capsys, *again)
+    assert "exists without its state" in failed(capsys, *again)
     state.write_text(kept)
     (tmp_path / "out.csv.partial").write_bytes(b"")
     source.write_bytes(Path(job[0][3]).read_bytes())
@@ -315,7 +319,7 @@ def test_mistakes_show_before_the_model_is_loaded(
     assert "no such file or folder" in told(bundle, "--input", tmp_path / "nowhere.csv")
     assert "is empty" in told(bundle, "--input", tmp_path / "empty.txt", "--output", out)
     assert "columns found: a, b; name it with --column" in told(bundle, "--input", tmp_path / "two.csv")
-    assert "has no column for source (--column says 'c'); columns found: a, b" in told(
+    assert "has no column for source (--column names 'c'); columns found: a, b" in told(
         bundle, "--input", tmp_path / "two.csv", "--column", "c"
     )
     assert "line 2: not valid JSON" in told(bundle, "--input", tmp_path / "broken.jsonl", "--output", out)

@@ -228,7 +228,7 @@ def test_mixed_folders_and_hostile_rows(tmp_path: Path) -> None:
     [
         (["--source", "{dir}/none.tsv"], "none.tsv: no such file or folder"),
         (["--source", "{dir}/a.xlsx"], "a.xlsx: no reader for files of this ending"),
-        (["--source", "{dir}/a.tsv", "--columns", '{"target": "요지"}'], "preprocess.columns says '요지'"),
+        (["--source", "{dir}/a.tsv", "--columns", '{"target": "요지"}'], "preprocess.columns names '요지'"),
         (["--source", "{dir}/a.tsv", "--task", "summarisation"], "did you mean summarization"),
     ],
 )
