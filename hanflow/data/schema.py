@@ -25,6 +25,10 @@ class Column:
     """Raw column names that mean it, the preferred one first, compared without case."""
     required: bool = True
     """Whether a raw file without it is refused; else it is left empty."""
+    text: bool = False
+    """Whether it carries text: the tokenizer is trained on it, its lengths are reported."""
+    input: bool = False
+    """Whether it is what a person gives to have something predicted; its text stands in one split only."""
 
 
 class RejectedRow(Exception):
