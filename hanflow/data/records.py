@@ -17,8 +17,8 @@ from hanflow.data.schema import ColumnMapping, Row, without_surrogates
 from hanflow.errors import UserError, first_line
 from hanflow.storage import fingerprint, is_remote, open_raw
 
-TRIALS = 1000
-"""Objects of a jsonl file after which it is given up if none of them had the columns needed."""
+LAYOUTS = 1000
+"""Most combinations of keys in one jsonl file whose columns are remembered."""
 
 BATCH, BATCH_BYTES = 4096, 64_000_000
 """Most rows of parquet decoded at once, and about how many bytes."""
@@ -81,9 +81,9 @@ def read_jsonl(mapping: ColumnMapping) -> Iterator[list[Row]]:
                     rows.append(Row(number, objects.values(line), line))
                 except Unusable as error:
                     rows.append(Row(number, None, line, str(error)))
+        if objects.unfit is not None and not objects.fitting:  # now, not after a whole file of them
+            raise mapping.refusal(objects.unfit)
         yield rows
-    if objects.strange and not objects.fitting:
-        raise mapping.refusal(objects.unfit)
     if not number:
         raise empty(mapping.path)
 
@@ -93,10 +93,10 @@ class _Objects:
 
     def __init__(self, mapping: ColumnMapping):
         self.mapping = mapping
-        self.fitting = self.strange = 0
-        """Objects with and without the keys needed."""
-        self.unfit: tuple[str, ...] = ()
-        """Keys of the first strange one."""
+        self.fitting = False
+        """Whether an object had the keys needed."""
+        self.unfit: tuple[str, ...] | None = None
+        """Keys of the first object that lacked some."""
         self._layouts: dict[tuple[str, ...], tuple[dict[str, str], list[str]]] = {}
         """Keys of an object → (role → its key, the roles that it lacks)."""
 
@@ -105,7 +105,7 @@ class _Objects:
 
         Raises:
             Unusable: the line cannot be used.
-            UserError: the file cannot be used, no object so far had the keys needed.
+            UserError: every line has to be usable, and the first object lacks keys.
         """
         try:
             item = _DECODER.decode(line.strip())
@@ -135,17 +135,16 @@ class _Objects:
         if not self.fitting and mapping.source.every_row:
             mapping.resolve(keys)
         if keys not in self._layouts:
-            if len(self._layouts) > TRIALS:  # objects of ever new keys must not fill the memory
+            if len(self._layouts) >= LAYOUTS:  # objects of ever new keys must not fill the memory
                 self._layouts.clear()
             chosen = {role: keys[place] for role, place in mapping.find(keys).items()}
             self._layouts[keys] = chosen, mapping.missing(chosen)
         chosen, missing = self._layouts[keys]
         if not missing:
-            self.fitting += 1
+            self.fitting = True
             return chosen
-        self.strange, self.unfit = self.strange + 1, self.unfit or keys
-        if not self.fitting and self.strange == TRIALS:
-            raise mapping.refusal(self.unfit)
+        if self.unfit is None:
+            self.unfit = keys
         raise Unusable(f"the object has no key for {', '.join(missing)}")
 
 
