@@ -133,9 +133,9 @@ class _Table:
         guarded = f"{delimiter}'"
         while True:
             rows: list[Row] = []
-            lines, bad = self.lines, self.bad
-            index, number = start, self.number
-            while index < len(lines):  # `lines` grows when a quoted row reaches into the next block
+            lines, bad, number = self.lines, self.bad, self.number
+            index, end = start, len(lines)  # `lines` grows when a quoted row reaches into the next block
+            while index < end:
                 line = lines[index]
                 fields = line.split(delimiter)
                 if len(fields) == width and '"' not in line and index not in bad and line:
@@ -151,27 +151,26 @@ class _Table:
                     index += used
                 else:
                     index += 1
-            self.number += len(lines)
             yield rows
             start = 0
-            if not self._extend(fresh=True):
+            self.number += index
+            self.lines = lines[index:]  # what was fetched for the last row and is none of it
+            self.bad = {place - index: reason for place, reason in bad.items() if place >= index}
+            if not self.lines and not self._extend():
                 return
 
-    def _extend(self, fresh: bool = False) -> bool:
-        """Fetch the next block: in place of the lines at hand, or behind them. False at the end of the file."""
+    def _extend(self) -> bool:
+        """Fetch the next block, behind the lines at hand. False at the end of the file."""
         block = next(self.blocks, None)
         if block is None:
             return False
-        if fresh:
-            self.lines, self.bad = block.lines, block.bad
-        else:
-            self.bad.update((len(self.lines) + index, reason) for index, reason in block.bad.items())
-            self.lines += block.lines
+        self.bad.update((len(self.lines) + index, reason) for index, reason in block.bad.items())
+        self.lines += block.lines
         return True
 
     def _read_header(self) -> int:
         """Find the columns; returns the index of the first line after the header."""
-        self._extend(fresh=True)
+        self._extend()
         index = next((i for i, line in enumerate(self.lines) if line.strip()), None)
         if index is None:
             raise empty(self.mapping.path)

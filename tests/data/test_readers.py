@@ -213,6 +213,18 @@ def test_quoted_rows_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert [row.number for row in rows] == [2, 5, 7]
 
 
+@pytest.mark.parametrize("text", ["첫\n둘\n셋", '첫"\n"둘'])
+def test_rows_that_reach_into_every_next_block_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    for size in ("BLOCK", "HEAD"):
+        monkeypatch.setattr(f"hanflow.data.lines.{size}", 1 << 10)
+    path = write(tmp_path, "a.csv", "news,summary\n" + f'"{text}",요약\n' * 2_000)
+    source = corpus_source(str(path), PAIR, PreprocessConfig(source=str(path)))
+    batches = [len(batch) for batch in read(source)]
+    assert max(batches) < 200 and sum(batches) == (2_000 if "셋" in text else 4_000)
+
+
 def test_an_open_quote_is_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "LOOKAHEAD", 3)
     rows = rows_of(write(tmp_path, "a.csv", 'news,summary\n"a\nb\nc\nd",e\nf,g\n'))
