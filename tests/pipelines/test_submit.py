@@ -264,7 +264,7 @@ def test_a_local_source_is_pointed_at(server: KfpServer, capsys: pytest.CaptureF
 @pytest.mark.parametrize("verb", ["create", "submit"])
 def test_kfps_own_command_line_takes_the_committed_package(server: KfpServer, verb: str, tmp_path: Path) -> None:
     package = ROOT / "pipelines" / "compiled" / "summarization.yaml"
-    settings = ["preprocess_source=gs://bucket/raw.tsv", "train_epochs=5", 'preprocess_columns={"source": "body"}']
+    settings = ["data=gs://bucket/raw.tsv", "epochs=5", 'settings={"preprocess": {"columns": {"source": "body"}}}']
     kfp = [sys.executable, "-c", "from kfp.cli.__main__ import main; main()", "--endpoint", server.url]
     done = subprocess.run(
         [*kfp, "run", verb, "-e", "hanflow", "-r", "a run", "-f", str(package), *settings],
@@ -277,9 +277,9 @@ def test_kfps_own_command_line_takes_the_committed_package(server: KfpServer, ve
     [body] = server.runs.values()
     assert body["display_name"] == "a run"
     assert body["runtime_config"]["parameters"] == {
-        "preprocess_source": "gs://bucket/raw.tsv",
-        "train_epochs": 5,
-        "preprocess_columns": {"source": "body"},
+        "data": "gs://bucket/raw.tsv",
+        "epochs": 5,
+        "settings": {"preprocess": {"columns": {"source": "body"}}},
     }
 
 
