@@ -228,8 +228,8 @@ def test_a_task_of_another_package_counts(tmp_path: Path) -> None:
 
 
 def test_the_pods_of_a_job_are_given_the_launchers_content() -> None:
+    from hanflow.cluster.job import PodExtras
     from hanflow.cluster.launcher import _with_content
-    from hanflow.cluster.pod import PodExtras
 
     given = {"name": "TZ", "value": "Asia/Seoul"}
     expected = {"name": version.CONTENT_VARIABLE, "value": version.content()}

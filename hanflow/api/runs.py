@@ -256,7 +256,7 @@ def _scores(metrics: Mapping[str, Any]) -> pd.DataFrame:
 def _predictions(uri: str) -> pd.DataFrame:
     import pandas as pd
 
-    from hanflow.data.delimited_format import unguarded
+    from hanflow.data.delimited import unguarded
 
     texts = ("id", "prompt", "reference", "prediction")
     # Labels may look like numbers, and a text like "NA" is a text.

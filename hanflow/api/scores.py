@@ -135,26 +135,37 @@ def _scores(
     return Scores(task.overall(rows), rows, task.overall)
 
 
-def read_rows(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> Iterator[dict[str, str]]:
-    """The rows of a file, in order, one in memory at a time.
+def read_rows(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None, *, encoding: str = "auto"
+) -> Iterator[dict[str, str]]:
+    """The rows of a file, in order; memory does not follow their number.
 
     Args:
-        path: .csv, .tsv or .jsonl with named columns, or a file with one text a line; each also .gz; local or `gs://…`.
-            UTF-8, or CP949 where only that fits.
+        path: .csv, .tsv, .jsonl or .parquet with named columns, or a file with one text a line; each also .gz; local or
+            `gs://…`.
         columns: those to give; None: all. A file of lines has one, `text`.
+        encoding: name of a codec; auto: by byte-order mark, else UTF-8, else CP949 where only that fits.
 
     Yields:
-        Name of each column → its text.
+        Name of each column → its text, "" for a missing one.
 
     Raises:
         UserError: the file is missing, damaged or empty, has no such column, or a row is broken; says which line.
     """
-    from hanflow.data.text_files import Source, column_names, read
+    from hanflow.data.readers import column_names, read
+    from hanflow.data.schema import Column, Source
 
-    name = str(path)
-    chosen = list(columns) if columns is not None else column_names(Source(name))
-    if columns is not None and not chosen:
-        raise UserError(f"{name}: columns is empty; name at least one, or give None for all")
-    readers = [read(Source(name, column=column)) for column in chosen]
-    for row in zip(*readers, strict=True):
-        yield {column: texts[0] for column, texts in zip(chosen, row, strict=True)}
+    chosen = list(columns) if columns is not None else column_names(str(path), encoding)
+    if not chosen:
+        raise UserError(f"{path}: columns is empty; name at least one, or give None for all")
+    source = Source(
+        str(path),
+        tuple(Column(name, (name,)) for name in chosen),
+        encoding=encoding,
+        every_row=True,
+        column_option="columns",
+        encoding_option="encoding=",
+    )
+    for batch in read(source):
+        for row in batch:
+            yield dict(row.values or {})

@@ -39,16 +39,9 @@ class Bundle:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Usual names of a column with texts to predict from."""
-        return self._names(self.task.input_role)
-
-    @property
-    def id_names(self) -> tuple[str, ...]:
-        """Usual names of a column with the rows' ids."""
-        return self._names("id")
-
-    def _names(self, role: str) -> tuple[str, ...]:
-        found = ((role, *column.aliases) for column in self.task.columns if column.role == role)
-        return tuple(dict.fromkeys(next(found, ())))
+        role = self.task.input_role
+        aliases = next((column.aliases for column in self.task.columns if column.role == role), ())
+        return tuple(dict.fromkeys((role, *aliases)))
 
     def predictor(self, device: str = "cpu") -> Predictor:
         """The model, loaded onto a device of torch.

@@ -1,4 +1,4 @@
-"""Running hanflow's images with podman, as locked up as the strictest cluster runs them."""
+"""Runs hanflow's images with podman, as restricted as the strictest cluster runs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from hanflow.images import Images
 from hanflow.version import content, image_tag
 
@@ -22,7 +22,7 @@ REQUIRED_VARIABLE = "HANFLOW_IMAGES"
 
 
 def image(kind: str) -> str:
-    """The reference of an image that is built from the sources as they stand; skips the test where there is none."""
+    """The reference of an image that was built from the present sources; skips the test if there is none."""
     reference = str(getattr(Images(tag=image_tag()), kind))
     reason = _missing(kind, reference)
     if reason is None:
@@ -46,7 +46,7 @@ def _missing(kind: str, reference: str) -> str | None:
 
 
 def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A podman command; with `check` a failure shows what was said."""
+    """A podman command; with `check` it must succeed, and a failure shows its output."""
     done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"podman {' '.join(arguments)}\n{done.stdout}{done.stderr}"
     return done
