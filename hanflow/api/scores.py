@@ -155,9 +155,12 @@ def read_rows(
     from hanflow.data.readers import column_names, read
     from hanflow.data.schema import Column, Source
 
-    chosen = list(columns) if columns is not None else column_names(str(path), encoding)
-    if not chosen:
-        raise UserError(f"{path}: columns is empty; name at least one, or give None for all")
+    found = column_names(str(path), encoding)
+    chosen = found if columns is None else list(columns)
+    absent = [name for name in chosen if name.casefold() not in {known.casefold() for known in found}]
+    if absent or not chosen:
+        wrong = f"has no column {absent[0]!r}" if absent else "columns is empty"
+        raise UserError(f"{path}: {wrong}; its columns: {', '.join(found)}; name some of them, or give None for all")
     source = Source(
         str(path),
         tuple(Column(name, (name,)) for name in chosen),
