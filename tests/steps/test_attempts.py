@@ -60,6 +60,18 @@ def test_another_artifact_is_in_the_way(source: Path, tmp_path: Path, capsys: py
     assert contents(output) == before
 
 
+def test_what_other_code_made_is_not_kept(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "corpus"
+    assert preprocess(source, output) == 0
+    monkeypatch.setattr("hanflow.steps.reuse.program_version", lambda step: f"hanflow 0.2.0 (other {step})")
+    capsys.readouterr()
+    assert preprocess(source, output, "--keep-finished") == 1
+    told = capsys.readouterr().err
+    assert "preprocess runs again: the code changed since" in told and "already exists" in told
+
+
 def test_a_damaged_artifact_is_not_kept(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "corpus"
     assert preprocess(source, output) == 0
@@ -73,8 +85,14 @@ def test_a_retried_pod_of_kubeflow_keeps_it_and_tells_its_figures(source: Path, 
         corpus = dsl.Dataset(name="corpus", uri=str(tmp_path / "out" / "corpus"))
         metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "out" / "metrics"))
         report = dsl.HTML(name="report", uri=str(tmp_path / "out" / "report"))
-        values = {s.name: s.default for s in settings_of("preprocess")} | {"source": str(source)}
-        arguments = {"task": "classification", "corpus": corpus, "metrics": metrics, "report": report, **values}
+        settings = {s.name: s.default for s in settings_of("preprocess", "classification")} | {"source": str(source)}
+        arguments = {
+            "task": "classification",
+            "corpus": corpus,
+            "metrics": metrics,
+            "report": report,
+            "settings": settings,
+        }
         told = in_pipeline("preprocess", run, arguments, inputs=(), output="corpus")
         return told, metrics.metadata, Path(report.path).read_text(encoding="utf-8")
 
