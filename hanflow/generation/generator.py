@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hanflow.errors import UserError, first_line
+from hanflow.errors import UserError
 from hanflow.generation.conversion import COMPUTE_TYPES, EXTRA, conversion_problem
 from hanflow.generation.ctranslate2_engine import CTranslate2Engine, read_facts
 from hanflow.generation.options import GenerationOptions
 from hanflow.generation.texts import decoded, removed_ids
 from hanflow.generation.transformers_engine import TransformersEngine
+from hanflow.loading.pretrained import huggingface_folder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,24 +93,15 @@ class Generator:
         Raises:
             UserError: nothing that fits is there.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(folder)
         ready = _ready(folder, compute_type) if engine == "ctranslate2" or (engine, device) == ("auto", "cpu") else None
-        source = ready or (folder / "huggingface" if (folder / "huggingface").is_dir() else folder)
+        source = ready or huggingface_folder(folder)
         if not ready and _is_ctranslate2(source):
             raise UserError(
                 f"{source}: is a CTranslate2 model, which does not go with engine={engine}, compute_type={compute_type}, "
                 f"device={device}; give a model in Hugging Face format, or engine=ctranslate2"
             )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            reason = first_line(error)
-            raise UserError(
-                f"{source}: no tokenizer can be loaded from there ({reason}); give a bundle, or a folder with a model "
-                "and its tokenizer"
-            ) from error
+        tokenizer = load_tokenizer(source)
         if ready:
             # What int8 has lost does not come back in float32.
             stored = read_facts(ready)["compute_type"]

@@ -58,18 +58,19 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     # The Rust tokenizers read both when they start their threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     os.environ["RAYON_NUM_THREADS"] = str(config.workers or processors.usable())
-    from hanflow.text import vocabulary
+    from hanflow.loading.pretrained import load_encoding_tokenizer
+    from hanflow.text.vocabulary import train_tokenizer
 
     learnt = get_task(task)
     folder, parent = fetched(corpus, "corpus", task=task, only=_splits)
     rows: dict[str, int] = parent.counts["rows"]
     if config.tokenizer:
-        tokenizer = vocabulary.pretrained(fetched_model(config.tokenizer), config.special_tokens)
+        tokenizer = load_encoding_tokenizer(fetched_model(config.tokenizer), config.special_tokens)
     else:
         if not rows["train"]:
             raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
         log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
-        tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt, config), config)
+        tokenizer = train_tokenizer(_texts(folder / "train.parquet", learnt, config), config)
     with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
         known = [column.role for column in learnt.columns if column.role not in learnt.text_roles]

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 MOST_CLASSES = 1_000
 """More than this are no classes, but another column."""
 
+MOST_SHOWN = 30
+"""Classes above which the confusion matrix is too wide to be read."""
+
 UNKNOWN = -100
 """Index of a class that the train split does not have: it takes no part in a loss, and no prediction is right."""
 
@@ -121,15 +124,17 @@ class Classification(CommonTask):
     def new_model(
         self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> PreTrainedModel:
+        from hanflow.loading import initial
         from hanflow.models import classifiers
 
         weights = classifiers.balanced_weights(facts["counts"]) if config.class_weights == "balanced" else None
-        return classifiers.new_model(config, tokenizer, facts["labels"], weights)
+        return initial.classifier(config, tokenizer, facts["labels"], weights)
 
     def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        from hanflow.loading.pretrained import load_members
         from hanflow.models import ensemble
 
-        return ensemble.combine(ensemble.load_members(folders), weights or None)
+        return ensemble.combine(load_members(folders), weights or None)
 
     def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         from hanflow.models import ensemble
@@ -177,9 +182,27 @@ class Classification(CommonTask):
         return classes.overall(measures)
 
     def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+        """Per-class table, confusion matrix and reliability plot."""
         from hanflow.metrics import classification as classes
+        from hanflow.reports import html
 
-        return classes.sections(measures, facts["labels"])
+        labels = facts["labels"]
+        figures = classes.per_class(measures, len(labels))
+        table = [[name, *map(float, figures[place, :3]), int(figures[place, 3])] for place, name in enumerate(labels)]
+        unknown = int((measures["label"] < 0).sum())
+        note = f"{unknown:,} rows have a class that the train split has not; they count as wrong." if unknown else ""
+        found = [html.Section("Classes", html.table(["class", "precision", "recall", "F1", "rows"], table), note)]
+        if len(labels) <= MOST_SHOWN:
+            matrix = classes.confusion(measures, len(labels))
+            cells = [[f"right: {name}", *(int(n) for n in matrix[place])] for place, name in enumerate(labels)]
+            headers = ["", *(f"predicted: {name}" for name in labels)]
+            found.append(html.Section("Confusion matrix", html.table(headers, cells), "Rows of the split."))
+        points = [(float(p), float(a)) for p, a, count in classes.calibration(measures) if count]
+        lowest = min((p for p, _ in points), default=0.0)
+        series = {"model": points, "perfectly calibrated": [(lowest, lowest), (1.0, 1.0)]}
+        plot = html.lines(series, "mean probability of the predicted class", "accuracy")
+        reading = "Below the straight line the model is more confident than it is accurate."
+        return [*found, html.Section("Reliability", plot, reading)]
 
     def confusion(
         self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
@@ -212,15 +235,19 @@ class Classifier(ModelPredictor):
     def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
         import numpy as np
 
+        from hanflow.data.batches import batches
         from hanflow.models import classifiers
 
         found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
-        for members, probabilities in classifiers.probabilities(
-            self.model, [row[0] for row in rows], self.config.batch_tokens
-        ):
-            found[members] = probabilities
-            if progress is not None:
-                progress.update(len(members))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch in batches([len(row[0]) for row in rows], self.config.batch_tokens):
+                found[batch] = classifiers.probabilities(self.model, [rows[row][0] for row in batch])
+                if progress is not None:
+                    progress.update(len(batch))
+        finally:
+            self.model.train(was_training)
         order = np.argsort(-found, axis=1, kind="stable")
         columns: dict[str, list[Any]] = {
             "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
 from hanflow.progress import log
 from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
 from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
@@ -99,6 +99,13 @@ class LanguageModeling(CommonTask):
         from hanflow.models import causal_lm as language
 
         return language
+
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from hanflow.loading import initial
+
+        return initial.language_model(config, tokenizer)
 
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"chunk_tokens": lengths[:, 0] - 1}

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
 from hanflow.tasks.common import CommonTask, check_length
 from hanflow.tasks.data import Column, Predictions, Rejected
 from hanflow.text.encoding import plain_text
@@ -91,6 +91,13 @@ class Summarization(CommonTask):
         from hanflow.models import bart
 
         return bart
+
+    def new_model(
+        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from hanflow.loading import initial
+
+        return initial.encoder_decoder(config, tokenizer)
 
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}

@@ -111,16 +111,9 @@ def model_tokenization(tokenizer: Any) -> Tokenization:
     """The tokenization `model`: what a model's own tokenizer cuts a text into, without special tokens around it.
 
     Args:
-        tokenizer: a transformers tokenizer, a `tokenizers.Tokenizer`, a folder or name that AutoTokenizer loads, or any
-            function from one text to its tokens. Truncation and padding that it is set to are left out.
-
-    Raises:
-        OSError, ValueError: AutoTokenizer cannot load that folder.
+        tokenizer: a transformers tokenizer (`hanflow.loading.pretrained.load_tokenizer`), a `tokenizers.Tokenizer`, or
+            any function from one text to its tokens. Its own truncation and padding are not applied.
     """
-    if isinstance(tokenizer, str):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     core = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(core, "encode_batch_fast"):
         return Tokenization("model", _Pieces(core))
