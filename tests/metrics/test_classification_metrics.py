@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from hanflow.metrics import classification as classes
+from hanflow.tasks.classification import Classification
 
 NAMES = ("부정", "긍정", "중립")
 PROBABILITIES = np.array(
@@ -55,7 +56,7 @@ def test_no_rows_at_all() -> None:
 
 
 def test_a_report_names_classes_and_the_unknown_ones() -> None:
-    sections = classes.sections(measured(), NAMES)
+    sections = Classification().sections(measured(), {"labels": NAMES})
     assert [section.heading for section in sections] == ["Classes", "Confusion matrix", "Reliability"]
     assert "긍정" in sections[0].body
     assert "1 rows have a class" in sections[0].intro
