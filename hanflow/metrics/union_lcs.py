@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from hanflow.metrics.overlaps import Sequences, common
+from hanflow.metrics.overlaps import Numbers, Sequences, common
 
 PAIRS = 1 << 16
 """Pairs of sentences whose indices are held at once."""
@@ -66,16 +67,35 @@ def union_matches(predictions: Sentences, references: Sentences) -> np.ndarray:
     Returns:
         int64 array of shape (texts,).
     """
-    marked = np.zeros(len(references.tokens.values), bool)
-    for of_reference, of_prediction in _pairs(references, predictions):
-        _mark(marked, references.tokens, of_reference, predictions.tokens, of_prediction)
+    kept_references, places = _distinct(references)
+    kept_predictions, _ = _distinct(predictions)
+    marked = np.zeros(len(kept_references.tokens.values), bool)
+    for of_reference, of_prediction in _pairs(kept_references, kept_predictions):
+        _mark(marked, kept_references.tokens, of_reference, kept_predictions.tokens, of_prediction)
+    counted = Sequences(marked, kept_references.tokens.starts).take(places).values
     return common(
-        references.tokens.values[marked].astype(np.int64),
-        references.owners[marked],
+        references.tokens.values[counted].astype(np.int64),
+        references.owners[counted],
         predictions.tokens.values.astype(np.int64),
         predictions.owners,
         len(references.starts) - 1,
     )
+
+
+def _distinct(sentences: Sentences) -> tuple[Sentences, np.ndarray]:
+    """The distinct sentences of each text, and the index among them of every sentence.
+
+    Thousands of equal lines (degenerate generation) would be millions of pairs.
+    """
+    tokens = sentences.tokens
+    content, bounds = tokens.values.tobytes(), (tokens.starts * tokens.values.itemsize).tolist()
+    numbers = Numbers()
+    number = np.array([numbers[content[start:stop]] for start, stop in pairwise(bounds)], np.int64)
+    counts = np.diff(sentences.starts)
+    text = np.repeat(np.arange(len(counts)), counts)
+    _, first, places = np.unique(text * len(numbers) + number, return_index=True, return_inverse=True)
+    kept = Sequences.joined(tokens.values[:0], np.bincount(text[first], minlength=len(counts)))
+    return Sentences(tokens.take(first), kept.starts), places
 
 
 def _pairs(references: Sentences, predictions: Sentences) -> Iterator[tuple[np.ndarray, np.ndarray]]:
