@@ -38,7 +38,7 @@ class Sentences:
     tokens: Sequences
     """The tokens of every sentence."""
     starts: np.ndarray
-    """Where each text's sentences begin, and where the last one's end: int64 array of shape (texts + 1,)."""
+    """Index of each text's first sentence, and the number of sentences: int64 array of shape (texts + 1,)."""
 
     def take(self, which: np.ndarray) -> Sentences:
         """The sentences of some texts."""
@@ -46,13 +46,13 @@ class Sentences:
         return Sentences(self.tokens.take(sentences.values), sentences.starts)
 
     def slice(self, start: int, stop: int) -> Sentences:
-        """Those of the texts from one index to another; nothing is copied."""
+        """The sentences of the texts from `start` to before `stop`; nothing is copied."""
         starts = self.starts[start : stop + 1]
         return Sentences(self.tokens.slice(int(starts[0]), int(starts[-1])), starts - starts[0])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of every text: int64 array of shape (texts,)."""
+        """Number of tokens of every text: int64 array of shape (texts,)."""
         return np.diff(self.tokens.starts[self.starts])
 
     @property
@@ -130,12 +130,12 @@ def _mark(
     order = order[np.lexsort((-n[order], m[order] // 8))]  # pairs of similar size together: little is padded
     while len(order):
         longest = int(m[order[0]]) // 8 * 8 + 7
-        similar = np.searchsorted(m[order], longest, side="right")
+        similar = int(np.searchsorted(m[order], longest, side="right"))
         fitting = CELLS // ((longest + 1) * (longest + int(n[order[0]]) + 1))
         some, order = np.split(order, [max(min(similar, fitting), 1)])
         a, b = references.take(of_reference[some]), predictions.take(of_prediction[some])
-        place, pair = np.nonzero(_lcs_marks(a, b))
-        marked[references.starts[of_reference[some]][pair] + place] = True
+        places, owners = np.nonzero(_lcs_marks(a, b))
+        marked[references.starts[of_reference[some]][owners] + places] = True
 
 
 LEFT, MATCH = 1, 2

@@ -33,7 +33,7 @@ class Architecture:
     """Further problems of settings whose values are of the right type."""
 
     def problems(self, settings: Mapping[str, Any]) -> list[str]:
-        """Problems of the settings, one message each; `type` is not looked at.
+        """Problems of the settings, one message each; `type` is ignored.
 
         A value fits if it has the type of the config's default: whole numbers above 0, fractions from 0 (dropout: below
         1), lists of whole numbers above 0, names of activation functions.

@@ -146,7 +146,7 @@ def collate(
     """
     B, L = shape[:2]
     ids = np.full((B, L), config.pad_token_id, dtype=np.int64)
-    lengths = np.ones(B, dtype=np.int64)  # a missing row is one token of padding: attention must look at something
+    lengths = np.ones(B, dtype=np.int64)  # a missing row is one token of padding: attention over none would be NaN
     labels = np.full(B, IGNORED, dtype=np.int64)
     for at, row in enumerate(rows):
         ids[at, : len(row[0])] = row[0]
@@ -162,7 +162,7 @@ def collate(
 def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the labels, each row's times the weight of its class, if `model.config.class_weights` is set.
 
-    The training loop divides by the number of labels, which it knows before anything is computed, where torch's
+    The training loop divides by the number of labels, which it knows in advance, whereas torch's
     weighted mean divides by the sum of the rows' weights. With weights whose mean over the training rows is 1 (see
     `balanced_weights`) the two agree over an epoch; the loop's is the unbiased one, as its divisor does not depend on
     which rows a batch happens to hold. Label smoothing weighs classes as torch's `cross_entropy` does.

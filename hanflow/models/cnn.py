@@ -28,7 +28,7 @@ class CnnConfig(PretrainedConfig):
     vocab_size: int = 8000
     embedding_size: int = 256
     windows: list[int] = field(default_factory=lambda: [3, 4, 5])
-    """Tokens that the filters of each group look at."""
+    """Width in tokens of the filters of each group."""
     n_filters: int = 100
     """Filters of each window."""
     dropout: float = 0.3

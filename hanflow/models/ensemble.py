@@ -1,4 +1,4 @@
-"""Trained classifiers that decide together, by their averaged probabilities.
+"""Ensembles of trained classifiers: the weighted mean of their class probabilities.
 
 Shapes: B rows of a batch, L padded length, M members, C classes.
 """
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 
 class EnsembleConfig(PretrainedConfig):
-    """The members' own configs, complete, and how much each counts."""
+    """The complete configs of the members, and their weights."""
 
     model_type = "hanflow_ensemble"
 
     members: list[dict] = field(default_factory=list)
     """Each member's config as a mapping, `model_type` included."""
     names: list[str] = field(default_factory=list)
-    """What each member is called."""
+    """Name of each member."""
     weights: list[float] = field(default_factory=list)
     """Share of each member in the average, summing to 1."""
     vocab_size: int = 8000
     pad_token_id: int | None = 0
     max_position_embeddings: int | None = None
-    """Longest text that all members take; None: any."""
+    """Longest text that all members accept; None: unlimited."""
 
 
 class EnsembleForSequenceClassification(TextClassifier):
     """Weighted mean of the members' class probabilities; `logits` are its logarithm."""
 
     config_class = EnsembleConfig
-    _supports_sdpa = True  # as far as the members do: each decides for itself
+    _supports_sdpa = True  # as far as the members do
 
     def __init__(self, config: EnsembleConfig):
         super().__init__(config)
@@ -75,15 +75,15 @@ class EnsembleForSequenceClassification(TextClassifier):
 def combine(
     members: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]], weights: Sequence[float] | None = None
 ) -> EnsembleForSequenceClassification:
-    """An ensemble of trained classifiers; it takes over their weights, nothing is trained.
+    """An ensemble of trained classifiers, with copies of their weights.
 
     Args:
         members: name of each → the model and its tokenizer. All read the same token ids and name the same
             classes in the same order.
-        weights: how much each counts, in their order, none negative; None: all the same.
+        weights: weight of each, in their order, none negative; they are normalised to sum to 1. None: equal weights.
 
     Raises:
-        UserError: there are none, or they do not fit together; says which and why.
+        UserError: there are no members, or they do not fit together; says which and why.
     """
     names = list(members)
     if not names:

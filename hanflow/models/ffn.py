@@ -26,7 +26,7 @@ class FfnConfig(PretrainedConfig):
     """Everything that shapes the model; the defaults are those of the described system."""
 
     model_type = "hanflow_ffn"
-    attribute_map = {  # noqa: RUF012 – transformers' own way
+    attribute_map = {  # noqa: RUF012 – as in transformers
         "hidden_size": "d_model",
         "intermediate_size": "d_ffn",
         "num_hidden_layers": "n_layers",

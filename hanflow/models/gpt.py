@@ -28,7 +28,7 @@ class GptConfig(PretrainedConfig):
 
     model_type = "hanflow_gpt"
     keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {  # noqa: RUF012 – transformers' own way; the names its generation and caches ask for
+    attribute_map = {  # noqa: RUF012 – the names that transformers' generation and caches use
         "hidden_size": "d_model",
         "intermediate_size": "d_ffn",
         "num_hidden_layers": "n_layers",

@@ -1,7 +1,7 @@
 """Bidirectional LSTM that classifies texts (Hochreiter and Schmidhuber, 1997; Schuster and Paliwal, 1997).
 
 Shapes: B rows of a batch, L padded length, E embedding width, H width of one direction, C classes. Inside, time comes
-first: (L, B, …), as the recurrent kernels want it.
+first: (L, B, …), the layout of torch's LSTM.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hanflow import system as collection
+from hanflow import system
 from hanflow.config import PreprocessConfig, to_mapping
 from hanflow.data.ingest import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, TEST, TRAIN, VALIDATION, Intake
 from hanflow.data.readers import raw_files
@@ -51,7 +51,7 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     ratios = _ratios(config)
     sources = _sources(config)
     with staged(output, "corpus") as folder:
-        with Intake(chosen, config, folder) as intake, collection.put_off():
+        with Intake(chosen, config, folder) as intake, system.gc_paused():
             for split, files in sources:
                 intake.read_source(split, files)
         intake.refuse_nothing()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hanflow import system as collection
-from hanflow import system as processors
+from hanflow import system
 from hanflow.config import TokenizeConfig, to_mapping
 from hanflow.data.corpus import batches
 from hanflow.data.shards import Shard, ShardWriter
@@ -57,7 +56,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     """
     # The Rust tokenizers read both when they start their threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    os.environ["RAYON_NUM_THREADS"] = str(config.workers or processors.usable())
+    os.environ["RAYON_NUM_THREADS"] = str(config.workers or system.available_cpus())
     from hanflow.loading.pretrained import load_encoding_tokenizer
     from hanflow.text.vocabulary import train_tokenizer
 
@@ -77,7 +76,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         facts = learnt.facts(batches(folder / "train.parquet", known, BATCH_ROWS))
         truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
         tokens_before, characters = 0, 0
-        with collection.put_off(), Progress("tokenizing", total=sum(rows.values())) as progress:
+        with system.gc_paused(), Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 rest: dict[str, list[int]] | None = None
                 of_split = _batches(folder / f"{split}.parquet", learnt)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""Special tokens of a tokenizer trained here, in the order of their ids (0 to 4)."""
+"""Special tokens of a trained tokenizer, in the order of their ids (0 to 4)."""
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizeConfig) -> PreTrainedTokenizerFast:
     """Train a tokenizer on texts: byte-level BPE (no text is ever unknown) or Unigram.
 
     Args:
-        texts: the train split's texts, each once; streamed.
+        texts: streamed, read once.
         config: algorithm, size and special tokens.
 
     Raises:
@@ -83,5 +83,5 @@ def add_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[str]) -> Non
 
     wrong = [token for token in tokens if not isinstance(token, str) or not token.strip()]
     if wrong:
-        raise UserError(f"tokenize.special_tokens: {wrong[0]!r} is no token; give non-empty texts")
+        raise UserError(f"tokenize.special_tokens: {wrong[0]!r} is not a token; give non-empty texts")
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
