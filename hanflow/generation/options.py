@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hanflow.config import EvaluateConfig
+from hanflow.config import SearchConfig
 from hanflow.errors import UserError
 from hanflow.progress import log
 
@@ -25,7 +25,7 @@ NEEDED = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """The search; fields as the settings of the same names in EvaluateConfig.
+    """The search; fields as the settings of the same names in SearchConfig.
 
     Beam search (Graves, 2012; Wu et al., 2016, section 7) is the same in every engine:
 
@@ -49,7 +49,7 @@ class GenerationOptions:
     remove_tokens: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: EvaluateConfig) -> GenerationOptions:
+    def of(cls, config: SearchConfig) -> GenerationOptions:
         """The options in the settings of an evaluation."""
         return cls(
             beams=config.beams,

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from hanflow.config import EvaluateConfig, TrainConfig
 from hanflow.errors import UserError
 from hanflow.loading import initial
 from hanflow.loading.pretrained import CLASSIFIER, load_members, load_model
@@ -22,7 +21,7 @@ from hanflow.models import classifiers, ensemble
 from hanflow.models.cnn import CnnConfig, CnnForSequenceClassification
 from hanflow.models.rnn import RnnConfig, RnnForSequenceClassification
 from hanflow.progress import Progress
-from hanflow.tasks.classification import Classifier
+from hanflow.tasks.classification import ClassificationEvaluate, ClassificationTrain, Classifier
 
 TINY: dict[str, dict[str, Any]] = {
     "rnn": {"type": "rnn", "embedding_size": 8, "hidden_size": 6, "n_layers": 3, "initializer_range": 1.0},
@@ -239,7 +238,7 @@ def test_probabilities_come_for_every_row() -> None:
         def update(self, count: int = 1, **figures: Any) -> None:
             sizes.append(count)
 
-    classifier = Classifier(model, tokenizer_of(), EvaluateConfig(batch_tokens=14))
+    classifier = Classifier(model, tokenizer_of(), ClassificationEvaluate(batch_tokens=14))
     found = classifier([(row,) for row in rows], Sizes("predicting")).measures["probabilities"]
     assert sizes == [1, 2, 3] and model.training
     model.eval()
@@ -253,7 +252,7 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
     new("bert", seed=5).save_pretrained(tmp_path)
     tokenizer = tokenizer_of()
     tokenizer.add_tokens(["#Person1#"])
-    config = TrainConfig(pretrained=str(tmp_path))
+    config = ClassificationTrain(pretrained=str(tmp_path))
     model = initial.classifier(config, tokenizer, ["a", "b"])
     assert model.classifier.out_features == 2 and model.config.id2label == {0: "a", 1: "b"}
     assert model.get_input_embeddings().weight.shape[0] == 41
@@ -264,7 +263,7 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
     with pytest.raises(UserError, match="its pad_token_id is 0, the tokenizer's is 1: they do not belong together"):
         initial.classifier(config, tokenizer_of(pad_token="</s>", eos_token="<pad>"), ["a", "b"])
     with pytest.raises(UserError, match="no pretrained classifier can be loaded from there"):
-        initial.classifier(TrainConfig(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
+        initial.classifier(ClassificationTrain(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
 
 
 def test_mistakes_are_reported() -> None:
@@ -279,8 +278,8 @@ def test_mistakes_are_reported() -> None:
         in classifiers.check({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
     )
     with pytest.raises(UserError, match="set one, e.g."):
-        initial.classifier(TrainConfig(), tokenizer_of(), LABELS)
-    config = TrainConfig(architecture=TINY["cnn"])
+        initial.classifier(ClassificationTrain(), tokenizer_of(), LABELS)
+    config = ClassificationTrain(architecture=TINY["cnn"])
     for labels in (["a"], [], ["a", "a"]):
         with pytest.raises(UserError, match="needs two different labels or more"):
             initial.classifier(config, tokenizer_of(), labels)

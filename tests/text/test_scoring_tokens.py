@@ -71,7 +71,7 @@ def test_helpers_give_the_same(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_much_text_is_shared_among_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(machine, "usable", lambda: 3)
+    monkeypatch.setattr(machine, "available_cpus", lambda: 3)
     monkeypatch.setattr(morphemes, "HELPER", 1000)
     by_helpers = morphemes._by_helpers
 
@@ -93,7 +93,7 @@ def test_without_helpers_the_work_is_done_all_the_same(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with caplog.at_level(logging.WARNING):
         assert list(morphemes.morphemes(["국민 청원", "정부 답변"], helpers=2)) == [["국민", "청원"], ["정부", "답변"]]
-    assert "one process only" in caplog.text
+    assert "analysed by one process" in caplog.text
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert list(morphemes.morphemes(["국민 청원", "정부 답변"], helpers=2)) == [["국민", "청원"], ["정부", "답변"]]
 
