@@ -15,8 +15,6 @@ STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/compon
 
 # What still breaks a rule. Each list only shrinks: an entry that nothing needs any more fails its test.
 UPWARD = {
-    ("models", "data"),
-    ("models", "loading"),
     ("reports", "steps"),
 }
 CIRCLES = [

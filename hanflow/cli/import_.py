@@ -37,11 +37,12 @@ def add(commands: Any) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from hanflow.loading.pretrained import load_tokenizer
     from hanflow.loading.state_dict import load_weights, read_weights
     from hanflow.storage import local_path, staged
 
     checkpoint = local_path(options.checkpoint)
-    tokenizer = _tokenizer(options.tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer)
     model = _architecture(local_path(options.model))
     done = load_weights(model, read_weights(checkpoint), str(checkpoint), options.ignore)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -63,26 +64,18 @@ def _import(options: argparse.Namespace) -> int:
     return 0
 
 
-def _tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"{folder}: no tokenizer can be loaded from there ({reason}); give its folder") from error
-
-
 def _architecture(path: Path) -> PreTrainedModel:
     """A model of that config, in float32, its weights still random."""
     import torch
     import transformers
 
+    from hanflow.loading.pretrained import load_config
+
     config_file = path / "config.json" if path.is_dir() else path
     if not config_file.is_file():
         raise UserError(f"{config_file}: no such file; give the config.json of the model that was saved, or its folder")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(config_file))
+        config = load_config(config_file)
         name = (config.architectures or [""])[0]
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
         if hasattr(transformers, name):

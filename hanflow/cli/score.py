@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanflow.errors import UserError, first_line
+from hanflow.errors import UserError
 
 if TYPE_CHECKING:
     from hanflow.metrics.intervals import Interval
@@ -110,16 +110,13 @@ def run(options: argparse.Namespace) -> int:
 def _model(tokenizer: str | None) -> Tokenization:
     if not tokenizer:
         raise UserError("--tokenization model: cuts by a model's own tokenizer; give its folder with --tokenizer")
+    from hanflow.loading.pretrained import load_tokenizer
     from hanflow.text.scoring_tokens import model_tokenization
 
     try:
-        return model_tokenization(tokenizer)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(
-            f"--tokenizer: {tokenizer}: cannot be loaded ({reason}); give a folder with tokenizer.json, e.g. a bundle's "
-            f"huggingface/"
-        ) from None
+        return model_tokenization(load_tokenizer(tokenizer))
+    except UserError as error:
+        raise UserError(f"--tokenizer: {error}") from None
 
 
 def _summary(

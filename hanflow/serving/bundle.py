@@ -51,9 +51,9 @@ class Bundle:
         """
         if device == "cpu":
             return self.task.open_predictor(str(self.folder), self.settings)
-        from hanflow.loading import pretrained
+        from hanflow.loading.pretrained import load_with_tokenizer
 
-        model, tokenizer = pretrained.open_folder(str(self.folder), self.task.load_model)
+        model, tokenizer = load_with_tokenizer(self.folder, self.task.load_model)
         return self.task.predictor(model.to(device), tokenizer, self.settings)
 
     def with_settings(self, **changes: Any) -> Bundle:

@@ -48,11 +48,9 @@ def compare_huggingface(
     Raises:
         UserError: they differ; says in what.
     """
-    import torch
-    import transformers
+    from hanflow.loading.pretrained import load_model, load_tokenizer
 
-    reloaded = getattr(transformers, task.card()["auto_class"]).from_pretrained(folder, dtype=torch.float32).eval()
-    again = transformers.AutoTokenizer.from_pretrained(folder)
+    reloaded, again = load_model(folder, task.card()["auto_class"]), load_tokenizer(folder)
     _compare_weights(trained.state_dict(), reloaded.state_dict(), folder)
     ours, theirs = loss(task, trained, rows), loss(task, reloaded, rows)
     if abs(ours - theirs) > LOSS_TOLERANCE * abs(ours):

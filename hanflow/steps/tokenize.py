@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hanflow import system as collection
-from hanflow import system as processors
+from hanflow import system
 from hanflow.config import TokenizeConfig, to_mapping
 from hanflow.data.corpus import batches
 from hanflow.data.shards import Shard, ShardWriter
@@ -56,26 +55,27 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     """
     # The Rust tokenizers read both when they start their threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    os.environ["RAYON_NUM_THREADS"] = str(config.workers or processors.usable())
-    from hanflow.text import vocabulary
+    os.environ["RAYON_NUM_THREADS"] = str(config.workers or system.available_cpus())
+    from hanflow.loading.pretrained import load_encoding_tokenizer
+    from hanflow.text.vocabulary import train_tokenizer
 
     learnt = get_task(task)
     folder, parent = fetched(corpus, "corpus", task=task, only=_splits)
     rows: dict[str, int] = parent.counts["rows"]
     if config.tokenizer:
-        tokenizer = vocabulary.pretrained(fetched_model(config.tokenizer), config.special_tokens)
+        tokenizer = load_encoding_tokenizer(fetched_model(config.tokenizer), config.special_tokens)
     else:
         if not rows["train"]:
             raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
         log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
-        tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt, config), config)
+        tokenizer = train_tokenizer(_texts(folder / "train.parquet", learnt, config), config)
     with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
         known = [column.role for column in learnt.columns if column.role not in learnt.text_roles]
         facts = learnt.facts(batches(folder / "train.parquet", known, BATCH_ROWS))
         truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
         tokens_before, characters = 0, 0
-        with collection.put_off(), Progress("tokenizing", total=sum(rows.values())) as progress:
+        with system.gc_paused(), Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 rest: dict[str, list[int]] | None = None
                 of_split = _batches(folder / f"{split}.parquet", learnt)

@@ -237,7 +237,7 @@ def test_the_model_s_own_tokenizer(
     assert found["tokenizer"] == str(tmp_path / "tokenizer")
     assert "--tokenizer" in failed(capsys, *lines, "--tokenization", "model")
     error = failed(capsys, *lines, "--tokenization", "model", "--tokenizer", tmp_path / "nothing")
-    assert f"{tmp_path / 'nothing'}: cannot be loaded" in error
+    assert f"{tmp_path / 'nothing'}: no tokenizer can be loaded" in error
 
 
 def test_rows_are_written(

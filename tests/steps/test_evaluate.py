@@ -205,7 +205,7 @@ def test_a_model_without_its_history_is_told(chain: Chain, tmp_path: Path) -> No
     shutil.copytree(chain.model, model)
     (model / "training.json").unlink()
     rewritten(model, "model")
-    with pytest.raises(UserError, match=r"training\.json: tells no training"):
+    with pytest.raises(UserError, match=r"training\.json: is no record of a training"):
         run(EVALUATE, task="summarization", output=str(tmp_path / "out"), **{**chain.inputs, "model": str(model)})
 
 

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from hanflow.errors import UserError
-from hanflow.models.kernels import attention, dropout
-from hanflow.models.kernels import bart_cpu as bart_forward
+from hanflow.models.kernels import attention, bart_cpu, dropout
 from hanflow.progress import log
 from hanflow.training.allocator import peak_bytes
 
@@ -102,7 +101,7 @@ class TorchBackend:
         module = module.to(self.device)
         if self.device.type == "cpu":
             model = next((part for part in module.modules() if hasattr(part, "set_attn_implementation")), None)
-            if model is not None and not bart_forward.applies(model):
+            if model is not None and not bart_cpu.applies(model):
                 attention.use_on_cpu(model)
                 dropout.use_on_cpu(model)
         if self._compile:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hanflow import system as processors
+from hanflow import system
 from hanflow.config import TrainConfig, to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
@@ -84,7 +84,7 @@ def _environment(rank: int, count: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     # Workers must not fight for the same cores.
-    env.setdefault("OMP_NUM_THREADS", str(max(processors.usable() // count, 1)))
+    env.setdefault("OMP_NUM_THREADS", str(max(system.available_cpus() // count, 1)))
     if rank:
         env.pop("HANFLOW_EVENTS", None)  # one voice
     return env

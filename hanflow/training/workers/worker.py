@@ -78,7 +78,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
         Stopped, UserError: as `run`.
     """
     keep_freed_memory()
-    from transformers import AutoTokenizer
+    from hanflow.loading.pretrained import load_tokenizer
 
     learnt = get_task(task)
     if config.engine == "transformers" and _uses_xla(config):
@@ -87,7 +87,7 @@ def work(config: TrainConfig, *, task: str, output: str, shards: str) -> Report:
     problems = learnt.check_model(config)
     if problems:
         raise UserError("\n".join(problems))
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     train = Data.of(Shard(folder / "train.arrow", learnt.sequences), learnt, config, shuffle=True)
     validation = Data.of(Shard(folder / "validation.arrow", learnt.sequences), learnt, config, shuffle=False)
     if not len(train.shard):
