@@ -1,13 +1,13 @@
-"""Plain values to settings, with every problem found on the way."""
+"""Plain values to settings; every problem is reported, not only the first."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from hanflow.config import suggest
 from hanflow.config.experiment import SECTIONS, Experiment, all_settings
 from hanflow.config.fields import checked, coerced
 from hanflow.errors import ConfigError
@@ -65,10 +65,10 @@ def build(cls: type, values: Any, where: str, require: bool) -> tuple[Any, list[
 
 
 def _suggestion(key: str, where: str) -> str:
-    known = [s.dotted for s in all_settings()] if where else [f.name for f in dataclasses.fields(Experiment)]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near and where:  # a right name in the wrong section, or with its section missing
-        near = [d for d in known if d.split(".")[1] == key.split(".")[-1]][:1]
-    if not near and not where:
-        near = [s.dotted for s in all_settings() if s.name == key][:1]
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    top = [f.name for f in dataclasses.fields(Experiment)]
+    near = suggest.setting(key, [*(s.dotted for s in all_settings()), *top])
+    if near:
+        return suggest.did_you_mean(near)
+    if where:
+        return f"; `hanflow settings {where}` lists those of {where}"
+    return f"; known: {', '.join(top)}"

@@ -59,6 +59,8 @@ class Setting:
     default: Any
     help: str
     required: bool
+    choices: tuple[str, ...] = ()
+    """The only values it takes, or, of a list, that its items take; empty: not limited to some."""
 
     @property
     def dotted(self) -> str:
@@ -75,7 +77,10 @@ def settings_of(step: str) -> list[Setting]:
     hints = typing.get_type_hints(cls)
     defaults = cls()
     return [
-        Setting(step, f.name, hints[f.name], getattr(defaults, f.name), f.metadata["help"], f.metadata["required"])
+        Setting(
+            *(step, f.name, hints[f.name], getattr(defaults, f.name)),
+            *(f.metadata[part] for part in ("help", "required", "choices")),
+        )
         for f in dataclasses.fields(cls)
     ]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cli import demo
+from hanflow.cli import use
 from hanflow.cli.main import main
 from hanflow.serving.bundle import answer, open_bundle
 from tests.support.corpora import petitions
@@ -35,7 +35,7 @@ def twin(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, *bundles: Path) -> testing.AppTest:
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--examples", str(demo.SAMPLE), *map(str, bundles)])
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--examples", str(use.SAMPLE), *map(str, bundles)])
     page = testing.AppTest.from_file(str(PAGE), default_timeout=60).run()
     assert not page.exception
     return page
@@ -109,7 +109,7 @@ def test_an_example_fills_the_text(bundle: Path, monkeypatch: pytest.MonkeyPatch
 def petitions_of_the_sample(count: int) -> list[str]:
     from hanflow.data.text_files import Source, read_rows
 
-    rows = read_rows(Source(str(demo.SAMPLE), "news"))
+    rows = read_rows(Source(str(use.SAMPLE), "news"))
     return [next(rows).texts[0] for _ in range(count)]
 
 
