@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from hanflow import resources
 from hanflow.config import Experiment, all_settings, load_experiment
 from hanflow.config.suggest import did_you_mean, similar
-from hanflow.errors import UserError
+from hanflow.errors import ConfigError, UserError
 
 PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
 """Names of the pipelines; each has a bundled experiment of the same name, and a small one named `sample-NAME`."""
@@ -145,7 +146,13 @@ def load(name: str, overrides: Sequence[str], pipeline: str, *, require: bool = 
         UserError: there is no such experiment, its settings are wrong, or it belongs to another pipeline.
     """
     path = find_experiment(name)
-    experiment = load_experiment(path, overrides, require=require)
+    try:
+        experiment = load_experiment(path, overrides, require=require)
+    except ConfigError:
+        if require:  # that the experiment is of another pipeline explains more than a missing data source
+            with contextlib.suppress(ConfigError):
+                load(name, overrides, pipeline, require=False)
+        raise
     if experiment.pipeline != pipeline:
         reason = " (because it sets combine.members)" if experiment.combine.members else ""
         raise UserError(

@@ -33,8 +33,10 @@ MODEL_HELP = "folder of a run (runs/NAME) or of an exported bundle, local or gs:
 
 ENCODING_HELP = "(default: by byte-order mark, else UTF-8, else CP949 where only that fits)"
 
-CHANGES = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram", "remove_tokens")
-CHANGES += ("engine", "compute_type", "batch_tokens", "top_classes", "greedy", "temperature", "top_k", "top_p")
+CHANGES = (
+    *("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram", "remove_tokens"),
+    *("engine", "compute_type", "batch_tokens", "top_classes", "greedy", "temperature", "top_k", "top_p"),
+)
 """Settings of the evaluate step that options of `predict` change."""
 
 

@@ -51,7 +51,8 @@ _NAMES = {
 
 def coerced(value: Any, expected: type) -> Any:
     """`value` as `expected`; YAML reads 1e-4 as text and Kubeflow passes 3 as 3.0: both are accepted."""
-    wrong = ValueError(f"expected {_NAMES[expected]}, found {value!r}")
+    shown = repr(value)
+    wrong = ValueError(f"expected {_NAMES[expected]}, found {shown if len(shown) <= 80 else f'{shown[:79]}…'}")
     if expected is bool:
         if isinstance(value, bool):
             return value

@@ -92,8 +92,8 @@ def test_the_card_tells_what_a_stranger_needs(
     first, second = (part.split("```")[0] for part in body.split("```python\n")[1:])
     exec(compile(first.replace('"huggingface"', f'"{out / "huggingface"}"'), "card", "exec"), {})  # what it tells works
     exec(compile(second.replace('"ctranslate2/', f'"{out}/ctranslate2/'), "card", "exec"), {})
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == said[1], "both examples say the same"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == printed[1], "both examples say the same"
     silent = exported(chain, tmp_path / "silent", ExportConfig(check_rows=1))
     assert "No licence was stated" in (silent / "README.md").read_text(encoding="utf-8")
     manifest = read_manifest(out, "bundle", task="summarization")
@@ -103,14 +103,14 @@ def test_the_card_tells_what_a_stranger_needs(
 def test_every_format_is_the_model_that_was_scored(chain: tuple[Chain, Path], tmp_path: Path) -> None:
     out = exported(chain, tmp_path / "bundle")
     manifest = read_manifest(out, "bundle", task="summarization")
-    told = manifest.details["formats"]
-    assert list(told) == ["huggingface", "ctranslate2/float32", "ctranslate2/int8"]
+    formats = manifest.details["formats"]
+    assert list(formats) == ["huggingface", "ctranslate2/float32", "ctranslate2/int8"]
     assert manifest.details["skipped"] == {}
-    assert (told["huggingface"]["equal_texts"], told["ctranslate2/float32"]["equal_texts"]) == (1.0, 1.0)
-    assert told["ctranslate2/float32"]["near_ties"] == 0
-    assert set(told["ctranslate2/int8"]["score_difference"]) == set(manifest.details["scores"]["trained model"])
-    assert all(f"{name}/README.md" in manifest.files for name in told)
-    weights = {name: manifest.files[f"{name}/model.bin"]["bytes"] for name in told if name != "huggingface"}
+    assert (formats["huggingface"]["equal_texts"], formats["ctranslate2/float32"]["equal_texts"]) == (1.0, 1.0)
+    assert formats["ctranslate2/float32"]["near_ties"] == 0
+    assert set(formats["ctranslate2/int8"]["score_difference"]) == set(manifest.details["scores"]["trained model"])
+    assert all(f"{name}/README.md" in manifest.files for name in formats)
+    weights = {name: manifest.files[f"{name}/model.bin"]["bytes"] for name in formats if name != "huggingface"}
     assert weights["ctranslate2/int8"] < weights["ctranslate2/float32"]
     task = get_task("summarization")
     rows = Shard(chain[0].shards / "test.arrow", task.sequences).rows(range(6))
@@ -183,7 +183,7 @@ def test_texts_that_differ_by_more_than_a_tie_are_not_exported(
         return {**arguments(*given), "min_decoding_length": 0, "max_decoding_length": 2}
 
     monkeypatch.setattr(ctranslate2_engine, "search_arguments", changed)
-    with pytest.raises(UserError, match=r"the converted model says .* no tie\): not exported"):
+    with pytest.raises(UserError, match=r"the converted model predicts .* no tie\): not exported"):
         exported(chain, tmp_path / "out")
 
 
