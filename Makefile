@@ -38,7 +38,7 @@ format: $(INSTALLED)
 
 # The packages that `kfp run create -f` takes; a test keeps them current.
 compile: $(INSTALLED)
-	$(BIN)/hanflow compile --output pipelines/compiled
+	$(BIN)/python -m pipelines.compile
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hanflow needs Python 3.11 or newer: make PYTHON=python3.11 …")'

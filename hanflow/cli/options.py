@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hanflow import resources
-from hanflow.config import Experiment, all_settings, load_experiment
 from hanflow.config.suggest import did_you_mean, similar
 from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import Experiment, Setting, all_settings, load_experiment
+from hanflow.tasks import known_tasks
 
 PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
 """Names of the pipelines; each has a bundled experiment of the same name, and a small one named `sample-NAME`."""
@@ -59,14 +60,14 @@ def completes(action: argparse.Action, candidates: Callable[[], Iterable[str]]) 
     """Let the shell complete the values of an option or argument with `candidates()`."""
 
     def completer(**_: object) -> list[str]:
-        return list(candidates())
+        return list(dict.fromkeys(candidates()))
 
     action.completer = completer  # type: ignore[attr-defined]  # argcomplete reads this attribute
 
 
 def pipeline_name(text: str) -> str:
-    """The text, if it is the name of a pipeline; for argparse's `type`."""
-    if text not in PIPELINES:
+    """The text, if it is the name of a pipeline or a task; for argparse's `type`."""
+    if text not in PIPELINES and ":" not in text and text not in known_tasks():
         near = similar(text, PIPELINES)
         hint = did_you_mean([near] if near else [])
         raise argparse.ArgumentTypeError(f"{text!r} is no pipeline{hint} (pipelines: {', '.join(PIPELINES)})")
@@ -80,7 +81,7 @@ def add_pipeline(parser: argparse.ArgumentParser, nargs: str | None = None, defa
         metavar="PIPELINE",
         type=pipeline_name,
         nargs=nargs,
-        help=f"one of {', '.join(PIPELINES)}{default_help}",
+        help=f"one of {', '.join(PIPELINES)}, or a task of your own{default_help}",
     )
     completes(action, lambda: PIPELINES)
 
@@ -104,7 +105,12 @@ def add_set(parser: argparse.ArgumentParser) -> None:
         metavar="SECTION.KEY=VALUE",
         help="change one setting, e.g. train.epochs=3; may be given several times (`hanflow settings` lists them all)",
     )
-    completes(action, lambda: (f"{s.dotted}={value}" for s in all_settings() for value in s.choices or ("",)))
+    completes(action, lambda: (f"{s.dotted}={value}" for s in settings_of_all_tasks() for value in s.choices or ("",)))
+
+
+def settings_of_all_tasks() -> list[Setting]:
+    """Every setting of every task; those that several tasks have occur several times."""
+    return [setting for task in known_tasks() for setting in all_settings(task)]
 
 
 def experiment_names() -> list[str]:

@@ -66,9 +66,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _compile(options: argparse.Namespace) -> int:
     references = images.from_options(options)
-    from hanflow.pipelines.packages import compile_pipeline
+    from hanflow.pipelines.packages import Package
 
     for name in options.pipelines or PIPELINES:
-        defaults = load(options.experiment or name, (), name, require=False)
-        print(compile_pipeline(name, defaults, Path(options.output), references))
+        package = Package.of(load(options.experiment or name, (), name, require=False), references)
+        print(package.write(Path(options.output) / f"{name}.yaml"))
     return 0

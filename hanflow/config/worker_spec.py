@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hanflow.config import TrainConfig, settings_of
+from hanflow.config import TrainConfig, to_mapping
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class WorkerSpec:
 def train_arguments(work: WorkerSpec) -> list[str]:
     """The command line of `python -m hanflow.steps.train` for that work: every setting, whatever the image's defaults."""
     arguments = ["--task", work.task, "--shards", work.shards, "--output", work.output]
-    for s in settings_of("train"):
-        arguments.append(f"--{s.name.replace('_', '-')}={as_text(getattr(work.config, s.name))}")
+    for name, value in to_mapping(work.config).items():
+        arguments.append(f"--{name.replace('_', '-')}={as_text(value)}")
     return arguments
 
 

@@ -16,10 +16,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from hanflow.config import EvaluateConfig, step_config, to_mapping
+from hanflow.config import EvaluateConfig, to_mapping
 from hanflow.data.corpus import batches
 from hanflow.data.delimited_format import csv_writer, safe_cell
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.metrics.intervals import score_intervals
 from hanflow.progress import Progress, log
 from hanflow.reports.evaluation import Example, Shown, System, render
@@ -146,7 +147,7 @@ def _systems(
     """The trained model, its members, the baselines, an earlier model and the untrained one, loaded one after the other."""
     from hanflow.loading import pretrained
 
-    encoding, facts = step_config("tokenize", shards.config), shards.details["facts"]
+    encoding, facts = step_config("tokenize", shards.config, shards.task), shards.details["facts"]
     tokenizer = pretrained.load_tokenizer(model_at)
 
     def predict_with(predictor: Predictor) -> Predict:
@@ -178,7 +179,7 @@ def _systems(
         systems.append(of_model(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
     if config.untrained:
         gc.collect()
-        settings = with_fetched_model(step_config("train", training["settings"]), "pretrained")
+        settings = with_fetched_model(step_config("train", training["settings"], task.name), "pretrained")
         untrained = task.new_model(settings, tokenizer, facts).eval()
         systems.append(of_model(UNTRAINED, task.predictor(untrained, tokenizer, config, scoring=True)))
     return systems, file.shown

@@ -16,21 +16,14 @@ from typing import Any
 
 from hanflow.cluster import launcher
 from hanflow.cluster.pod import PodExtras
-from hanflow.config import (
-    JobConfig,
-    TrainConfig,
-    job_problems,
-    load_experiment,
-    parse_text,
-    settings_of,
-    step_config,
-    to_mapping,
-)
+from hanflow.config import JobConfig, TrainConfig, job_problems, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UNEXPECTED, ConfigError, UserError
+from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
-from hanflow.steps.runner import Run, main
+from hanflow.steps import runner
+from hanflow.steps.runner import main
 from hanflow.storage import manifest_at
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers.torchrun import note_ending
@@ -94,38 +87,29 @@ def _report(model: Manifest) -> Report:
     return Report(model.details["figures"], html="report.html")
 
 
-def chosen_run(arguments: Mapping[str, Any]) -> Run:
-    """The function of the train step that its component's arguments ask for: in this process, or as a job.
+def in_pipeline(arguments: Mapping[str, Any]) -> str:
+    """The body of the train component: trains in this process, or as a job.
 
     Args:
-        arguments: the component's: `job_…` (the settings of the job), `run_id`, `task_config`.
+        arguments: the component's: `settings` of the step, `job` (settings of the job), `run_id`, `task_config`, `member`
+            (name of the member of an ensemble that is trained beside others; empty: a model on its own).
+
+    Returns:
+        The URI of the model.
 
     Raises:
         ConfigError: the job's settings are wrong.
     """
-    job = _checked(step_config("job", {s.name: arguments[s.parameter] for s in settings_of("job")}))
-    return functools.partial(run, job=job, run_id=arguments["run_id"], extras=PodExtras.of(arguments["task_config"]))
+    job = _checked(step_config("job", arguments["job"]))
+    extras, member = PodExtras.of(arguments["task_config"]), arguments["member"]
 
+    def chosen(*positional: Any, **named: Any) -> Report:
+        if member:
+            _share_processors()
+        return run(*positional, job=job, run_id=arguments["run_id"], extras=extras, **named)
 
-def member_run(arguments: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
-    """The function that trains a member of an ensemble beside the others, and its settings of the train step.
-
-    Args:
-        arguments: the component's: `member`, `job_…`, `run_id`, `task_config`.
-
-    Raises:
-        ConfigError: the job's settings are wrong.
-    """
-    values = {key: value for key, value in arguments["member"].items() if key not in ("name", "job")}
-    own = arguments["member"].get("job") or {}
-    job = {s.parameter: own[s.name] for s in settings_of("job") if s.name in own}
-    chosen = chosen_run({**arguments, **job})
-
-    def run(*positional: Any, **named: Any) -> Report:
-        _share_processors()
-        return chosen(*positional, **named)
-
-    return run, values
+    called = f"train-{member}" if member else ""
+    return runner.in_pipeline("train", chosen, arguments, inputs=("shards",), output="model", called=called)
 
 
 def _share_processors() -> None:
@@ -164,7 +148,7 @@ def command(argv: Sequence[str] | None = None) -> tuple[int, str]:
     if options["help"]:
         parser.print_help()
         rest = ["--help"]
-    given = {s.name: options[s.parameter] for s in settings_of("job") if options[s.parameter] is not None}
+    given = {s.name: options[f"job_{s.name}"] for s in settings_of("job") if options[f"job_{s.name}"] is not None}
     message = ""
     try:
         if options["experiment"]:

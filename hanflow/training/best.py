@@ -6,12 +6,14 @@ from collections.abc import Collection
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
-from hanflow.tasks.data import LESS_IS_BETTER
+from hanflow.tasks.base import Task, lower_is_better
 
 
-def greater_is_better(config: TrainConfig) -> bool:
+def greater_is_better(config: TrainConfig, task: Task) -> bool:
     """Whether the best value of the metric that decides is the largest."""
-    return config.best_mode == "max" or (config.best_mode == "auto" and config.best_metric not in LESS_IS_BETTER)
+    if config.best_mode == "auto":
+        return config.best_metric not in lower_is_better(task)
+    return config.best_mode == "max"
 
 
 def check_measured(config: TrainConfig, figures: Collection[str]) -> None:

@@ -83,7 +83,7 @@ class Validator:
     def _compare(self, figures: dict[str, float], state: LoopState) -> None:
         check_measured(self._config, figures)
         value = figures[self._config.best_metric]
-        sign = 1.0 if greater_is_better(self._config) else -1.0
+        sign = 1.0 if greater_is_better(self._config, self._task) else -1.0
         gain = math.inf if state.best_step < 0 else sign * (value - state.best_value)
         if math.isnan(value):  # nothing would ever be better
             gain = -math.inf
@@ -125,15 +125,10 @@ class Validator:
         """
         count = min(self._config.validation_rows, len(self._data.shard))
         mine = range(self._backend.reader, count, self._backend.readers)
-        options = EvaluateConfig(
-            beams=self._config.validation_beams,
-            max_new_tokens=self._longest,
-            batch_tokens=BATCH_TOKENS,
-            engine="transformers",
-        )
+        options = self._task.validation_settings(self._config, self._longest, BATCH_TOKENS)
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
         predictor = row_predictor(self._task, model, self._tokenizer, options)
-        copies = options.beams if self._task.generates else 1
+        copies = self._task.copies(options)
         lengths = [len(row[0]) for row in self._data.shard.rows(mine)]
         # The predictor's own batches, one at a time, as many on every process: between them it can be given up.
         parts = [[mine[at] for at in part] for part in batches(lengths, options.batch_tokens, copies=copies)] or [[]]

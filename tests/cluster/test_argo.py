@@ -14,7 +14,8 @@ import yaml
 from hanflow import storage
 from hanflow.cli.main import EXPERIMENTS
 from hanflow.cluster.job import RUN_LABEL, pod_templates
-from hanflow.config import load_experiment, settings_of, to_mapping
+from hanflow.config import to_mapping
+from hanflow.experiment import load_experiment, settings_of
 from hanflow.storage import artifacts, gcs
 from hanflow.storage.gcs import service
 from tests.cluster import argo

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from hanflow.cluster import manifests
 from hanflow.cluster.job import Origin, build, job_name, pod_count, pod_templates
 from hanflow.cluster.pod import PodExtras
-from hanflow.config import JobConfig, TrainConfig, load_experiment, step_config
+from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import load_experiment, step_config
 from hanflow.pipelines.packages import compile_pipeline
 from tests.cluster.schemas import CRDS, ROOT, problems
 

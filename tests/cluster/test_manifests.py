@@ -181,8 +181,9 @@ def test_an_overlay_of_another_project_says_its_name_everywhere(overlay: str, tm
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     """What the ConfigMap says of jobs goes through the settings' own checks, and gives a job that fits the queue."""
     from hanflow.cluster.job import Origin, build, pod_templates
-    from hanflow.config import TrainConfig, parse_text, step_config
+    from hanflow.config import TrainConfig
     from hanflow.config.worker_spec import WorkerSpec
+    from hanflow.experiment import parse_text, step_config
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]
@@ -286,7 +287,7 @@ def test_the_images_are_this_versions() -> None:
 
 def test_the_guide_names_what_exists() -> None:
     from hanflow.cli.main import make_parser
-    from hanflow.config import all_settings
+    from hanflow.experiment import all_settings
 
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
     known = {s.dotted: s.parameter for s in all_settings()}
@@ -406,7 +407,7 @@ def _mappings(path: Path) -> list[Document]:
 
 def test_a_packages_secrets_are_references() -> None:
     """The variables that hold secrets come from Secrets by name; no parameter, whose value is logged, is meant for one."""
-    from hanflow.config import all_settings
+    from hanflow.experiment import all_settings
 
     names = [s.parameter for s in all_settings()]
     assert [n for n in names if re.search(r"api_key|password|_token$|credential", n)] == []

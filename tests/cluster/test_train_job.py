@@ -19,9 +19,10 @@ from hanflow.cluster import own_pod
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import Origin, build
 from hanflow.cluster.pod import GRACE_SECONDS, PodExtras
-from hanflow.config import JobConfig, TrainConfig, settings_of, to_mapping
+from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
+from hanflow.experiment import settings_of
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node

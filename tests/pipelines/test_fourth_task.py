@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from hanflow.config import load_experiment
 from hanflow.errors import UserError
+from hanflow.experiment import load_experiment
 from hanflow.serving.bundle import answer, open_bundle
 from hanflow.tasks import REGISTRY, get_task
 from hanflow.tasks.common import CommonTask

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from hanflow.cli.main import EXPERIMENTS, PIPELINES, main
-from hanflow.config import STEPS, Experiment, Setting, settings_of
+from hanflow.experiment import STEPS, Experiment, Setting, settings_of
 from hanflow.pipelines.packages import load_pipeline
 from pipelines.dag import ENSEMBLE_STEPS, PLACES
 from pipelines.dag import STEPS as BOXES
@@ -165,8 +165,8 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
     ],
 )
 def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
-    from hanflow.config import load_experiment
     from hanflow.errors import ConfigError
+    from hanflow.experiment import load_experiment
 
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_experiment(EXPERIMENTS / "sample-summarization.yaml", [text])
@@ -189,7 +189,7 @@ def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
 
 def test_bundled_experiments_load() -> None:
     for path in EXPERIMENTS.glob("*.yaml"):
-        from hanflow.config import load_experiment
+        from hanflow.experiment import load_experiment
 
         experiment = load_experiment(path, require=False)
         load_pipeline(experiment.pipeline, experiment)
@@ -264,7 +264,7 @@ def test_the_run_leaves_what_the_readme_says(finished: tuple[Path, subprocess.Co
 
 
 def test_the_experiment_that_was_run_can_be_run_again(finished: tuple[Path, Any]) -> None:
-    from hanflow.config import load_experiment
+    from hanflow.experiment import load_experiment
 
     output, _ = finished
     again = load_experiment(output / "experiment.yaml")

@@ -17,11 +17,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, DataCollatorForSeq2Seq, Seq2SeqTrainer, TrainingArguments
 
-from hanflow.config import EvaluateConfig, TrainConfig
 from hanflow.data.shards import Shard, ShardWriter
 from hanflow.errors import UserError
 from hanflow.tasks import get_task
-from hanflow.tasks.summarization import Summarization
+from hanflow.tasks.summarization import Summarization, SummarizationEvaluate, SummarizationTrain
 from hanflow.training.trainer import state as trainer_state
 from hanflow.training.trainer.arguments import Sizes, sizes, training_arguments, without_counterpart
 from hanflow.training.trainer.engine import fit, make_trainer
@@ -32,7 +31,7 @@ from tests.support.corpora import ARCHITECTURE
 STILL = {**ARCHITECTURE, "dropout": 0.0}
 
 
-def settings(**values: Any) -> TrainConfig:
+def settings(**values: Any) -> SummarizationTrain:
     usual: dict[str, Any] = {
         "architecture": ARCHITECTURE,
         "epochs": 2,
@@ -42,7 +41,7 @@ def settings(**values: Any) -> TrainConfig:
         "log_every": 1,
         "engine": "transformers",
     }
-    return TrainConfig(**{**usual, **values})
+    return SummarizationTrain(**{**usual, **values})
 
 
 def trained(shards: Path, output: Path, **values: Any) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def test_validation_generates_and_the_best_by_rouge_is_kept(shards: Path, tmp_pa
     model, tokenizer = task.load_model(str(tmp_path / "model")), AutoTokenizer.from_pretrained(tmp_path / "model")
     rows = Shard(shards / "validation.arrow", task.sequences).rows(range(3))
     longest = int(Shard(shards / "train.arrow", task.sequences).lengths()[:, 1].max())
-    search = EvaluateConfig(beams=2, max_new_tokens=longest, engine="transformers")
+    search = SummarizationEvaluate(beams=2, max_new_tokens=longest, engine="transformers")
     predictions = task.predictor(model, tokenizer, search)(rows)
     scores = task.overall(task.score(predictions, [task.reference_of(row, tokenizer, model) for row in rows]))
     best = next(point for point in points if point["step"] == training["best"]["step"])
@@ -289,7 +288,7 @@ LENGTHS = np.array([[100, 20]] * 30 + [[412, 100]])
     ],
 )
 def test_sizes(values: dict[str, Any], world_size: int, expected: Sizes) -> None:
-    assert sizes(TrainConfig(**values), LENGTHS, world_size) == expected
+    assert sizes(SummarizationTrain(**values), LENGTHS, world_size) == expected
 
 
 SIZES = Sizes(8, 4, 12, 1)
@@ -297,7 +296,7 @@ SIZES = Sizes(8, 4, 12, 1)
 
 def arguments(sized: Sizes = SIZES, *, device: str = "cpu", precision: str = "fp32", **values: Any) -> Any:
     return training_arguments(
-        TrainConfig(**values), sized, Path("x"), precision=precision, device=device, validates=True
+        SummarizationTrain(**values), sized, Path("x"), precision=precision, device=device, validates=True
     )
 
 
@@ -339,6 +338,6 @@ def test_the_arguments_are_those_of_this_transformers(tmp_path: Path) -> None:
 
 
 def test_what_means_nothing_here_is_named() -> None:
-    assert without_counterpart(TrainConfig(batch_size=8, save_minutes=5.0)) == []
-    told = " ".join(without_counterpart(TrainConfig(nonfinite_limit=3, nonfinite_dump=True)))
+    assert without_counterpart(SummarizationTrain(batch_size=8, save_minutes=5.0)) == []
+    told = " ".join(without_counterpart(SummarizationTrain(nonfinite_limit=3, nonfinite_dump=True)))
     assert "train.nonfinite_limit" in told and "train.nonfinite_dump" in told

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from hanflow.config import TrainConfig
-from hanflow.training.best import greater_is_better
 from hanflow.training.optimizer import total_steps, warmup_steps
 
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
@@ -54,7 +53,14 @@ def sizes(config: TrainConfig, lengths: np.ndarray, world_size: int) -> Sizes:
 
 
 def training_arguments(
-    config: TrainConfig, sizes: Sizes, folder: Path, *, precision: str, device: str, validates: bool
+    config: TrainConfig,
+    sizes: Sizes,
+    folder: Path,
+    *,
+    precision: str,
+    device: str,
+    validates: bool,
+    best_is_highest: bool,
 ) -> dict[str, Any]:
     """The settings as keyword arguments of `TrainingArguments`.
 
@@ -65,6 +71,7 @@ def training_arguments(
         precision: fp32, bf16 or fp16 (auto is settled already).
         device: cpu or cuda.
         validates: whether there is a validation split.
+        best_is_highest: whether the best value of the metric that decides is the largest.
     """
     cuda = device == "cuda"
     arguments: dict[str, Any] = {
@@ -108,7 +115,7 @@ def training_arguments(
             "save_strategy": "steps" if config.validate_every else "epoch",
             "load_best_model_at_end": True,
             "metric_for_best_model": config.best_metric,
-            "greater_is_better": greater_is_better(config),
+            "greater_is_better": best_is_highest,
         }
         if config.validate_every:  # the best model can only be loaded if it was saved: at every validation
             arguments |= {"eval_steps": config.validate_every, "save_steps": config.validate_every}

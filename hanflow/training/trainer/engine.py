@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 
-from hanflow.config import EvaluateConfig, TrainConfig
+from hanflow.config import TrainConfig
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.generation import GenerationOptions, generation_config
 from hanflow.progress import Progress, log
 from hanflow.tasks.base import Task
 from hanflow.training.backends.torch import native_precision
+from hanflow.training.best import greater_is_better
+from hanflow.training.evaluation import BATCH_TOKENS
 from hanflow.training.state import LoopState
 from hanflow.training.trackers import Trackers
 from hanflow.training.trainer import state as trainer_state
@@ -140,11 +142,17 @@ def make_trainer(
         )
     sized = sizes(config, train.lengths(), world_size)
     arguments = training_arguments(
-        config, sized, folder, precision=precision, device=device, validates=len(validation) > 0
+        config,
+        sized,
+        folder,
+        precision=precision,
+        device=device,
+        validates=len(validation) > 0,
+        best_is_highest=greater_is_better(config, task),
     )
     if task.generates and config.validation_rows:
         longest = int(train.lengths().max(axis=0)[-1])
-        options = EvaluateConfig(beams=config.validation_beams, max_new_tokens=longest)
+        options = task.validation_settings(config, longest, BATCH_TOKENS)
         search = generation_config(model, GenerationOptions.of(options))
         arguments |= {"predict_with_generate": True, "generation_config": search}
     kinds = (Seq2SeqTrainingArguments, GeneratingTrainer) if task.generates else (TrainingArguments, LossTrainer)

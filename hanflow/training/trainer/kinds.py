@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
-from hanflow.config import EvaluateConfig, TrainConfig
+from hanflow.config import TrainConfig
 from hanflow.data.shards import Shard
 from hanflow.generation import decode
 from hanflow.models.kernels.cross_entropy import IGNORED
@@ -28,7 +28,7 @@ from hanflow.tasks.base import Task
 from hanflow.tasks.data import Predictions
 from hanflow.training.allocator import peak_bytes
 from hanflow.training.best import check_measured
-from hanflow.training.evaluation import row_predictor
+from hanflow.training.evaluation import BATCH_TOKENS, row_predictor
 from hanflow.training.trainer.arguments import Sizes
 from hanflow.training.trainer.parts import Clock, Collator, RawRows, Rows, Saves, token_mean
 
@@ -216,7 +216,7 @@ class LossTrainer(TaskTrainer):
         if not self.config.validation_rows:
             return EvalLoopOutput(None, None, {}, len(self.validation))
         rows = self.validation.rows(range(min(self.config.validation_rows, len(self.validation))))
-        config = EvaluateConfig(beams=self.config.validation_beams, max_new_tokens=self.longest, engine="transformers")
+        config = self.task.validation_settings(self.config, self.longest, BATCH_TOKENS)
         predictions = row_predictor(self.task, self.model, self.tokenizer, config)(rows)
         references = [self.task.reference_of(row, self.tokenizer, self.model) for row in rows]
         scores = self._scores(predictions, references)

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from hanflow import system as processors
-from hanflow.config import TrainConfig, step_config, to_mapping
+from hanflow.config import TrainConfig, to_mapping
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.progress import log, setup_logging
 from hanflow.reports.step_report import Report
 from hanflow.signals import obey_sigterm
@@ -151,7 +152,7 @@ def _worker(place: str) -> int:
     ending: dict[str, Any] = {}
     status = 0
     try:
-        report = work(step_config("train", job.pop("config")), **job)
+        report = work(step_config("train", job.pop("config"), job["task"]), **job)
         ending = {"report": {"figures": report.figures, "html": report.html}}
     except UserError as error:
         ending, status = {"error": str(error)}, error.exit_status
