@@ -23,7 +23,7 @@ from hanflow.generation import Generator, ctranslate2_engine
 from hanflow.steps import export as bundle
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.storage.artifacts import read_manifest
-from hanflow.tasks import get_task
+from hanflow.tasks import get_task, register_task
 from hanflow.tasks.summarization import Summarization, Summarizer
 from tests.support.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
@@ -188,8 +188,11 @@ def test_texts_that_differ_by_more_than_a_tie_are_not_exported(
         exported(chain, tmp_path / "out")
 
 
+@register_task
 class Spoilt(Summarization):
     """Saves another model than it was given, as a bug in a library would."""
+
+    name = "spoilt"
 
     def prepare_export(self, model, config) -> None:  # type: ignore[no-untyped-def]
         super().prepare_export(model, config)
@@ -205,7 +208,6 @@ class Spoilt(Summarization):
 
 
 def test_a_bundle_that_differs_is_not_exported(tmp_path: Path, chain: tuple[Chain, Path]) -> None:
-    spoilt = f"{__name__}:Spoilt"
     made, evaluation = chain
     paths = {"shards": made.shards, "model": made.model, "evaluation": evaluation}
     copies: dict[str, Path] = {}
@@ -217,11 +219,11 @@ def test_a_bundle_that_differs_is_not_exported(tmp_path: Path, chain: tuple[Chai
                 (copies[kind] / file.relative_to(path)).parent.mkdir(exist_ok=True, parents=True)
                 (copies[kind] / file.relative_to(path)).write_bytes(file.read_bytes())
         parents = {k: read_manifest(copies[k], k).digest for k in copies if k != kind}
-        rewritten(copies[kind], kind, task=spoilt, parents=parents)
+        rewritten(copies[kind], kind, task=Spoilt.name, parents=parents)
     with pytest.raises(UserError, match="of the reloaded model differs from the trained one: not exported"):
         bundle.run(
             ExportConfig(),
-            task=spoilt,
+            task=Spoilt.name,
             output=str(tmp_path / "out"),
             **{kind: str(path) for kind, path in copies.items()},
         )
