@@ -123,5 +123,5 @@ def test_launching_loads_no_torch() -> None:
 
 
 def test_compiling_needs_no_torch() -> None:
-    code = "import sys, pipelines.dag; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
+    code = "import sys, hanflow.pipelines.packages, pipelines.dag; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

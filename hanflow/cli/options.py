@@ -12,10 +12,8 @@ from hanflow import resources
 from hanflow.config.suggest import did_you_mean, similar
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment import Experiment, Setting, all_settings, load_experiment
+from hanflow.pipelines.packages import PIPELINES
 from hanflow.tasks import known_tasks
-
-PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
-"""Names of the pipelines; each has a bundled experiment of the same name, and a small one named `sample-NAME`."""
 
 EXPERIMENTS = resources.folder("experiments")
 

@@ -23,7 +23,7 @@ from hanflow.experiment import load_experiment, parse_text, settings_of, step_co
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
 from hanflow.steps import runner
-from hanflow.steps.runner import main
+from hanflow.steps.runner import Run, main
 from hanflow.storage import manifest_at
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers.torchrun import note_ending
@@ -87,6 +87,12 @@ def _report(model: Manifest) -> Report:
     return Report(model.details["figures"], html="report.html")
 
 
+def chosen_run(arguments: Mapping[str, Any]) -> Run:
+    """The function of the train step that its component's arguments ask for: in this process, or as a job."""
+    job = _checked(step_config("job", arguments["job"]))
+    return functools.partial(run, job=job, run_id=arguments["run_id"], extras=PodExtras.of(arguments["task_config"]))
+
+
 def in_pipeline(arguments: Mapping[str, Any]) -> str:
     """The body of the train component: trains in this process, or as a job.
 
@@ -100,14 +106,10 @@ def in_pipeline(arguments: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: the job's settings are wrong.
     """
-    job = _checked(step_config("job", arguments["job"]))
-    extras, member = PodExtras.of(arguments["task_config"]), arguments["member"]
-
-    def chosen(*positional: Any, **named: Any) -> Report:
-        if member:
-            _share_processors()
-        return run(*positional, job=job, run_id=arguments["run_id"], extras=extras, **named)
-
+    member = arguments["member"]
+    if member:
+        _share_processors()
+    chosen = chosen_run(arguments)
     called = f"train-{member}" if member else ""
     return runner.in_pipeline("train", chosen, arguments, inputs=("shards",), output="model", called=called)
 

@@ -22,7 +22,6 @@ from hanflow.cluster.pod import GRACE_SECONDS, PodExtras
 from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
-from hanflow.experiment import settings_of
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node
@@ -51,8 +50,9 @@ def arguments(world: World, folder: Path, config: TrainConfig, **job: Any) -> di
     """The arguments of the train component."""
     values = to_mapping(JobConfig(runtime="pytorchjob", gpus=0, **job))
     return {
-        **to_mapping(config),
-        **{s.parameter: values[s.name] for s in settings_of("job")},
+        "settings": to_mapping(config),
+        "job": values,
+        "member": "",
         "run_id": world.run,
         "task_config": TaskConfig(folder),
     }

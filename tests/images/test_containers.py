@@ -220,8 +220,8 @@ DOCKER_RUN = """
 import sys
 from kfp import local
 from hanflow.experiment import load_experiment
-from pipelines.dag import arguments_of
-from hanflow.pipelines.packages import load_pipeline
+from kfp import components
+from hanflow.pipelines.packages import Package
 
 experiment = load_experiment(sys.argv[1])
 runner = local.DockerRunner(
@@ -229,7 +229,8 @@ runner = local.DockerRunner(
     security_opt=["no-new-privileges"],
 )
 local.init(runner, pipeline_root=sys.argv[2])
-load_pipeline(experiment.task, experiment)(**arguments_of(experiment))
+package = Package.of(experiment)
+components.load_component_from_text(package.text())(**package.arguments(experiment))
 """
 
 
