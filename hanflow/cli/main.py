@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import re
 import signal
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(parser)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets escapes instead of an error
+            stream.reconfigure(errors="backslashreplace")
     options = _parsed(list(sys.argv[1:] if argv is None else argv), parser, commands)
     try:
         return options.command(options)
