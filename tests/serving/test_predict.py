@@ -385,6 +385,6 @@ def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "5 rows" in done.stderr
     assert written.read_bytes() == (tmp_path / "out.tsv").read_bytes()
-    done = subprocess.run([*module[:3], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
+    done = subprocess.run([*module[:4], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
     assert done.returncode == 1
     assert done.stderr.startswith("error: nowhere")
