@@ -132,7 +132,7 @@ def from_form(
             section, _, setting = fields[name].setting.partition(".")
             empty = fields[name].empty
             values.setdefault(section, {})[setting] = "" if empty and value == empty else value
-    model = values["train"].get("pretrained")
+    model = values.get("train", {}).get("pretrained")
     if model:
         values["train"].pop("architecture", None)
         values.setdefault("tokenize", {}).setdefault("tokenizer", model)

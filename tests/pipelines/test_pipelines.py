@@ -115,7 +115,8 @@ def test_a_wrong_form_is_refused(form: dict[str, Any], settings: dict[str, Any],
 
 def test_what_stands_in_settings_wins_and_kubeflows_floats_are_numbers() -> None:
     form = {"data": "x.tsv", "epochs": 3.0, "test_data": "none", "model": "new", "node_type": "any"}
-    made = from_form("summarization", {"train": {"seed": 1.0, "log_every": 5.0}}, form, {"train": {"epochs": 4.0}})
+    base = {"train": {"seed": 1.0, "log_every": 5.0, "architecture": {"d_model": 16.0}}}
+    made = from_form("summarization", base, form, {"train": {"epochs": 4.0}})
     assert (made.train.epochs, made.train.seed, made.train.log_every) == (4, 1, 5)
     assert (made.preprocess.test_source, made.train.pretrained, made.job.accelerator) == ("", "", "")
     tuned = from_form("summarization", {"train": {"architecture": {"d_model": 8}}}, {**form, "model": "a/b"}, {})
@@ -224,13 +225,13 @@ def test_components_serve_other_peoples_pipelines(tmp_path: Path, monkeypatch: p
         assert (path.parent / "README.md").is_file()
 
     @dsl.pipeline(name="theirs")
-    def theirs(source: str):
-        corpus = loaded["preprocess"](task="summarization", settings={"source": source, "limit_rows": 40})
+    def theirs():
+        corpus = loaded["preprocess"](task="summarization", settings={"source": str(SAMPLE), "limit_rows": 40})
         loaded["tokenize"](task="summarization", corpus=corpus.outputs["Output"], settings={"vocabulary_size": 600})
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path))
-    theirs(source=str(SAMPLE))
+    theirs()
     (shards,) = tmp_path.rglob("shards.json")
     assert json.loads(shards.read_text(encoding="utf-8"))["config"]["vocabulary_size"] == 600
 
