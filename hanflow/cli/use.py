@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -73,6 +74,7 @@ def _add_predict(commands: Commands) -> None:
     )
     predict.add_argument(
         "--format",
+        dest="output_format",
         choices=OUTPUT_FORMATS,
         default="auto",
         help="of the output (default: by the file's ending, else lines, or pairs for labels: label, tab, text)",
@@ -191,11 +193,10 @@ def _add_score(commands: Commands) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    given = options.input
-    if given is None:
+    if options.input is None:
         if sys.stdin.isatty():
             raise UserError("--input: is missing; give a file, a folder or a glob, or - to type lines here")
-        given = "-"
+        options.input = "-"
     from hanflow.progress import log, setup_logging
     from hanflow.serving.bundle import open_bundle
     from hanflow.serving.predict import Request, run
@@ -206,18 +207,7 @@ def _predict(options: argparse.Namespace) -> int:
     log.addFilter(only_once)
     before = signal.getsignal(signal.SIGTERM)
     obey_sigterm()
-    request = Request(
-        input=given,
-        output=options.output,
-        column=options.column,
-        input_format=options.input_format,
-        output_format=options.format,
-        encoding=options.encoding,
-        with_input=options.with_input,
-        chunk_rows=options.chunk_rows,
-        force=options.force,
-        restart=options.restart,
-    )
+    request = Request(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Request)})
     changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
     try:
         summary = run(open_bundle(options.model, changes), request)
