@@ -18,10 +18,8 @@ UPWARD = {
     ("data", "tasks"),
     ("models", "data"),
     ("models", "loading"),
-    ("reports", "steps"),
 }
 CIRCLES = [
-    ["hanflow.reports.evaluation", "hanflow.steps.evaluate"],
     ["hanflow.serving.inputs", "hanflow.serving.predict"],
     ["hanflow.training.workers.processes", "hanflow.training.workers.worker"],
 ]
