@@ -15,12 +15,10 @@ STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/compon
 
 # What still breaks a rule. Each list only shrinks: an entry that nothing needs any more fails its test.
 UPWARD = {
-    ("data", "tasks"),
     ("models", "data"),
     ("models", "loading"),
 }
 CIRCLES = [
-    ["hanflow.serving.inputs", "hanflow.serving.predict"],
     ["hanflow.training.workers.processes", "hanflow.training.workers.worker"],
 ]
 

@@ -19,12 +19,13 @@ from hanflow.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from hanflow.metrics.intervals import Interval
-    from hanflow.serving.predict import Request, Told
+    from hanflow.serving.inputs import Request
+    from hanflow.serving.predict import PredictSummary
     from hanflow.steps.score import FileScores
     from hanflow.text.scoring_tokens import Tokenization
 
-FORMATS = ("lines", "csv", "tsv", "jsonl")
-OUTPUT_FORMATS = (*FORMATS, "pairs")
+FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "json")
+OUTPUT_FORMATS = ("lines", "csv", "tsv", "jsonl", "pairs")
 TOKENIZATIONS = ("morpheme", "character", "word", "model", "dacon")
 """Those of hanflow.data and hanflow.text, repeated here so that --help imports nothing; a test compares."""
 
@@ -52,8 +53,8 @@ def _add_predict(commands: Commands) -> None:
     predict = commands.add(
         "predict",
         help="predict with a trained model",
-        description="One prediction for every input text, in order. Input: .csv, .tsv or .jsonl with a column for the texts, "
-        "or one text a line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and "
+        description="One prediction for every input text, in order. Input: .csv, .tsv, .jsonl or .parquet with a column for "
+        "the texts, AI-Hub's .json, or one text a line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and "
         "encoded as for training. The same command continues an interrupted one.",
         examples=[
             "hanflow predict runs/NAME --input texts.txt",
@@ -150,8 +151,9 @@ def _add_score(commands: Commands) -> None:
         "score",
         help="score any system's predictions by ROUGE",
         description="ROUGE-1, -2, -L and -Lsum of predictions against references, row by row, for Korean: texts are "
-        "normalised (NFKC) and cut by a named tokenization, which is part of each score's name. Files are .csv, .tsv or "
-        ".jsonl with a column for the texts, or hold one text a line; each also .gz. A .jsonl reference may be a list.",
+        "normalised (NFKC) and cut by a named tokenization, which is part of each score's name. Files are .csv, .tsv, "
+        ".jsonl or .parquet with a column for the texts, or hold one text a line; each also .gz. A reference in .jsonl or "
+        ".parquet may be a list.",
         examples=[
             "hanflow score --predictions predictions.csv --references references.csv",
             "hanflow score --predictions p.txt --references a.txt b.txt --tokenization word morpheme --json",
@@ -199,7 +201,8 @@ def _predict(options: argparse.Namespace) -> int:
         options.input = "-"
     from hanflow.progress import log, setup_logging
     from hanflow.serving.bundle import open_bundle
-    from hanflow.serving.predict import Request, run
+    from hanflow.serving.inputs import Request
+    from hanflow.serving.predict import run
     from hanflow.signals import Terminated, obey_sigterm
 
     setup_logging()
@@ -248,7 +251,7 @@ def _how_to_continue(request: Request) -> str:
     return f"finished rows are in {request.output}.partial; the same command continues from there"
 
 
-def _prediction_summary(summary: Told, request: Request) -> str:
+def _prediction_summary(summary: PredictSummary, request: Request) -> str:
     new = summary.rows - summary.already
     before = f" ({summary.already:,} of them by an earlier run)" if summary.already else ""
     speed = f" in {summary.seconds:.1f} s, {new / summary.seconds:,.1f} rows/s" if new and summary.seconds else ""
@@ -269,12 +272,12 @@ def _demo(options: argparse.Namespace) -> int:
         raise UserError(f"--port: {options.port} is no port; give one from 1 to 65535, e.g. 8501")
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
-    from hanflow.data.text_files import Source, read_rows
+    from hanflow.data.readers import read_texts, text_source
     from hanflow.serving.bundle import open_bundle
 
     opened = [open_bundle(model) for model in options.models]
     if options.examples:
-        next(read_rows(Source(options.examples, usual=opened[0].input_names)))
+        next(read_texts(text_source(options.examples, usual=opened[0].input_names)))
     arguments = demo_command(options.models, options.host, options.port, options.examples or str(SAMPLE))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)
@@ -309,16 +312,19 @@ def _score(options: argparse.Namespace) -> int:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows and not Path(options.rows).parent.is_dir():
         raise UserError(f"--rows: {options.rows}: its folder does not exist; create it first")
-    from hanflow.data.text_files import Source
+    from hanflow.data.readers import text_source
     from hanflow.metrics.intervals import mean_intervals
     from hanflow.steps.score import score_files, write_rows
 
     names = list(dict.fromkeys(options.tokenization or TOKENIZATIONS[:1]))
     tokenizations = [_model_tokenization(options.tokenizer) if name == "model" else name for name in names]
     column, encoding = options.prediction_column or options.column, options.encoding
-    predictions = Source(options.predictions, column, "prediction", "--prediction-column", encoding)
+    predictions = text_source(options.predictions, column, column_option="--prediction-column", encoding=encoding)
     column = options.reference_column or options.column
-    references = [Source(path, column, "reference", "--reference-column", encoding) for path in options.references]
+    references = [
+        text_source(path, column, ("reference",), column_option="--reference-column", encoding=encoding)
+        for path in options.references
+    ]
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)
     if options.rows:

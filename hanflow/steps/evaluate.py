@@ -18,7 +18,7 @@ import numpy as np
 
 from hanflow.config import EvaluateConfig, to_mapping
 from hanflow.data.corpus import batches
-from hanflow.data.delimited_format import csv_writer, safe_cell
+from hanflow.data.delimited import csv_writer, safe_cell
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
 from hanflow.metrics.intervals import score_intervals
