@@ -154,18 +154,18 @@ class ColumnMapping:
         cure = f"name it with {option}"
         wrong = [self._names[role] for role in self.missing(chosen) if role in self._names]
         near = [name for name in (similar(wanted, names) for wanted in wrong) if name]
-        if len(found) == 1 and (other := _DELIMITER.search(found[0])):
-            kind = {",": "commas: name it .csv", "\t": "tabs: name it .tsv"}.get(
-                other[0], f"{other[0]!r}: write it as .csv"
-            )
-            return UserError(
-                f"{self.path}: its only column is named {found[0][:50]!r}; the cells seem to be divided by {kind}"
-            )
         if not option.startswith("--"):
             example = {r: names[chosen[r]] if chosen.get(r, 99) < len(names) else "..." for r in self.required}
             cure = f"say which column plays which role: {option}='{json.dumps(example, ensure_ascii=False)}'"
+        cells = _DELIMITER.search(found[0]) if len(found) == 1 else None
+        if cells:
+            divided = {",": "commas: name it .csv", "\t": "tabs: name it .tsv"}.get(
+                cells[0], f"{cells[0]!r}: save it as .csv"
+            )
+            cure = f"its cells seem to be divided by {divided}; or {cure}"
         return UserError(
-            f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}{did_you_mean(near)}; {cure}"
+            f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}"
+            f"{did_you_mean(near)}; {cure}"
         )
 
 
