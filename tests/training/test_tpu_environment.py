@@ -124,38 +124,13 @@ def test_the_traced_optimizer_is_torchs(clip: float) -> None:
             torch.testing.assert_close(ours.state[b][slot], theirs.state[a][slot], rtol=1e-5, atol=1e-8)
 
 
-def test_the_scaling_note_is_what_the_script_computes() -> None:
-    from hanflow.steps.train import scaling
-
-    note = (Path(__file__).parents[2] / "manifests" / "TPU.md").read_text(encoding="utf-8")
-    assert scaling.tables() in note
-
-
-def test_the_scaling_note_counts_what_is_there() -> None:
-    """Its parameters are those of the model, its FLOPs those that torch counts in a forward and backward pass."""
-    from components.train.scaling import EncoderDecoder, collective_bytes
-    from torch.utils.flop_counter import FlopCounterMode
+def test_the_tpu_guide_counts_kobarts_parameters() -> None:
+    """The guide's tables follow from them."""
     from transformers import BartConfig, BartForConditionalGeneration
 
-    kobart = EncoderDecoder()
     with torch.device("meta"):
-        assert (
-            BartForConditionalGeneration(BartConfig(vocab_size=30_000, **SHAPE)).num_parameters() == kobart.parameters
-        )
-    small = EncoderDecoder(width=32, ffn=64, encoder_layers=2, decoder_layers=1, vocabulary=500, positions=64, heads=2)
-    shape = {
-        **SHAPE,
-        "d_model": 32,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "encoder_layers": 2,
-        "decoder_layers": 1,
-    }
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
-    model = BartForConditionalGeneration._from_config(
-        BartConfig(vocab_size=500, **{**shape, **heads}), attn_implementation="eager"
-    )
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=torch.ones(3, 40, dtype=torch.long), labels=torch.ones(3, 16, dtype=torch.long)).loss.backward()
-    assert small.step_flops(3, 40, 16) == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert collective_bytes(kobart.parameters, 16)[0] == 4 * kobart.parameters
+        parameters = BartForConditionalGeneration(BartConfig(vocab_size=30_000, **SHAPE)).num_parameters()
+    guide = (Path(__file__).parents[2] / "manifests" / "TPU.md").read_text(encoding="utf-8")
+    assert f"{parameters / 1e6:.1f} million parameters" in guide
+    assert f"{4 * parameters / 1e6:,.0f} MB in float32" in guide, "gradients"
+    assert f"{2 * 15 / 16 * 4 * parameters / 1e6:,.0f} MB in the all-reduce" in guide, "of a ring of 16 chips"
