@@ -14,11 +14,8 @@ from tools.imports import ROOT, arrows, circles, graph, layer, modules, reached
 STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/component.py"))
 
 # What still breaks a rule. Each list only shrinks: an entry that nothing needs any more fails its test.
-UPWARD = {
-    ("reports", "steps"),
-}
+UPWARD: set[tuple[str, str]] = set()
 CIRCLES = [
-    ["hanflow.reports.evaluation", "hanflow.steps.evaluate"],
     ["hanflow.training.workers.processes", "hanflow.training.workers.worker"],
 ]
 

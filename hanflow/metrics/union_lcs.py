@@ -1,14 +1,15 @@
-"""Union of longest common subsequences (LCS) over sentences, what ROUGE-Lsum counts, for all rows at once.
+"""Summary-level longest common subsequences, what ROUGE-Lsum counts: for all rows at once, bits in place of tables.
 
-Lin (2004), section 3.2: each sentence of the reference is compared with each sentence of the prediction; a token of the
-reference counts if it is in the LCS with any of them. Two sequences can have several LCSs, and the choice changes the
-score, so the one that the rouge_score package takes is traced here (rapidfuzz traces another one). With t[i, j] the
-length of the LCS of the reference's first i tokens and the prediction's first j, it walks from the end: a match is
-taken; else i falls, unless t[i, j - 1] > t[i - 1, j]: then j falls.
+Lin (2004), section 3.2: each sentence of the reference is compared with each of the prediction; a token of the reference
+counts if it is in the longest common subsequence (LCS) with any of them. Two sequences have many LCSs, and which one is
+taken changes the score, so the very one of the rouge_score package is traced here. With t[i, j] the length of the LCS of
+the reference's first i tokens and the prediction's first j, it walks from the end: a match is taken; else i falls while
+t[i - 1, j] = t[i, j]; else j falls.
 
-What the batching buys: some 50 times the speed of rouge_score (`make bench` measures it). The table of thousands of pairs of
-sentences is filled diagonal by diagonal, one numpy operation for all of them; long sentences, of which there are few,
-go through bit operations on Python's integers (Hyyrö, 2004, "Bit-parallel LCS-length computation revisited").
+Hyyrö (2004), "Bit-parallel LCS-length computation revisited", holds column j of the table in the bits of one number: bit
+i is 0 where t[i + 1, j] > t[i, j]. So one step of the walk, from (i, j) to column j - 1, is: the highest bit at or below
+i that is either a match or such a rise. numpy does it for thousands of pairs of sentences at once, a number (of 8 to 64
+bits, or a few of 64) each; Python's integers do it for pairs with a giant sentence.
 """
 
 from __future__ import annotations
@@ -19,16 +20,19 @@ from itertools import pairwise
 
 import numpy as np
 
-from hanflow.metrics.overlaps import Numbers, Sequences, common
+from hanflow.metrics.overlaps import Sequences, common, run_starts
 
 PAIRS = 1 << 16
-"""Pairs of sentences whose indices are held at once."""
+"""Pairs of sentences that are laid out at once."""
 
-CELLS = 1 << 23
-"""Cells of the tables of all pairs, a byte each, that are held at once."""
+CELLS = 1 << 18
+"""Bits, of all pairs, that one step works on: what it touches then stays in the processor's cache."""
 
-LONG = 255
-"""Sentences of more tokens are compared pair by pair."""
+HISTORY = 1 << 21
+"""Numbers (one a column and pair) that are kept for the walk; what does not fit is computed again from a few kept."""
+
+GIANT = 256
+"""Sentences of more tokens go through Python's integers."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Sentences:
     tokens: Sequences
     """The tokens of every sentence."""
     starts: np.ndarray
-    """Index of each text's first sentence, and the number of sentences: int64 array of shape (texts + 1,)."""
+    """Where each text's sentences begin, and where the last one's end: int64 array of shape (texts + 1,)."""
 
     def take(self, which: np.ndarray) -> Sentences:
         """The sentences of some texts."""
@@ -46,13 +50,13 @@ class Sentences:
         return Sentences(self.tokens.take(sentences.values), sentences.starts)
 
     def slice(self, start: int, stop: int) -> Sentences:
-        """The sentences of the texts from `start` to before `stop`; nothing is copied."""
+        """Those of the texts from one index to another; nothing is copied."""
         starts = self.starts[start : stop + 1]
         return Sentences(self.tokens.slice(int(starts[0]), int(starts[-1])), starts - starts[0])
 
     @property
     def lengths(self) -> np.ndarray:
-        """Number of tokens of every text: int64 array of shape (texts,)."""
+        """Tokens of every text: int64 array of shape (texts,)."""
         return np.diff(self.tokens.starts[self.starts])
 
     @property
@@ -67,11 +71,12 @@ def union_matches(predictions: Sentences, references: Sentences) -> np.ndarray:
     Returns:
         int64 array of shape (texts,).
     """
-    kept_references, places = _distinct(references)
     kept_predictions, _ = _distinct(predictions)
+    kept_references, places = _distinct(references)
     marked = np.zeros(len(kept_references.tokens.values), bool)
     for of_reference, of_prediction in _pairs(kept_references, kept_predictions):
         _mark(marked, kept_references.tokens, of_reference, kept_predictions.tokens, of_prediction)
+    # Each sentence that stood there twice is marked as its like.
     counted = Sequences(marked, kept_references.tokens.starts).take(places).values
     return common(
         references.tokens.values[counted].astype(np.int64),
@@ -83,23 +88,27 @@ def union_matches(predictions: Sentences, references: Sentences) -> np.ndarray:
 
 
 def _distinct(sentences: Sentences) -> tuple[Sentences, np.ndarray]:
-    """The distinct sentences of each text, and the index among them of every sentence.
-
-    Thousands of equal lines (degenerate generation) would be millions of pairs.
-    """
+    """The distinct sentences of each text, and the index among them of every sentence there was."""
     tokens = sentences.tokens
-    content, bounds = tokens.values.tobytes(), (tokens.starts * tokens.values.itemsize).tolist()
-    numbers = Numbers()
-    number = np.array([numbers[content[start:stop]] for start, stop in pairwise(bounds)], np.int64)
-    counts = np.diff(sentences.starts)
-    text = np.repeat(np.arange(len(counts)), counts)
-    _, first, places = np.unique(text * len(numbers) + number, return_index=True, return_inverse=True)
-    kept = Sequences.joined(tokens.values[:0], np.bincount(text[first], minlength=len(counts)))
-    return Sentences(tokens.take(first), kept.starts), places
+    places: list[int] = []
+    kept: list[int] = []
+    counts: list[int] = []
+    bounds = (tokens.starts * tokens.values.itemsize).tolist()
+    content = tokens.values.tobytes()
+    for start, stop in pairwise(sentences.starts.tolist()):
+        seen: dict[bytes, int] = {}
+        for sentence in range(start, stop):
+            place = seen.setdefault(content[bounds[sentence] : bounds[sentence + 1]], len(kept))
+            if place == len(kept):
+                kept.append(sentence)
+            places.append(place)
+        counts.append(len(seen))
+    remaining = tokens.take(np.array(kept, np.int64))
+    return Sentences(remaining, Sequences.joined(remaining.values[:0], counts).starts), np.array(places, np.int64)
 
 
 def _pairs(references: Sentences, predictions: Sentences) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Every sentence of a reference with every one of its prediction, as indices of sentences, PAIRS at a time."""
+    """Every sentence of a reference with every one of its prediction, as indices of sentences, so many at a time."""
     per_row = np.diff(references.starts) * np.diff(predictions.starts)
     ends = np.cumsum(per_row)
     for start in range(0, int(ends[-1]) if len(ends) else 0, PAIRS):
@@ -116,99 +125,160 @@ def _mark(
     predictions: Sequences,
     of_prediction: np.ndarray,
 ) -> None:
-    """Mark the tokens of reference sentences that are in the LCS with the prediction sentence of the same pair."""
-    m, n = references.lengths[of_reference], predictions.lengths[of_prediction]
-    filled = (m > 0) & (n > 0)
-    long = (m > LONG) | (n > LONG)
-    for pair in np.flatnonzero(filled & long):
-        a, b = (
-            side.take(which[pair : pair + 1]).values.tolist()
-            for side, which in ((references, of_reference), (predictions, of_prediction))
-        )
-        marked[references.starts[of_reference[pair]] + np.array(lcs_places(a, b), np.int64)] = True
-    order = np.flatnonzero(filled & ~long)
-    order = order[np.lexsort((-n[order], m[order] // 8))]  # pairs of similar size together: little is padded
-    while len(order):
-        longest = int(m[order[0]]) // 8 * 8 + 7
-        similar = int(np.searchsorted(m[order], longest, side="right"))
-        fitting = CELLS // ((longest + 1) * (longest + int(n[order[0]]) + 1))
-        some, order = np.split(order, [max(min(similar, fitting), 1)])
-        a, b = references.take(of_reference[some]), predictions.take(of_prediction[some])
-        places, owners = np.nonzero(_lcs_marks(a, b))
-        marked[references.starts[of_reference[some]][owners] + places] = True
+    """Mark the tokens of reference sentences that are in the LCS with the prediction sentence beside them."""
+    lengths, steps = references.lengths[of_reference], predictions.lengths[of_prediction]
+    sizes = np.where((lengths > 0) & (steps > 0), lengths, 0)
+    for pair in np.flatnonzero(sizes > GIANT):
+        sentence = of_reference[pair]
+        a, b = references.slice(sentence, sentence + 1), predictions.take(of_prediction[pair : pair + 1])
+        places = marked_by_integers(a.values.tolist(), b.values.tolist())
+        marked[references.starts[sentence] + np.array(places, np.int64)] = True
+    for shortest, longest in ((1, 8), (9, 16), (17, 32), (33, 64), (65, 128), (129, GIANT)):
+        chosen = np.flatnonzero((sizes >= shortest) & (sizes <= longest))
+        chosen = chosen[np.argsort(-steps[chosen], kind="stable")]  # like with like: the steps of a batch end together
+        start = 0
+        while start < len(chosen):
+            some = chosen[start : start + max(min(CELLS // longest, HISTORY // int(steps[chosen[start]])), 1)]
+            start += len(some)
+            a, b = references.take(of_reference[some]), predictions.take(of_prediction[some])
+            bits = _marks(
+                _padded(a, longest, -1), np.ascontiguousarray(_padded(b, int(steps[some[0]]), -2).T), b.lengths
+            )
+            _set(marked, references, of_reference[some], bits)
 
 
-LEFT, MATCH = 1, 2
+def _padded(sequences: Sequences, width: int, padding: int) -> np.ndarray:
+    """int32 array of shape (sequences, width)."""
+    array = np.full((len(sequences), width), padding, np.int32)
+    array[np.arange(width) < sequences.lengths[:, None]] = sequences.values
+    return array
 
 
-def _lcs_marks(references: Sequences, predictions: Sequences) -> np.ndarray:
-    """Which reference tokens are in the LCS: bool array of shape (longest reference, pairs).
+def _set(marked: np.ndarray, references: Sequences, sentences: np.ndarray, bits: np.ndarray) -> None:
+    """Set the marks of sentences, which may repeat, from bool arrays of shape (pairs, longest)."""
+    order = np.argsort(sentences, kind="stable")
+    first = run_starts(sentences[order])
+    union = np.logical_or.reduceat(bits[order], first, axis=0)
+    which, place = np.nonzero(union)
+    marked[references.starts[sentences[order][first]][which] + place] = True
+
+
+def _marks(references: np.ndarray, predictions: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Which reference tokens are in the LCS.
 
     Args:
-        references: int32 token numbers, 1 to LONG each.
-        predictions: as many.
+        references: int32 token numbers of shape (pairs, longest), padded with -1; longest is 8, 16, 32 or a multiple of
+            64.
+        predictions: int32 of shape (longest prediction, pairs).
+        steps: tokens of every prediction, int64 of shape (pairs,), falling.
+
+    Returns:
+        bool array of shape (pairs, longest).
     """
-    narrow = np.min_scalar_type(int(max(references.values.max(), predictions.values.max())))  # less memory to read
-    a, b = _columns(references, narrow), _columns(predictions, narrow)[::-1].copy()
-    (M, pairs), N = a.shape, len(b)
-    moves = np.empty((M + N + 1, M + 1, pairs), np.uint8)
-    """Of cell (i, j) of every table, at [i + j, i]: MATCH; else LEFT if j falls, 0 if i does."""
-    before, last = np.zeros((2, M + 1, pairs), np.uint8)
-    for diagonal in range(2, M + N + 1):
-        first, stop = max(1, diagonal - N), min(M, diagonal - 1) + 1  # of i
-        match = a[first - 1 : stop - 1] == b[N - diagonal + first : N - diagonal + stop]
-        up, left, here = last[first - 1 : stop - 1], last[first:stop], before[first:stop]
-        extended = before[first - 1 : stop - 1] + match.view(np.uint8)
-        np.maximum(match.view(np.uint8) * np.uint8(MATCH), left > up, out=moves[diagonal, first:stop])
-        np.maximum(up, left, out=here)
-        np.maximum(here, extended, out=here)
-        before, last = last, before
-    marks = np.zeros((M, pairs), bool)
-    i, j = references.lengths, predictions.lengths
-    for diagonal in range(M + N, 1, -1):
-        here = np.flatnonzero((i + j == diagonal) & (i > 0) & (j > 0))
-        move = moves[diagonal, i[here], here]
-        matched = here[move == MATCH]
-        marks[i[matched] - 1, matched] = True
-        i[here] -= move != LEFT
-        j[here] -= move > 0
-    return marks
+    pairs, longest = references.shape
+    word = np.dtype(f"<u{min(longest // 8, 8)}")
+    words = longest // (word.itemsize * 8)
+    active = np.searchsorted(-steps, -np.arange(len(predictions)), side="left")
+    """Pairs, from the first, that have a column j."""
+
+    def matches(j: int) -> np.ndarray:
+        """Bits of the tokens that equal the prediction's token j: shape (words, active[j])."""
+        equal = references[: active[j]] == predictions[j, : active[j], None]
+        return np.packbits(equal, axis=1, bitorder="little").view(word).T
+
+    segment = max(HISTORY // (pairs * words), 1)
+    firsts = range(0, len(predictions), segment)
+    column = np.full((words, pairs), np.iinfo(word).max, word)
+    saved = []
+    for first in firsts:
+        saved.append(column.copy())
+        if first != firsts[-1]:
+            for j in range(first, first + segment):
+                _advance(column, matches(j))
+    marks = np.zeros((words, pairs), word)
+    below = np.full((words, pairs), np.iinfo(word).max, word)
+    for first, column in zip(reversed(firsts), reversed(saved), strict=True):
+        history = []
+        for j in range(first, min(first + segment, len(predictions))):
+            match = matches(j)
+            _advance(column, match)
+            history.append((match, match | ~column[:, : active[j]]))
+        for match, stops in reversed(history):
+            _step_back(marks, below, match, stops)
+    return np.unpackbits(np.ascontiguousarray(marks.T).view(np.uint8), axis=1, bitorder="little").astype(bool)
 
 
-def _columns(sequences: Sequences, dtype: np.dtype) -> np.ndarray:
-    """Array of shape (longest, sequences); what stands behind the end of a sequence is never read."""
-    width = int(sequences.lengths.max())
-    array = np.zeros((len(sequences), width), dtype)
-    array[np.arange(width) < sequences.lengths[:, None]] = sequences.values
-    return np.ascontiguousarray(array.T)
+def _advance(column: np.ndarray, match: np.ndarray) -> None:
+    """The next column of the table in place of the last one, for the first `match.shape[1]` pairs."""
+    carry: np.ndarray | None = None
+    for word, bits in zip(column, match, strict=True):
+        now = word[: match.shape[1]]
+        total = now + (now & bits)
+        overflow = total < now
+        if carry is not None:
+            total += carry
+            overflow |= total < carry
+        carry = overflow.astype(column.dtype)
+        word[: match.shape[1]] = total | (now & ~bits)
 
 
-def lcs_places(reference: Sequence[int], prediction: Sequence[int]) -> list[int]:
-    """Indices of the reference's tokens in the LCS with the prediction, descending: one pair of any length.
+def _step_back(marks: np.ndarray, below: np.ndarray, match: np.ndarray, stops: np.ndarray) -> None:
+    """One step of the walk: marks a match, lowers `below`, the bits that are still to be walked."""
+    count = match.shape[1]
+    found = np.zeros(count, bool)
+    for word in reversed(range(len(match))):
+        left = below[word, :count]
+        down = stops[word] & left
+        bits = match.dtype.itemsize * 8
+        for shift in (1, 2, 4, 8, 16, 32):
+            if shift < bits:
+                down |= down >> match.dtype.type(shift)  # ones from the highest bit down
+        under = down >> match.dtype.type(1)
+        hit = (down ^ under) & match[word]  # the highest bit, where it is a match
+        if len(match) > 1:
+            hit[found] = 0
+            rest = np.where(found, left, np.where(hit != 0, under, down))
+            found |= down != 0
+        else:
+            rest = np.where(hit != 0, under, down)
+        marks[word, :count] |= hit
+        below[word, :count] = rest
 
-    Column j of the table is held in the bits of one integer: bit i is 0 where t[i + 1, j] > t[i, j]. A step of the walk
-    from (i, j) to column j - 1 goes by the highest bit at or below i that is either a match or such a rise.
-    """
+
+def marked_by_integers(reference: Sequence[int], prediction: Sequence[int]) -> list[int]:
+    """Indices of the reference's tokens in the LCS with the prediction, rising: one pair, of any length."""
     matches: dict[int, int] = {}
     for place, token in enumerate(reference):
         matches[token] = matches.get(token, 0) | 1 << place
     ones = (1 << len(reference)) - 1
-    column, columns = ones, []
-    for token in prediction:
+    segment = max(HISTORY * 64 // (len(reference) + 1), 1)
+    firsts = range(0, len(prediction), segment)
+
+    def advanced(column: int, token: int) -> int:
         risen = column & matches.get(token, 0)
-        column = ((column + risen) | (column - risen)) & ones
-        columns.append(column)
-    places: list[int] = []
+        return ((column + risen) | (column - risen)) & ones
+
+    column, saved = ones, []
+    for first in firsts:
+        saved.append(column)
+        if first != firsts[-1]:
+            for token in prediction[first : first + segment]:
+                column = advanced(column, token)
+    marked: list[int] = []
     below = ones
-    for token, column in zip(reversed(prediction), reversed(columns), strict=True):
-        match = matches.get(token, 0)
-        stops = (match | (column ^ ones)) & below
-        if not stops:
-            break
-        top = stops.bit_length() - 1
-        if match >> top & 1:
-            places.append(top)
-            below = (1 << top) - 1
-        else:
-            below = (2 << top) - 1
-    return places
+    for first, column in zip(reversed(firsts), reversed(saved), strict=True):
+        history = []
+        for token in prediction[first : first + segment]:
+            column = advanced(column, token)
+            history.append((matches.get(token, 0), column))
+        for match, column in reversed(history):
+            stops = (match | (column ^ ones)) & below
+            if not stops:  # nothing above in the table either
+                return marked[::-1]
+            top = stops.bit_length() - 1
+            if match >> top & 1:
+                marked.append(top)
+                below = (1 << top) - 1
+            else:
+                below = (2 << top) - 1
+    return marked[::-1]

@@ -128,11 +128,12 @@ def main(
     )
     for s in settings:
         default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
+        choices = f" One of: {', '.join(s.choices)}." if s.choices else ""
         parser.add_argument(
             f"--{s.name.replace('_', '-')}",
             dest=f"set_{s.name}",
             metavar=s.type.__name__.upper(),
-            help=f"{s.help} ({default})".replace("%", "%%"),
+            help=f"{s.help}{choices} ({default})".replace("%", "%%"),
         )
     options = vars(parser.parse_args(argv))
     overrides = [
