@@ -98,6 +98,10 @@ def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundl
         place = fetched_model(uri)
     elif local_path(uri).is_dir():
         place = str(local_path(uri))
+        if not exists(join(uri, "config.json")):
+            raise UserError(
+                f"{uri}: holds no bundle, run or model; give the folder that the export or the train step wrote"
+            )
     elif _HUB_NAME.fullmatch(uri) and not Path(uri.partition("/")[0]).is_dir():
         place = uri
     else:
