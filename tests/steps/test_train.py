@@ -15,8 +15,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
+from hanflow.steps.train import run
 from hanflow.storage.artifacts import read_manifest
-from hanflow.training.workers.worker import run
 from tests.support import tasks
 from tests.support.corpora import ARCHITECTURE
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from hanflow.config import EvaluateConfig, TokenizeConfig, TrainConfig
 from hanflow.steps.tokenize import run as tokenize
+from hanflow.steps.train import run as train
 from hanflow.storage import artifacts
 from hanflow.storage.artifacts import Manifest
-from hanflow.training.workers.worker import run as train
 from tests.support.corpora import petitions, write_corpus
 
 ARCHITECTURE: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 from hanflow.config import PreprocessConfig, TokenizeConfig, TrainConfig
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
-from hanflow.training.workers.worker import run as train
+from hanflow.steps.train import run as train
 from tests.support.model_fixtures import Chain
 
 REVIEWS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "reviews.tsv.gz"

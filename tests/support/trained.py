@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hanflow.config import TokenizeConfig, TrainConfig
 from hanflow.steps.tokenize import run as tokenize
-from hanflow.training.workers.worker import run as train
+from hanflow.steps.train import run as train
 from tests.support.corpora import SAMPLE, write_corpus
 from tests.support.model_fixtures import Chain
 

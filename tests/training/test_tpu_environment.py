@@ -10,18 +10,10 @@ import torch
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
-from hanflow.training.backends.tpu_environment import TpuEnvironment
+from hanflow.training.backends.tpu import TpuEnvironment
 from hanflow.training.optimizer import TracedAdamW, make_optimizer
 
 HOSTS = ",".join(f"slice-0-{n}.hanflow" for n in range(4))
-SHAPE = {
-    "d_model": 768,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "encoder_ffn_dim": 3072,
-    "decoder_ffn_dim": 3072,
-    "max_position_embeddings": 1026,
-}
 V4_32 = {"PJRT_DEVICE": "TPU", "TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": HOSTS, "TPU_TOPOLOGY": "2x2x4"}
 
 
@@ -76,13 +68,13 @@ def test_variables_that_make_no_sense(changed: dict[str, str]) -> None:
 
 
 def test_no_torch_xla_is_told_with_its_cure() -> None:
-    from hanflow.training.workers.worker import _backend
+    from hanflow.training.backends.base import open_backend
 
     try:
         import torch_xla  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"pip install 'hanflow\[tpu\]'"):
-            _backend(TrainConfig(backend="xla"))
+            open_backend(TrainConfig(backend="xla"))
     else:
         pytest.skip("torch_xla is installed here")
 
@@ -122,40 +114,3 @@ def test_the_traced_optimizer_is_torchs(clip: float) -> None:
         assert theirs.state[a]["step"].item() == ours.state[b]["step"].item() == 19
         for slot in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(ours.state[b][slot], theirs.state[a][slot], rtol=1e-5, atol=1e-8)
-
-
-def test_the_scaling_note_is_what_the_script_computes() -> None:
-    from hanflow.steps.train import scaling
-
-    note = (Path(__file__).parents[2] / "manifests" / "TPU.md").read_text(encoding="utf-8")
-    assert scaling.tables() in note
-
-
-def test_the_scaling_note_counts_what_is_there() -> None:
-    """Its parameters are those of the model, its FLOPs those that torch counts in a forward and backward pass."""
-    from components.train.scaling import EncoderDecoder, collective_bytes
-    from torch.utils.flop_counter import FlopCounterMode
-    from transformers import BartConfig, BartForConditionalGeneration
-
-    kobart = EncoderDecoder()
-    with torch.device("meta"):
-        assert (
-            BartForConditionalGeneration(BartConfig(vocab_size=30_000, **SHAPE)).num_parameters() == kobart.parameters
-        )
-    small = EncoderDecoder(width=32, ffn=64, encoder_layers=2, decoder_layers=1, vocabulary=500, positions=64, heads=2)
-    shape = {
-        **SHAPE,
-        "d_model": 32,
-        "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64,
-        "encoder_layers": 2,
-        "decoder_layers": 1,
-    }
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64}
-    model = BartForConditionalGeneration._from_config(
-        BartConfig(vocab_size=500, **{**shape, **heads}), attn_implementation="eager"
-    )
-    with FlopCounterMode(display=False) as counter:
-        model(input_ids=torch.ones(3, 40, dtype=torch.long), labels=torch.ones(3, 16, dtype=torch.long)).loss.backward()
-    assert small.step_flops(3, 40, 16) == pytest.approx(counter.get_total_flops(), rel=0.01)
-    assert collective_bytes(kobart.parameters, 16)[0] == 4 * kobart.parameters

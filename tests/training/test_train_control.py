@@ -22,7 +22,7 @@ from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
 from hanflow.tasks.summarization import Summarization
 from hanflow.training.backends.torch import TorchBackend, compiles, system_compiler
-from hanflow.training.evaluation import Validator
+from hanflow.training.evaluation import compare, exhausted
 from hanflow.training.optimizer import make_optimizer
 from hanflow.training.state import LoopState
 from hanflow.training.workers import worker
@@ -35,13 +35,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 def judged(losses: list[float], **settings: Any) -> tuple[LoopState, int]:
     """(state, validations until early stopping; all of them if it never came) of a run with these validation losses."""
     config = TrainConfig(**settings)
-    validator = Validator.__new__(Validator)
-    validator._config = config
     state = LoopState({})
     for count, loss in enumerate(losses, 1):
         state.step = count
-        validator._compare({"step": count, "loss": loss, "rouge_sum": -loss}, state)
-        if validator.exhausted(state):
+        compare({"step": count, "loss": loss, "rouge_sum": -loss}, state, config)
+        if exhausted(state, config):
             return state, count
     return state, len(losses)
 
@@ -273,7 +271,7 @@ def test_weights_and_biases_by_the_switch_alone(shards: Path, tmp_path: Path, mo
     }
     assert len(ids["on"]) == len(ids["elsewhere"]) == 1 and ids["on"] != ids["elsewhere"]
     code = (
-        "import sys\nfrom hanflow.training.workers.worker import run\nfrom hanflow.config import TrainConfig\n"
+        "import sys\nfrom hanflow.steps.train import run\nfrom hanflow.config import TrainConfig\n"
         f"run(TrainConfig(architecture={ARCHITECTURE!r}, max_steps=1), task='summarization', "
         f"output={str(tmp_path / 'off')!r}, shards={str(shards)!r})\nprint('wandb' in sys.modules)"
     )

@@ -20,9 +20,8 @@ from hanflow.tasks import get_task
 from hanflow.training import evaluation as validate
 from hanflow.training.backends.torch import TorchBackend
 from hanflow.training.evaluation import Validator
-from hanflow.training.loader import Data
 from hanflow.training.loop import Objective
-from hanflow.training.state import LoopState
+from hanflow.training.state import LoopState, TrainingRun
 from tests.support import tasks
 from tests.support.corpora import ARCHITECTURE
 from tests.support.model_fixtures import rewritten
@@ -39,10 +38,10 @@ def validator(shards: Path, task: str, config: TrainConfig) -> Validator:
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
     facts = {"labels": ["0", "1"], "counts": [1, 1]}
     model = learnt.new_model(config, tokenizer, facts)
-    data = Data.of(Shard(shards / "validation.arrow", learnt.sequences), learnt, config, shuffle=False)
+    train, validation = (Shard(shards / f"{split}.arrow", learnt.sequences) for split in ("train", "validation"))
+    run = TrainingRun(learnt, config, tokenizer, model, train, validation, checkpoints="", identity={})
     backend = TorchBackend("fp32")
-    objective = backend.prepare(Objective(model, learnt, config.label_smoothing))
-    return Validator(learnt, model, tokenizer, objective, data, config, backend, 8)
+    return Validator(run, backend.prepare(Objective(model, learnt, config.label_smoothing)), backend)
 
 
 def measured(shards: Path, task: str, **settings: object) -> dict[str, float]:

@@ -230,7 +230,7 @@ def job_command(task: str, shards: Path, folder: Path) -> list[str]:
     (template,) = pod_templates(body)
     (container,) = template["spec"]["containers"]
     command = [*container["command"], *container.get("args", [])]
-    assert command[:3] == ["python", "-m", "hanflow.steps.train"]
+    assert command[:3] == ["python", "-m", "hanflow.training.workers.worker"]
     return [sys.executable, *command[1:]]
 
 
