@@ -1,10 +1,13 @@
 # Two commands matter: `make run` (the summarization DAG on the bundled sample) and `make test`.
+# Needs Python 3.11 or newer and nothing else. Environments are made by uv where it is installed (UV_PYTHON chooses the
+# Python), else by venv and pip (PYTHON chooses).
 PYTHON ?= python3
+UV ?= $(shell command -v uv 2>/dev/null)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-xla lint format compile images bench clean
+.PHONY: run test test-xla lint format compile images bench docs wheel clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
@@ -20,13 +23,6 @@ INSTALLED_XLA := $(VENV_XLA)/.installed
 test-xla: $(INSTALLED_XLA)
 	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 $(VENV_XLA)/bin/python -m pytest -p no:cacheprovider -m xla tests/xla
 
-$(INSTALLED_XLA): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV_XLA)
-	grep -v '^torch==' constraints.txt > $(VENV_XLA)/constraints.txt
-	$(VENV_XLA)/bin/python -m pip install --quiet --disable-pip-version-check -c $(VENV_XLA)/constraints.txt \
-		torch==2.9.0 torch_xla==2.9.0 -e . hypothesis pytest  # not the tpu extra: its libtpu is for TPU hosts
-	@touch $@
-
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -38,13 +34,43 @@ format: $(INSTALLED)
 
 # The packages that `kfp run create -f` takes; a test keeps them current.
 compile: $(INSTALLED)
-	$(BIN)/hanflow compile --output pipelines/compiled
+	$(BIN)/python -m pipelines.compile
+
+# The diagram of the rooms, then the site with the API reference, in build/site. Any warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python tools/imports.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+wheel: $(INSTALLED)
+	$(BIN)/hatchling build -t wheel
+
+# $(call environment,FOLDER,CONSTRAINTS,REQUIREMENTS)
+ifneq ($(UV),)
+define environment
+	$(UV) venv --quiet --allow-existing --python '>=3.11' $(1)
+	$(UV) pip install --quiet --python $(1) -c $(2) $(3)
+endef
+else
+define environment
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hanflow needs Python 3.11 or newer: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c $(2) $(3)
+endef
+endif
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hanflow needs Python 3.11 or newer: make PYTHON=python3.11 …")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(call environment,$(VENV),constraints.txt,-e '.[dev]')
 	@touch $@
+
+$(INSTALLED_XLA): pyproject.toml constraints.txt
+	@mkdir -p $(VENV_XLA) && grep -v '^torch==' constraints.txt > $(VENV_XLA)/constraints.txt
+	@# not the tpu extra: its libtpu is for TPU hosts
+	$(call environment,$(VENV_XLA),$(VENV_XLA)/constraints.txt,torch==2.9.0 torch_xla==2.9.0 -e . hypothesis pytest)
+	@touch $@
+
+# checkov's dependencies do not go with ours, so it has an environment of its own; the manifests' tests find it there.
+.checkov:
+	$(call environment,$@,/dev/null,checkov==3.3.30)
 
 # Container images with podman or docker; `make images IMAGES='gpu tpu' BUILDER=docker IMAGE_REPOSITORY=… IMAGE_TAG=…`.
 # BASE: another Debian 12 image; BUILD_FLAGS: of `podman build`. PIP_EXTRA_INDEX_URL and the like reach the build.
@@ -58,10 +84,5 @@ images: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
-# checkov's dependencies do not go with ours, so it has an environment of its own; the manifests' tests find it there.
-.checkov:
-	$(PYTHON) -m venv $@
-	$@/bin/python -m pip install --quiet --disable-pip-version-check checkov==3.3.30
-
 clean:
-	rm -rf $(VENV) $(VENV_XLA) build dist *.egg-info
+	rm -rf $(VENV) $(VENV_XLA) .checkov build dist *.egg-info

@@ -1,20 +1,9 @@
 """The classification pipeline."""
 
-from __future__ import annotations
-
-from typing import Any
-
-from hanflow.config import Experiment
-from hanflow.images import DEFAULT, Images
 from pipelines.dag import make_pipeline
 
-
-def make(defaults: Experiment, images: Images = DEFAULT) -> Any:
-    """The pipeline, its parameters starting from `defaults`, its steps on `images`."""
-    return make_pipeline(
-        "hanflow-classification",
-        "classification",
-        "Preprocess, tokenize, train, evaluate and export a Korean text classifier.",
-        defaults,
-        images,
-    )
+pipeline = make_pipeline(
+    "hanflow-classification",
+    "classification",
+    "Preprocess, tokenize, train, evaluate and export a Korean text classifier.",
+)

@@ -27,14 +27,14 @@ def quiet_again() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 48 petitions."""
-    from hanflow.config import TokenizeConfig
     from hanflow.steps.tokenize import run as tokenize
+    from hanflow.tasks.summarization import SummarizationTokenize
     from tests.support.corpora import petitions, write_corpus
 
     folder = tmp_path_factory.mktemp("shards")
     rows = petitions(48)
     corpus = write_corpus(folder / "corpus", {"train": rows[:40], "validation": rows[40:44], "test": rows[44:]})
-    config = TokenizeConfig(vocabulary_size=500, max_source_tokens=64, max_target_tokens=24)
+    config = SummarizationTokenize(vocabulary_size=500, max_source_tokens=64, max_target_tokens=24)
     tokenize(config, task="summarization", output=str(folder / "shards"), corpus=str(corpus))
     return folder / "shards"
 

@@ -10,19 +10,18 @@ def combine(
     task: str,
     shards: str,
     models: list,
-    members: list,
-    weights: list,
+    settings: dict,
     model: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ) -> str:
-    """Make one model of several trained ones: it averages what they say, nothing is trained.
+    """Make one model of several trained ones: it averages their probabilities, nothing is trained.
 
     Args:
         task: What is learnt.
         shards: URI of the shards artifact that all were trained on.
-        models: URI of every member's model artifact, in the order of members; the other arguments are the settings of
-            the same name.
-        model: The combined model in Hugging Face format, and how its members came about.
+        models: URI of every member's model artifact, in the order of members.
+        settings: Settings of the step by name (`hanflow settings combine`); members is needed.
+        model: The combined model in Hugging Face format, and how its members were trained.
         metrics: Members and parameters.
 
     Returns:

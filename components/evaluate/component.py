@@ -11,32 +11,11 @@ def evaluate(
     model: str,
     shards: str,
     corpus: str,
-    split: str,
-    limit_rows: int,
-    beams: int,
-    max_new_tokens: int,
-    min_new_tokens: int,
-    length_penalty: float,
-    no_repeat_ngram: int,
-    batch_tokens: int,
-    remove_tokens: list,
-    engine: str,
-    compute_type: str,
-    top_classes: int,
-    greedy: bool,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    lead_sentences: int,
-    earlier: str,
-    minimum: dict,
-    maximum: dict,
-    untrained: bool,
-    examples: int,
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     classification_metrics: dsl.Output[dsl.ClassificationMetrics],
     report: dsl.Output[dsl.HTML],
+    settings: dict = {},  # noqa: B006, Kubeflow copies it
 ) -> str:
     """Score a model, trivial baselines and, if wanted, the untrained model on the same held-out rows.
 
@@ -44,11 +23,12 @@ def evaluate(
         task: What is learnt.
         model: URI of the model artifact.
         shards: URI of the shards artifact.
-        corpus: URI of the corpus artifact; the other arguments are the settings of the same name.
+        corpus: URI of the corpus artifact.
         evaluation: Scores, every prediction, and the report.
         metrics: The trained model's scores, and the best ones of the other systems.
         classification_metrics: The confusion matrix, where predictions are classes.
         report: Scores, curves, lengths and examples as a page.
+        settings: Settings of the step by name (`hanflow settings evaluate`).
 
     Returns:
         URI of the evaluation.
@@ -62,7 +42,7 @@ def evaluate(
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
 def good_enough(evaluation: str) -> bool:
-    """Tell whether an evaluation's scores keep the limits of `evaluate.minimum` and `evaluate.maximum`.
+    """Whether an evaluation's scores keep the limits of `evaluate.minimum` and `evaluate.maximum`.
 
     A component of its own: kfp's local runner resolves a condition on the only output of a task, not on one of several.
 

@@ -11,14 +11,9 @@ def export(
     model: str,
     evaluation: str,
     shards: str,
-    formats: list,
-    compute_types: list,
-    check_rows: int,
-    title: str,
-    license: str,
-    intended_use: str,
     bundle: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    settings: dict = {},  # noqa: B006, Kubeflow copies it
 ) -> str:
     """Pack a trained model with its model card so that transformers and CTranslate2 load it; checked by loading it again.
 
@@ -26,9 +21,10 @@ def export(
         task: What is learnt.
         model: URI of the model artifact.
         evaluation: URI of the evaluation artifact.
-        shards: URI of the shards artifact; the other arguments are the settings of the same name.
+        shards: URI of the shards artifact.
         bundle: The model in Hugging Face format and in CTranslate2's, and its card.
         metrics: Size, parameters, rows on which the bundle was checked.
+        settings: Settings of the step by name (`hanflow settings export`).
 
     Returns:
         URI of the bundle.

@@ -9,25 +9,18 @@ from hanflow import images
 def tokenize(
     task: str,
     corpus: str,
-    tokenizer: str,
-    algorithm: str,
-    vocabulary_size: int,
-    special_tokens: list,
-    max_source_tokens: int,
-    max_target_tokens: int,
-    chunk_tokens: int,
-    morphemes: bool,
-    workers: int,
     shards: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    settings: dict = {},  # noqa: B006, Kubeflow copies it
 ) -> str:
     """Encode a corpus as token ids, with a pretrained tokenizer or one trained on it.
 
     Args:
         task: What is learnt.
-        corpus: URI of the corpus artifact; the other arguments are the settings of the same name.
+        corpus: URI of the corpus artifact.
         shards: Arrow files of token ids, and the tokenizer.
         metrics: Rows, tokens, truncated rows.
+        settings: Settings of the step by name (`hanflow settings tokenize`).
 
     Returns:
         URI of the shards.

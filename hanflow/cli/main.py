@@ -11,11 +11,9 @@ from pathlib import Path
 from hanflow import images, resources
 from hanflow.cli import demo, import_, predict, score
 from hanflow.cli import submit as remote
-from hanflow.config import Experiment, all_settings, load_experiment
 from hanflow.errors import UserError
-
-PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
-"""Names of the pipelines: each a module of this package with `make(defaults)`, and an experiment of the same name."""
+from hanflow.experiment import Experiment, all_settings, load_experiment
+from hanflow.pipelines.packages import PIPELINES
 
 EXPERIMENTS = resources.folder("experiments")
 
@@ -40,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run", help="run a pipeline on this machine", description="Run a pipeline on this machine."
     )
-    run.add_argument("pipeline", choices=PIPELINES)
+    run.add_argument("pipeline", metavar="PIPELINE", help=f"{', '.join(PIPELINES)}, or the name of an installed task")
     run.add_argument(
         "--experiment",
         metavar="FILE",
@@ -120,11 +118,11 @@ def _compile(options: argparse.Namespace) -> int:
     if unknown:
         raise UserError(f"{unknown[0]}: no such pipeline; known: {', '.join(PIPELINES)}")
     references = images.from_options(options)
-    from hanflow.pipelines.packages import compile_pipeline
+    from hanflow.pipelines.packages import Package
 
     for name in names:
-        defaults = _defaults(name, options.experiment)
-        print(compile_pipeline(name, defaults, Path(options.output), references))
+        package = Package.of(_defaults(name, options.experiment), references)
+        print(package.write(Path(options.output) / f"{name}.yaml"))
     return 0
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import Experiment
 from hanflow.errors import UserError
+from hanflow.experiment import Experiment
 
 if TYPE_CHECKING:
     from hanflow.pipelines.display import Display
@@ -169,16 +169,15 @@ def _submit(options: argparse.Namespace, load: Callable[[argparse.Namespace], Ex
             f"note: preprocess.source={source} is no gs:// URI: the steps will look for it in their own containers",
             file=sys.stderr,
         )
-    from hanflow.pipelines.packages import compile_pipeline, without_cache
-    from pipelines.dag import arguments_of
+    from hanflow.pipelines.packages import Package
 
     with tempfile.TemporaryDirectory() as folder:
-        package = compile_pipeline(options.pipeline, experiment, Path(folder), references)
+        package = Package.of(experiment, references)
         if options.no_cache:
-            without_cache(package)
+            package.without_cache()
         run = server.submit(
-            package,
-            arguments_of(experiment),
+            package.write(Path(folder) / f"{options.pipeline}.yaml"),
+            package.arguments(experiment),
             name=options.name or f"{experiment.name} {time.strftime('%Y-%m-%d %H:%M:%S')}",
             group=options.group,
             root=options.root,

@@ -18,9 +18,10 @@ import yaml
 from hanflow import resources
 from hanflow.cluster.job import Origin, build, pod_templates
 from hanflow.cluster.pod import PodExtras
-from hanflow.config import Experiment, JobConfig, load_experiment
+from hanflow.config import JobConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
+from hanflow.experiment import Experiment, load_experiment
 from hanflow.images import DEFAULT, Images, add_options, from_options
 
 NAMESPACE = "kubeflow"

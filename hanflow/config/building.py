@@ -3,72 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from hanflow.config.experiment import SECTIONS, Experiment, all_settings
 from hanflow.config.fields import checked, coerced
-from hanflow.errors import ConfigError
+
+Suggest = Callable[[str], str]
+"""What to say behind a key that is no setting: `train.epoch` → `; did you mean train.epochs?`."""
 
 
-def step_config(step: str, values: Mapping[str, Any]) -> Any:
-    """The config of one section from plain values.
-
-    Raises:
-        ConfigError: unknown keys, wrong types or values out of range; all of them in one message.
-    """
-    config, problems = build(SECTIONS[step], values, step, require=True)
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
-def build(cls: type, values: Any, where: str, require: bool) -> tuple[Any, list[str]]:
+def build(
+    cls: type, values: Any, section: str, require: bool, suggest: Suggest = lambda key: ""
+) -> tuple[Any, list[str]]:
     """An instance of a settings class, or None, and what is wrong with the values.
 
     Args:
-        cls: the class; its fields may be settings or further such classes.
+        cls: the class.
         values: setting → value, as YAML or a command line gave them.
-        where: what the settings are below, for the messages, e.g. `train`; empty at the top.
+        section: name of the section that they stand in, for the messages, e.g. `train`.
         require: whether required settings must be there.
+        suggest: gives the hint for an unknown key.
     """
-    prefix = f"{where}." if where else ""
     if not isinstance(values, Mapping):
-        return None, [f"{where}: expected `key: value` lines, found {values!r}"]
+        return None, [f"{section}: expected `key: value` lines, found {values!r}"]
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     problems, arguments = [], {}
     for key, value in values.items():
         if key not in fields:
-            problems.append(f"{prefix}{key}: no such setting{_suggestion(f'{prefix}{key}', where)}")
-            continue
-        if dataclasses.is_dataclass(hints[key]):
-            section, found = build(hints[key], {} if value is None else value, key, require)
-            problems += found
-            if section is not None:
-                arguments[key] = section
+            problems.append(f"{section}.{key}: no such setting{suggest(f'{section}.{key}')}")
             continue
         try:
             arguments[key] = checked(coerced(value, hints[key]), fields[key].metadata)
         except ValueError as error:
-            problems.append(f"{prefix}{key}: {error}")
-    for name, f in fields.items():
-        if name in values:
-            continue
-        if dataclasses.is_dataclass(hints[name]):  # a section left out may still have required settings
-            problems += build(hints[name], {}, name, require)[1]
-        elif require and f.metadata["required"]:
-            problems.append(f"{prefix}{name}: is required ({f.metadata['help']})")
+            problems.append(f"{section}.{key}: {error}")
+    if require:
+        problems += [
+            f"{section}.{name}: is required ({f.metadata['help']})"
+            for name, f in fields.items()
+            if name not in values and f.metadata["required"]
+        ]
     return (None, problems) if problems else (cls(**arguments), [])
 
 
-def _suggestion(key: str, where: str) -> str:
-    known = [s.dotted for s in all_settings()] if where else [f.name for f in dataclasses.fields(Experiment)]
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    if not near and where:  # a right name in the wrong section, or with its section missing
-        near = [d for d in known if d.split(".")[1] == key.split(".")[-1]][:1]
-    if not near and not where:
-        near = [s.dotted for s in all_settings() if s.name == key][:1]
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config as plain data, fit for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """The settings of a section that differ from their defaults."""
+    defaults = to_mapping(type(config)())
+    return {name: value for name, value in to_mapping(config).items() if value != defaults[name]}

@@ -56,8 +56,6 @@ class PreprocessConfig:
     max_source_chars: int = setting(
         0, "Reject rows whose source text is longer, in characters (0: no limit).", at_least=0
     )
-    drop_short_sources: bool = setting(True, "Summarization: reject rows whose source is no longer than its summary.")
-    drop_labels: list = setting([], 'Classification: reject rows with these labels, e.g. ["2"] (ambiguous reviews).')
     deduplicate: bool = setting(True, "Reject exact duplicates of an earlier row.")
     speaker_format: str = setting(
         "#Person{n}#: ",
@@ -76,18 +74,6 @@ class TokenizeConfig:
     vocabulary_size: int = setting(8000, "Vocabulary of the trained tokenizer, special tokens included.", at_least=300)
     special_tokens: list = setting(
         [], 'Tokens never split, e.g. ["#Person1#", "#PhoneNumber#"]; added to the vocabulary if missing.'
-    )
-    max_source_tokens: int = setting(
-        512, "Longest source, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
-    )
-    max_target_tokens: int = setting(
-        100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
-    )
-    chunk_tokens: int = setting(
-        256, "Language modelling: documents are packed into chunks of this many tokens.", at_least=8
-    )
-    morphemes: bool = setting(
-        False, "Cut texts into morphemes (MeCab) before the tokenizer sees them; for classification."
     )
     workers: int = setting(0, "Tokenizer threads (0: one a core).", at_least=0)
 
@@ -111,38 +97,7 @@ class EvaluateConfig:
 
     split: str = setting("test", "Which split is scored.", choices=("test", "validation"))
     limit_rows: int = setting(0, "Score at most this many rows (0: all).", at_least=0)
-    beams: int = setting(4, "Beams of the search (1: greedy).", at_least=1)
-    max_new_tokens: int = setting(100, "Longest generated text, in tokens.", at_least=1)
-    min_new_tokens: int = setting(0, "Shortest generated text, in tokens.", at_least=0)
-    length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
-    no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
     batch_tokens: int = setting(32768, "Most padded source tokens times beams in one generation batch.", at_least=16)
-    remove_tokens: list = setting(
-        [], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.'
-    )
-    engine: str = setting(
-        "auto",
-        "What generates; auto: CTranslate2 on a CPU for models that it can run (BART), else transformers. Same texts in float32.",
-        choices=("auto", "transformers", "ctranslate2"),
-    )
-    compute_type: str = setting(
-        "float32",
-        "Arithmetic of generation; int8 is faster, its texts differ a little, and it needs CTranslate2.",
-        choices=("float32", "int8"),
-    )
-    top_classes: int = setting(1, "Classification: classes told for every row, the likeliest first.", at_least=1)
-    greedy: bool = setting(False, "Language modelling: continue with the likeliest token, draw none.")
-    temperature: float = setting(
-        1.0, "Language modelling: divides the scores before a token is drawn; below 1 bolder.", above=0
-    )
-    top_k: int = setting(0, "Language modelling: only the k likeliest tokens can be drawn (0: all).", at_least=0)
-    top_p: float = setting(
-        1.0,
-        "Language modelling: only the likeliest tokens that together have this probability (1: all).",
-        above=0,
-        at_most=1,
-    )
-    lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
     earlier: str = setting(
         "", "Another model of the task to score on the same rows: folder of a bundle or of a model; empty: none."
     )

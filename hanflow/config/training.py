@@ -40,11 +40,6 @@ class TrainConfig:
     )
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
     clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
-    class_weights: str = setting(
-        "none",
-        "Classification: weight of each class's loss; balanced: rare classes count as much as frequent ones.",
-        choices=("none", "balanced"),
-    )
     epoch_tokens: float = setting(
         0.0, "Most tokens of one epoch, in millions, drawn anew every epoch (0: all of them).", at_least=0
     )
@@ -78,14 +73,13 @@ class TrainConfig:
     validation_rows: int = setting(
         0, "Rows that are also generated and scored at every validation (0: validation loss alone).", at_least=0
     )
-    validation_beams: int = setting(1, "Beams of that generation (1: greedy).", at_least=1)
     best_metric: str = setting(
         "loss",
         "Which validation figure decides which model is best: loss, or a score such as rougeL_morpheme or rouge_sum.",
     )
     best_mode: str = setting(
         "auto",
-        "Whether its best value is the smallest or the largest; auto: smallest for loss, perplexity, bits_per_byte and calibration_error, else largest.",
+        "Whether its best value is the smallest or the largest; auto: as the task says (smallest for loss).",
         choices=("auto", "min", "max"),
     )
     patience: int = setting(0, "Stop after this many validations in a row without improvement (0: never).", at_least=0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from hanflow.config import TrainConfig, parse_text, settings_of, step_config
+from hanflow.config import TrainConfig, to_mapping
 
 
 @dataclass(frozen=True)
@@ -27,28 +26,9 @@ class WorkerSpec:
 def train_arguments(work: WorkerSpec) -> list[str]:
     """The command line of `hanflow.training.workers.worker` for that work: every setting, whatever the image's defaults."""
     arguments = ["--task", work.task, "--shards", work.shards, "--output", work.output]
-    for s in settings_of("train"):
-        arguments.append(f"--{s.name.replace('_', '-')}={as_text(getattr(work.config, s.name))}")
+    for name, value in to_mapping(work.config).items():
+        arguments.append(f"--{name.replace('_', '-')}={as_text(value)}")
     return arguments
-
-
-def parse_arguments(argv: Sequence[str]) -> WorkerSpec:
-    """The work that `train_arguments` describes; settings that are left out have their defaults.
-
-    Raises:
-        ConfigError: settings are wrong.
-        SystemExit: wrong usage.
-    """
-    parser = argparse.ArgumentParser(prog="python -m hanflow.training.workers.worker", allow_abbrev=False)
-    for name in ("task", "shards", "output"):
-        parser.add_argument(f"--{name}", required=True)
-    names = [s.name for s in settings_of("train")]
-    for name in names:
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}", default=argparse.SUPPRESS)
-    options = vars(parser.parse_args(argv))
-    given = {name: options[f"set_{name}"] for name in names if f"set_{name}" in options}
-    config = step_config("train", {name: parse_text("train", name, text) for name, text in given.items()})
-    return WorkerSpec(options["task"], config, options["shards"], options["output"])
 
 
 def _escaped(arguments: Sequence[str]) -> list[str]:

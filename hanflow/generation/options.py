@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hanflow.config import EvaluateConfig
+from hanflow.config import SearchConfig
 from hanflow.errors import UserError
 from hanflow.progress import log
 
@@ -17,7 +17,7 @@ ROUNDS = 8
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """The search; the fields mean what the settings of the same names in EvaluateConfig mean.
+    """The search; the fields mean what the settings of the same names in SearchConfig mean.
 
     Beam search (Graves, 2012; Wu et al., 2016, section 7) means the same in every engine:
 
@@ -41,7 +41,7 @@ class GenerationOptions:
     remove_tokens: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: EvaluateConfig) -> GenerationOptions:
+    def of(cls, config: SearchConfig) -> GenerationOptions:
         """The options that an evaluation's settings stand for."""
         return cls(
             beams=config.beams,

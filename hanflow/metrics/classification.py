@@ -9,9 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hanflow.reports import html
-from hanflow.reports.html import Section
-
 BINS = 15
 """Bins of the calibration error, as Guo et al. (2017) take."""
 
@@ -96,30 +93,3 @@ def calibration(rows: Mapping[str, np.ndarray]) -> np.ndarray:
     count = np.bincount(place, minlength=BINS).astype(np.float64)
     sums = [np.bincount(place, rows[name], BINS) / np.maximum(count, 1) for name in ("probability", "right")]
     return np.stack([*sums, count], axis=1)
-
-
-MOST_SHOWN = 30
-"""Classes above which the confusion matrix is too wide to be read."""
-
-
-def sections(rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> list[Section]:
-    """Per-class table, confusion matrix and reliability plot."""
-    figures = per_class(rows, len(labels))
-    table = [[name, *map(float, figures[place, :3]), int(figures[place, 3])] for place, name in enumerate(labels)]
-    unknown = int((rows["label"] < 0).sum())
-    note = f"{unknown:,} rows have a class that the train split has not; they count as wrong." if unknown else ""
-    found = [Section("Classes", html.table(["class", "precision", "recall", "F1", "rows"], table), note)]
-    if len(labels) <= MOST_SHOWN:
-        matrix = confusion(rows, len(labels))
-        cells = [[f"right: {name}", *(int(n) for n in matrix[place])] for place, name in enumerate(labels)]
-        headers = ["", *(f"predicted: {name}" for name in labels)]
-        found.append(Section("Confusion matrix", html.table(headers, cells), "Rows of the split."))
-    bins = calibration(rows)
-    points = [(float(p), float(a)) for p, a, count in bins if count]
-    lowest = min((p for p, _ in points), default=0.0)
-    series = {"model": points, "perfectly calibrated": [(lowest, lowest), (1.0, 1.0)]}
-    told = "Below the straight line the model is surer than it is right."
-    return [
-        *found,
-        Section("Reliability", html.lines(series, "mean probability of the predicted class", "accuracy"), told),
-    ]

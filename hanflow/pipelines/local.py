@@ -22,16 +22,16 @@ from typing import Any, TextIO
 import psutil
 import yaml
 
-from hanflow.config import Experiment, member_settings, step_config, to_mapping
+from hanflow.config import to_mapping
 from hanflow.errors import UserError
+from hanflow.experiment import Experiment, member_settings, step_config
 from hanflow.pipelines.display import Display
-from hanflow.pipelines.packages import load_pipeline, without_retries
+from hanflow.pipelines.packages import Package, boxes
 from hanflow.progress import EVENTS_VARIABLE
 from hanflow.steps.runner import ARTIFACTS_VARIABLE
 from hanflow.storage import copy_file, is_remote, publish_file, refuse_run
 from hanflow.storage.artifacts import kind_of
 from hanflow.tasks import get_task
-from pipelines.dag import arguments_of, boxes
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
@@ -154,7 +154,9 @@ def _model_problems(experiment: Experiment) -> list[str]:
     problems = []
     for member in member_settings(experiment):
         name, _ = member.pop("name"), member.pop("job", None)
-        problems += [f"{name}: {problem}" for problem in task.check_model(step_config("train", member))]
+        problems += [
+            f"{name}: {problem}" for problem in task.check_model(step_config("train", member, experiment.task))
+        ]
     return problems
 
 
@@ -170,9 +172,11 @@ class _Run:
                 stream.write("\n")  # ends the line that a killed process was writing
 
     def execute(self) -> int:
-        from kfp import local
+        from kfp import components, local
 
-        pipeline = without_retries(load_pipeline(self.name, self.experiment))
+        package = Package.of(self.experiment)
+        package.without_retries()
+        pipeline = components.load_component_from_text(package.text())
         started = time.monotonic()
         interrupted = False
         with (
@@ -182,7 +186,7 @@ class _Run:
             _output_to(log),
         ):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
-            worker = _Worker(lambda: pipeline(**arguments_of(self.experiment)))
+            worker = _Worker(lambda: pipeline(**package.arguments(self.experiment)))
             try:
                 with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
                     events.seek(0, os.SEEK_END)  # behind what an interrupted run told
@@ -230,7 +234,7 @@ class _Run:
                     display.note(f"  {step}: kept, it was finished before")
                 display.finished(step, record.seconds, record.figures)
             elif kind == "failed":
-                self.records[step].status = "failed"
+                self.records.setdefault(step, StepRecord(step)).status = "failed"
                 self.failure = event
                 display.failed(step)
 

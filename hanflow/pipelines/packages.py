@@ -1,65 +1,109 @@
-"""Pipelines as the YAML packages that Kubeflow takes."""
+"""Pipelines as the YAML packages that Kubeflow takes: compiled once from `pipelines/`, then edited as data.
+
+What differs from run to run (an experiment's values, where the images are) is written into the package that
+`make compile` made, so an installed hanflow needs no source of the pipelines.
+"""
 
 from __future__ import annotations
 
-import ast
-import importlib
 import os
-import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import Experiment
-from hanflow.images import DEFAULT, Images
+import yaml
+
+from hanflow import resources
+from hanflow.experiment import STEPS, Experiment
+from hanflow.experiment.form import beside_form, form_values
+from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
+
+PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
+"""Names of the pipelines of hanflow's own tasks, each with an experiment of the same name."""
+ANY = "any_task"
+"""The pipeline of tasks that others wrote."""
 
 
-def load_pipeline(name: str, defaults: Experiment, images: Images = DEFAULT) -> Any:
-    """The pipeline of that name, its parameters starting from `defaults`, its steps on `images`."""
-    return importlib.import_module(f"pipelines.{name}").make(defaults, images)
+class Package:
+    """A compiled pipeline: what it runs, and what Kubernetes is told of its pods."""
+
+    def __init__(self, text: str):
+        self.spec, *self.platform = yaml.safe_load_all(text)
+
+    @classmethod
+    def of(cls, experiment: Experiment, images: Images = DEFAULT) -> Package:
+        """The package of the pipeline that runs an experiment, its form filled in with the experiment's values."""
+        name = experiment.pipeline if experiment.pipeline in PIPELINES else ANY
+        package = cls((resources.folder("compiled") / f"{name}.yaml").read_text(encoding="utf-8"))
+        package.fill_in(experiment)
+        package.set_images(images)
+        return package
+
+    def fill_in(self, experiment: Experiment) -> None:
+        """Let the form start from an experiment; what is not on the form goes into what it is based on."""
+        for name, value in self.arguments(experiment).items():
+            parameter = self._form[name]
+            if value == "":  # it must be given
+                parameter.pop("defaultValue", None)
+                parameter.pop("isOptional", None)
+            else:
+                parameter |= {"defaultValue": value, "isOptional": True}
+        for task in self._tasks():
+            base = task.get("inputs", {}).get("parameters", {}).get("base")
+            if base:
+                base["runtimeValue"]["constant"] = beside_form(experiment, self._form)
+
+    def arguments(self, experiment: Experiment) -> dict[str, Any]:
+        """Parameter → value, for a run of an experiment."""
+        values = {"task": experiment.task, **form_values(experiment)}
+        return {name: values[name] for name in self._form}
+
+    @property
+    def _form(self) -> dict[str, dict[str, Any]]:
+        return self.spec["root"]["inputDefinitions"]["parameters"]
+
+    def set_images(self, images: Images) -> None:
+        """Take the images of all steps, and of the jobs that they start, from there."""
+        for executor in self.spec["deploymentSpec"]["executors"].values():
+            executor["container"]["image"] = images.cpu
+            for variable in executor["container"].get("env", []):
+                if variable["name"] == REPOSITORY_VARIABLE:
+                    variable["value"] = images.repository
+                elif variable["name"] == TAG_VARIABLE:
+                    variable["value"] = images.tag
+
+    def without_cache(self) -> None:
+        """Let every task run, whatever earlier runs did."""
+        for task in self._tasks():
+            task.get("cachingOptions", {}).pop("enableCache", None)
+
+    def without_retries(self) -> None:
+        """Try every task once: a person who watches a local run wants to hear of a failure at once."""
+        for task in self._tasks():
+            task.pop("retryPolicy", None)
+
+    def _tasks(self) -> Iterator[dict[str, Any]]:
+        for dag in (self.spec["root"]["dag"], *(c["dag"] for c in self.spec["components"].values() if "dag" in c)):
+            yield from dag["tasks"].values()
+
+    def text(self) -> str:
+        """The package as YAML."""
+        return yaml.safe_dump_all([self.spec, *self.platform], allow_unicode=True, sort_keys=True, width=120)
+
+    def write(self, path: Path) -> Path:
+        """Write the package; an older file is replaced when the new one is whole."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as beside:
+            fresh = Path(beside) / path.name
+            fresh.write_text(self.text(), encoding="utf-8")
+            os.replace(fresh, path)
+        return path
 
 
-def compile_pipeline(name: str, defaults: Experiment, folder: Path, images: Images = DEFAULT) -> Path:
-    """Write `<folder>/<name>.yaml` and return its path; an older one is replaced when the new one is whole."""
-    from kfp import compiler
-
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{name}.yaml"
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        fresh = Path(beside) / target.name
-        compiler.Compiler().compile(load_pipeline(name, defaults, images), str(fresh))
-        fresh.write_text(_steady(fresh.read_text(encoding="utf-8")), encoding="utf-8")
-        os.replace(fresh, target)
-    return target
-
-
-def without_retries(pipeline: Any) -> Any:
-    """The pipeline with every task tried once: a person who watches a local run wants to hear of a failure at once."""
-    spec = pipeline.pipeline_spec
-    for dag in (spec.root.dag, *(component.dag for component in spec.components.values())):
-        for task in dag.tasks.values():
-            task.ClearField("retry_policy")
-    return pipeline
-
-
-def without_cache(package: Path) -> None:
-    """Let every task of a compiled package run, whatever earlier runs did; kfp's own switch misses those in a group."""
-    text = package.read_text(encoding="utf-8")
-    package.write_text(re.sub(r"^(\s+enableCache:) true$", r"\1 false", text, flags=re.MULTILINE), encoding="utf-8")
-
-
-def _steady(package: str) -> str:
-    """The package with the mappings of its heading comment in one order: protobuf gives them in another every time."""
-
-    def ordered(value: object) -> object:
-        if isinstance(value, list):
-            return [ordered(item) for item in value]
-        return {key: ordered(item) for key, item in sorted(value.items())} if isinstance(value, dict) else value
-
-    def default(found: re.Match[str]) -> str:
-        return f"[Default: {ordered(ast.literal_eval(found[1]))}]"
-
-    return "\n".join(
-        re.sub(r"\[Default: ([\[{].*[\]}])\]", default, line) if line.startswith("#") else line
-        for line in package.split("\n")
-    )
+def boxes(experiment: Experiment) -> list[str]:
+    """What is run, in order, as the steps call themselves: a member of an ensemble is `train-<name>`."""
+    if not experiment.combine.members:
+        return [step for step in STEPS if step != "combine"]
+    members = [f"train-{member['name']}" for member in experiment.combine.members]
+    return ["preprocess", "tokenize", *members, "combine", "evaluate", "export"]

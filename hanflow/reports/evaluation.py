@@ -14,8 +14,8 @@ from hanflow.metrics.intervals import Interval
 from hanflow.reports import html
 from hanflow.reports.html import Section
 from hanflow.storage.artifacts import Manifest, lineage, trainings
-from hanflow.tasks.base import Task
-from hanflow.tasks.data import LESS_IS_BETTER
+from hanflow.tasks.base import Task, lower_is_better
+from hanflow.tasks.data import Lines, ReportPart
 
 if TYPE_CHECKING:
     from hanflow.steps.evaluate import System
@@ -57,7 +57,7 @@ def render(
     texts = {name: np.concatenate(parts) for name, parts in kept.lengths.items()}
     sections = [
         _scores(task, systems, rows, gate),
-        *task.sections(systems[0].measures, shards.details["facts"]),
+        *map(_part, task.sections(systems[0].measures, shards.details["facts"])),
         *_by_length(task, systems, texts["input"]),
         *_described(kept),
         *(section for name, facts in trainings(training).items() for section in _curves(name, facts)),
@@ -77,6 +77,13 @@ def render(
     return html.page("Evaluation", sections, f"{task.name}: {rows:,} rows of the {config.split} split")
 
 
+def _part(part: ReportPart) -> Section:
+    """What a task adds, as HTML."""
+    if isinstance(part, Lines):
+        return Section(part.heading, html.lines(part.series, part.xlabel, part.ylabel), part.intro)
+    return Section(part.heading, html.table(part.headers, part.rows), part.intro)
+
+
 def _scores(task: Task, systems: Sequence[System], rows: int, gate: Sequence[str]) -> Section:
     names = list(systems[0].scores)
     table = html.table(
@@ -85,11 +92,11 @@ def _scores(task: Task, systems: Sequence[System], rows: int, gate: Sequence[str
     )
     intro = (
         f"Of the same {rows:,} rows, with 95 % bootstrap intervals; {task.best_metric} decides which model is best, "
-        f"{'less' if task.best_metric in LESS_IS_BETTER else 'more'} is better."
+        f"{'less' if task.best_metric in lower_is_better(task) else 'more'} is better."
     )
     rivals = {system.name: system.scores[task.best_metric].mean for system in systems[1:]}
     if rivals:
-        rival = (min if task.best_metric in LESS_IS_BETTER else max)(rivals, key=lambda name: rivals[name])
+        rival = (min if task.best_metric in lower_is_better(task) else max)(rivals, key=lambda name: rivals[name])
         gap = systems[0].scores[task.best_metric].mean - rivals[rival]
         where = f"{abs(gap):.4f} {'above' if gap > 0 else 'below'}" if gap else "level with"
         intro += f" The trained model is {where} {rival} there."

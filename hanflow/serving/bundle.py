@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, step_config
+from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.progress import Progress
 from hanflow.storage import fetched, is_remote, local_path
 from hanflow.storage.artifacts import Manifest
@@ -17,9 +18,6 @@ from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
 from hanflow.tasks.data import Predictions
 from hanflow.tasks.predictor import Predictor
-
-UNLIMITED = 1 << 30
-"""Tokens that no text has."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Bundle:
         Raises:
             ConfigError: unknown settings, wrong types or values out of range.
         """
-        settings = step_config("evaluate", {**dataclasses.asdict(self.settings), **changes})
+        settings = step_config("evaluate", {**dataclasses.asdict(self.settings), **changes}, self.manifest.task)
         return dataclasses.replace(self, settings=settings)
 
 
@@ -100,9 +98,9 @@ def open_bundle(uri: str, changes: Mapping[str, Any] | None = None) -> Bundle:
             f"{uri}/bundle.json: lacks {error}, it is of an older hanflow; export the model again"
         ) from None
     # Where its corpus came from is nobody's business here, and the setting is required.
-    cleaning = step_config("preprocess", {**parts["cleaning"], "source": "-"})
-    encoding = step_config("tokenize", parts["encoding"])
-    settings = step_config("evaluate", {**parts["generation"], **(changes or {})})
+    cleaning = step_config("preprocess", {**parts["cleaning"], "source": "-"}, manifest.task)
+    encoding = step_config("tokenize", parts["encoding"], manifest.task)
+    settings = step_config("evaluate", {**parts["generation"], **(changes or {})}, manifest.task)
     return Bundle(folder, manifest, get_task(manifest.task), cleaning, encoding, settings)
 
 
@@ -128,9 +126,9 @@ def answer(bundle: Bundle, predictor: Predictor, texts: Sequence[str], progress:
     lengths = [len(row[0]) for row in rows]
     cut = [0] * len(texts)
     # Only a text that fills all the room there is can have been longer.
-    full = [place for place, length in enumerate(lengths) if length >= bundle.encoding.max_source_tokens]
-    unlimited = dataclasses.replace(bundle.encoding, max_source_tokens=UNLIMITED)
-    whole = task.inputs([chosen[place] for place in full], predictor.tokenizer, unlimited)
+    limit = task.input_limit(bundle.encoding)
+    full = [place for place, length in enumerate(lengths) if limit is not None and length >= limit]
+    whole = task.inputs([chosen[place] for place in full], predictor.tokenizer, bundle.encoding, truncate=False)
     for place, row in zip(full, whole, strict=True):
         cut[asked[place]] = len(row[0]) - lengths[place]
     tokens = list(cut)

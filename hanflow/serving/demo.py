@@ -135,8 +135,11 @@ def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
     """The settings of those names as the person sets them; they start as the bundle was scored."""
     if not names:
         return {}
-    settings = bundle.settings
-    longest, classes = max(256, settings.max_new_tokens), len(bundle.manifest.details["facts"].get("labels", ()))
+    settings: Any = bundle.settings
+    longest, classes = (
+        max(256, getattr(settings, "max_new_tokens", 0)),
+        len(bundle.manifest.details["facts"].get("labels", ())),
+    )
     draws: dict[str, Callable[[], Any]] = {
         "beams": lambda: st.slider(
             "Beams", 1, max(10, settings.beams), settings.beams, help="1 is greedy and the fastest"
@@ -199,7 +202,9 @@ def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[st
     prediction = answers.predictions.texts[0]
     written = len(predictor.tokenizer(prediction, add_special_tokens=False)["input_ids"])
     columns = {name: values[0] for name, values in answers.predictions.columns.items()}
-    return Result(answers, seconds, written, bundle.encoding.max_source_tokens, predictor.description, columns)
+    return Result(
+        answers, seconds, written, bundle.task.input_limit(bundle.encoding) or 0, predictor.description, columns
+    )
 
 
 def _show(result: Result | str) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hanflow.config import EvaluateConfig
 from hanflow.errors import UserError
 from hanflow.generation import GenerationOptions, Generator
 from hanflow.generation.ctranslate2_engine import CTranslate2Engine
@@ -36,7 +35,7 @@ def compare_huggingface(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     rows: Sequence[tuple[Any, ...]],
-    search: EvaluateConfig,
+    search: Any,
 ) -> dict[str, Any]:
     """Reload a Hugging Face folder as its users will, and compare weights, loss and outputs with the trained model's.
 

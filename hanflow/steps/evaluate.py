@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from hanflow.config import EvaluateConfig, step_config, to_mapping
+from hanflow.config import EvaluateConfig, to_mapping
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.metrics.intervals import Interval, score_intervals
 from hanflow.progress import Progress, log
 from hanflow.reports.step_report import Report
@@ -152,7 +153,7 @@ def _systems(
     loaded in its turn."""
     from hanflow.loading import pretrained
 
-    encoding, facts = step_config("tokenize", shards.config), shards.details["facts"]
+    encoding, facts = step_config("tokenize", shards.config, shards.task), shards.details["facts"]
     tokenizer = pretrained.load_tokenizer(model_at)
 
     def by(predictor: Predictor) -> Predict:
@@ -184,7 +185,7 @@ def _systems(
         systems.append(modelled(EARLIER, task.open_predictor(str(local_path(config.earlier)), config, scoring=True)))
     if config.untrained:
         gc.collect()
-        settings = with_fetched_model(step_config("train", training["settings"]), "pretrained")
+        settings = with_fetched_model(step_config("train", training["settings"], task.name), "pretrained")
         untrained = task.new_model(settings, tokenizer, facts).eval()
         systems.append(modelled(UNTRAINED, task.predictor(untrained, tokenizer, config, scoring=True)))
     return systems, file.kept

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, ExportConfig, step_config, to_mapping
+from hanflow.config import ExportConfig, to_mapping
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.progress import log
 from hanflow.reports.model_card import model_card
 from hanflow.reports.step_report import Report
@@ -53,7 +53,7 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     _, of_evaluation = fetched(evaluation, "evaluation", task=task, only=nothing)
     artifacts.check_parent(of_model, of_shards, model, shards)
     artifacts.check_parent(of_evaluation, of_model, evaluation, model)
-    search: EvaluateConfig = step_config("evaluate", of_evaluation.config)
+    search = step_config("evaluate", of_evaluation.config, task)
     training = artifacts.read_training(model_at)
     trained = learnt.load_model(str(model_at))
     tokenizer = pretrained.load_tokenizer(model_at)
@@ -125,12 +125,12 @@ def _write_formats(
     formats: Sequence[str],
     target: Path,
     rows: Sequence[tuple[Any, ...]],
-    search: EvaluateConfig,
+    search: Any,
 ) -> dict[str, dict[str, Any]]:
     """Write every format below `target` and compare it with the trained model; folder → what bundle.json tells of it."""
     from hanflow.serving import verify as compare
 
-    search = dataclasses.replace(search, engine="transformers", compute_type="float32")
+    search = task.reference_settings(search)
     written = {}
     if "huggingface" in formats:
         folder = target / "huggingface"

@@ -11,8 +11,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hanflow.config import step_config, to_mapping
+from hanflow.config import to_mapping
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.progress import EVENTS_VARIABLE, log
 from hanflow.storage import exists, fetched, join, manifest_at, nothing
 from hanflow.storage.artifacts import Manifest, kind_of, numbered, program_version
@@ -68,7 +69,7 @@ def _fitting(
     except UserError as error:
         log.warning("%s runs again: %s", step, error)
         return None
-    settings = json.loads(json.dumps(to_mapping(step_config(step, values))))
+    settings = json.loads(json.dumps(to_mapping(step_config(step, values, task))))
     same = (manifest.config, manifest.parents, manifest.program) == (settings, parents, program_version())
     return manifest if same else None
 

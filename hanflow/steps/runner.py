@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import load_experiment, parse_text, settings_of, step_config, to_mapping
+from hanflow.config import to_mapping
 from hanflow.errors import UserError
+from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
 from hanflow.progress import emit, hold_run, log, setup_logging, speak_for
 from hanflow.reports.step_report import Report
 from hanflow.signals import obey_sigterm
@@ -56,7 +57,7 @@ def execute(
     started = time.monotonic()
     try:
         left = left_at(output, step, values, task=task, **inputs) if keep else None
-        report = _report_of(left) if left else run(step_config(step, values), task=task, output=output, **inputs)
+        report = _report_of(left) if left else run(step_config(step, values, task), task=task, output=output, **inputs)
     except BaseException as error:
         emit("failed", message=_message(error), expected=isinstance(error, UserError))
         raise
@@ -85,7 +86,7 @@ def _message(error: BaseException) -> str:
 def main(
     step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None, lists: Sequence[str] = ()
 ) -> int:
-    """The command line of a step: `python -m components.<step> --output DIR --<input> DIR --<setting> VALUE`.
+    """The command line of a step: `python -m hanflow.steps.<step> --output DIR --<input> DIR --<setting> VALUE`.
 
     Args:
         inputs: names of the input artifacts.
@@ -94,7 +95,21 @@ def main(
     Returns:
         The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m hanflow.steps.{step}", description=run.__doc__)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
+    first.add_argument("--experiment", help="YAML file that the settings start from")
+    try:
+        known, _ = first.parse_known_args(argv)
+        task = known.task or (
+            load_experiment(known.experiment, require=False).task if known.experiment else "summarization"
+        )
+        settings = settings_of(step, task)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    parser = argparse.ArgumentParser(
+        prog=f"python -m hanflow.steps.{step}", description=run.__doc__, parents=[first], allow_abbrev=False
+    )
     parser.add_argument(
         "--output", required=True, help="folder of the artifact to write, local or gs://; must not exist yet"
     )
@@ -111,9 +126,7 @@ def main(
         help="where the output holds this very artifact already (same settings, inputs and version), leave it and succeed: "
         "for a step that is tried again",
     )
-    parser.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
-    parser.add_argument("--experiment", help="YAML file that the settings start from")
-    for s in settings_of(step):
+    for s in settings:
         default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
         parser.add_argument(
             f"--{s.name.replace('_', '-')}",
@@ -126,15 +139,13 @@ def main(
         f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None
     ]
     try:
-        task = options["task"] or "summarization"
         if options["experiment"]:
             # What other steps require need not be there; the step's own settings are checked by `execute`.
-            experiment = load_experiment(options["experiment"], overrides, require=False)
-            task = options["task"] or experiment.task
-            values = to_mapping(getattr(experiment, step))
+            overrides.append(f"task={task}")
+            values = to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), step))
         else:
             values = {
-                key[4:]: parse_text(step, key[4:], text)
+                key[4:]: parse_text(step, key[4:], text, task)
                 for key, text in options.items()
                 if key.startswith("set_") and text is not None
             }
@@ -156,7 +167,6 @@ def in_pipeline(
     *,
     inputs: Sequence[str],
     output: str,
-    values: Mapping[str, Any] | None = None,
     called: str = "",
 ) -> str:
     """The body of a step's Kubeflow component.
@@ -164,19 +174,16 @@ def in_pipeline(
     Args:
         step: name of the step.
         run: its function.
-        arguments: the component's arguments (`locals()`): the settings, `task`, the URIs of the inputs, and the output
-            artifacts: `output`, `metrics` and, where there is one, `report`.
+        arguments: the component's arguments (`locals()`): `settings` of the step, `task`, the URIs of the inputs, and the
+            output artifacts: `output`, `metrics` and, where there is one, `report`.
         inputs: names of the arguments that are URIs of input artifacts.
         output: name of the argument that is the output artifact.
-        values: the settings, where they are no arguments.
         called: see `execute`.
 
     Returns:
         The URI of the artifact, for the next step.
     """
-    if values is None:
-        values = {s.name: arguments[s.name] for s in settings_of(step)}
-    task, artifact = arguments["task"], arguments[output]
+    values, task, artifact = arguments["settings"], arguments["task"], arguments[output]
     uris = {name: arguments[name] for name in inputs}
     earlier = finished_before(step, values, task=task, called=called, **uris)
     if earlier:

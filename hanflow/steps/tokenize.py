@@ -27,7 +27,6 @@ from hanflow.storage.artifacts import SPLITS, Manifest
 from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
 from hanflow.tasks.data import Encoded
-from hanflow.text.encoding import prepared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,7 +170,7 @@ def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:
 def _texts(path: Path, task: Task, config: TokenizeConfig) -> Iterator[str]:
     for batch in batches(path, task.text_roles, BATCH_ROWS):
         for role in task.text_roles:
-            yield from prepared(batch[role], config)
+            yield from task.prepare(batch[role], config)
 
 
 if __name__ == "__main__":

@@ -16,20 +16,13 @@ from typing import Any
 
 from hanflow.cluster import launcher
 from hanflow.cluster.pod import PodExtras
-from hanflow.config import (
-    JobConfig,
-    TrainConfig,
-    job_problems,
-    load_experiment,
-    parse_text,
-    settings_of,
-    step_config,
-    to_mapping,
-)
+from hanflow.config import JobConfig, TrainConfig, job_problems, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UNEXPECTED, ConfigError, UserError
+from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
+from hanflow.steps import runner
 from hanflow.steps.runner import Run, main
 from hanflow.storage import manifest_at
 from hanflow.storage.artifacts import Manifest
@@ -107,37 +100,30 @@ def _report(model: Manifest) -> Report:
 
 
 def chosen_run(arguments: Mapping[str, Any]) -> Run:
-    """The function of the train step for the arguments of its component: on this machine, or as a job.
-
-    Args:
-        arguments: the component's: `job_…` (the settings of the job), `run_id`, `task_config`.
-
-    Raises:
-        ConfigError: the job's settings are wrong.
-    """
-    job = _checked(step_config("job", {s.name: arguments[s.parameter] for s in settings_of("job")}))
+    """The function of the train step for the arguments of its component: on this machine, or as a job."""
+    job = _checked(step_config("job", arguments["job"]))
     return functools.partial(run, job=job, run_id=arguments["run_id"], extras=PodExtras.of(arguments["task_config"]))
 
 
-def member_run(arguments: Mapping[str, Any]) -> tuple[Run, dict[str, Any]]:
-    """The function that trains one member of an ensemble in parallel with the others, and its settings of the train step.
+def in_pipeline(arguments: Mapping[str, Any]) -> str:
+    """The body of the train component: trains on this machine, or as a job.
 
     Args:
-        arguments: the component's: `member`, `job_…`, `run_id`, `task_config`.
+        arguments: the component's: `settings` of the step, `job` (settings of the job), `run_id`, `task_config`, `member`
+            (name of the member of an ensemble that is trained in parallel with others; empty: a model on its own).
+
+    Returns:
+        The URI of the model.
 
     Raises:
         ConfigError: the job's settings are wrong.
     """
-    values = {key: value for key, value in arguments["member"].items() if key not in ("name", "job")}
-    own = arguments["member"].get("job") or {}
-    job = {s.parameter: own[s.name] for s in settings_of("job") if s.name in own}
-    chosen = chosen_run({**arguments, **job})
-
-    def run(*positional: Any, **named: Any) -> Report:
+    member = arguments["member"]
+    if member:
         _limit_threads()
-        return chosen(*positional, **named)
-
-    return run, values
+    chosen = chosen_run(arguments)
+    called = f"train-{member}" if member else ""
+    return runner.in_pipeline("train", chosen, arguments, inputs=("shards",), output="model", called=called)
 
 
 def _limit_threads() -> None:
@@ -172,7 +158,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     if options["help"]:
         parser.print_help()
         rest = ["--help"]
-    given = {s.name: options[s.parameter] for s in settings_of("job") if options[s.parameter] is not None}
+    given = {s.name: options[f"job_{s.name}"] for s in settings_of("job") if options[f"job_{s.name}"] is not None}
     try:
         if options["experiment"]:
             rest += ["--experiment", options["experiment"]]

@@ -1,42 +1,90 @@
-"""The tasks: what is learnt, and nothing about steps, KFP, Kubernetes or devices."""
+"""The tasks: what is learnt, and nothing about steps, KFP, Kubernetes or devices.
+
+A task is known by being a module of this folder with a task of the module's name, an entry point of the group
+`hanflow.tasks` of an installed package, or by `register_task`. Importing this package loads no task.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import inspect
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TypeVar
 
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
 
-REGISTRY = {
-    "summarization": "hanflow.tasks.summarization:Summarization",
-    "classification": "hanflow.tasks.classification:Classification",
-    "language_modeling": "hanflow.tasks.language_modeling:LanguageModeling",
-}
-"""Task name → `module:class`. A name of that form outside the registry works too, for tasks of one's own."""
+_NO_TASKS = {"__init__", "base", "common", "data", "predictor"}
+_registered: dict[str, Task] = {}
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def known_tasks() -> list[str]:
+    """Names of all tasks: hanflow's own first."""
+    own = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in _NO_TASKS)
+    return list(dict.fromkeys([*own, *_foreign(), *_registered]))
+
+
+def register_task(cls: _Class) -> _Class:
+    """Make a task known to this process under its `name`; a class decorator.
+
+    Raises:
+        UserError: it lacks something of `Task`; the message lists what.
+    """
+    task = cls()
+    lacking = _lacking(task)
+    if lacking:
+        raise UserError(f"task {cls.__name__}: lacks {', '.join(lacking)}; hanflow/tasks/base.py documents them")
+    _registered[task.name] = task
+    return cls
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """The known task of that name; nothing is imported by what the name says, so it may come from a file of data.
 
     Raises:
         UserError: no such task; the message lists those that exist. Or it lacks something of `Task`; says what.
     """
-    target = REGISTRY.get(name, name if ":" in name else "")
-    if not target:
-        near = difflib.get_close_matches(name, REGISTRY, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(REGISTRY)}, or module:class"
-        raise UserError(f"task {name!r}: no such task; {hint}")
-    module, _, attribute = target.partition(":")
-    try:
-        task = getattr(importlib.import_module(module), attribute)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
-    lacking = _lacking(task)
-    if lacking:
-        raise UserError(f"task {name!r}: lacks {', '.join(lacking)}; hanflow/tasks/base.py says what they are")
-    return task
+    if name in _registered:
+        return _registered[name]
+    if name in _foreign():
+        register_task(_foreign()[name].load())
+    elif name in known_tasks():
+        module = importlib.import_module(f"hanflow.tasks.{name}")
+        register_task(next(v for v in vars(module).values() if inspect.isclass(v) and vars(v).get("name") == name))
+    if name not in _registered:
+        near = difflib.get_close_matches(name, known_tasks(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known_tasks())}"
+        raise UserError(
+            f"task {name!r}: no such task; {hint}. A task of your own is given as task=module:Class, or comes with an "
+            "installed package"
+        )
+    return _registered[name]
+
+
+def chosen_task(name: str) -> Task:
+    """The task that a person asked for in the settings or on the command line: a known one, or `module:Class`.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks something of `Task`; says what.
+    """
+    module, colon, attribute = name.partition(":")
+    if colon and name not in _registered:
+        try:
+            register_task(getattr(importlib.import_module(module), attribute))
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
+    return get_task(name)
+
+
+@cache
+def _foreign() -> dict[str, EntryPoint]:
+    """Entry points of installed packages by name."""
+    return {point.name: point for point in entry_points(group="hanflow.tasks")}
 
 
 def _lacking(task: object) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from hanflow.tasks.data import Column, Encoded, Predictions
+from hanflow.tasks.data import Column, Encoded, Metric, Predictions, ReportPart
 from hanflow.tasks.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -14,7 +13,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hanflow.reports.html import Section
+
+Config = Any
+"""The settings of a step as the task extends them: `Task.settings` of that step."""
 
 
 class Task(Protocol):
@@ -25,6 +26,10 @@ class Task(Protocol):
     """
 
     name: str
+    settings: Mapping[str, type]
+    """Section of an experiment → the step's settings class extended by what this task alone needs; others are as they are."""
+    headline: Mapping[str, str]
+    """Parameters of the pipeline's form that only this task has: name → setting (`tokenize.max_target_tokens`)."""
     columns: tuple[Column, ...]
     """Columns of the corpus, all text."""
     text_roles: tuple[str, ...]
@@ -43,14 +48,20 @@ class Task(Protocol):
     """Whether a row of the shards is a chunk of fixed length, filled with texts one after the other."""
     verb: str
     """What to do with a text, on a button: `Summarize`."""
+    metrics: tuple[Metric, ...]
+    """The scores of `overall` and the measures of `score` that mean something to people, each with its direction."""
     best_metric: str
     """The one of `overall` that decides which model is best."""
     rank_by: str
     """The measure of `score` that tells good rows from bad ones; higher is better."""
     shown_measures: tuple[str, ...]
-    """Measures of `score` that say something to people about a single row."""
+    """Measures of `score` that mean something for a single row."""
 
-    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+    def check_settings(self, config: Config) -> list[str]:
+        """Settings of the evaluate step that exclude or need each other, one text each."""
+        ...
+
+    def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         """A raw row (role → text; absent optional roles are "") as a corpus row.
 
         Raises:
@@ -58,7 +69,7 @@ class Task(Protocol):
         """
         ...
 
-    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+    def clean_input(self, text: str, config: Config) -> str:
         """A text to predict from, cleaned as `clean` cleans the input of a row; never refused, "" at worst."""
         ...
 
@@ -73,7 +84,11 @@ class Task(Protocol):
         """
         ...
 
-    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+    def prepare(self, texts: Sequence[str], config: Config) -> list[str]:
+        """Texts as the tokenizer is to see them, e.g. cut into morphemes."""
+        ...
+
+    def longest(self, config: Config) -> dict[str, int]:
         """Name of each sequence → its longest length in tokens, special ones included."""
         ...
 
@@ -81,7 +96,7 @@ class Task(Protocol):
         self,
         rows: Mapping[str, Sequence[str]],
         tokenizer: PreTrainedTokenizerBase,
-        config: TokenizeConfig,
+        config: Config,
         facts: Mapping[str, Any],
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
@@ -94,21 +109,33 @@ class Task(Protocol):
         ...
 
     def inputs(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        config: Config,
+        *,
+        truncate: bool = True,
     ) -> list[tuple[np.ndarray, ...]]:
         """Cleaned input texts as a `Predictor` takes them: encoded as `encode` does it, without what is to be predicted.
+
+        Args:
+            truncate: whether a text longer than `input_limit` is cut.
 
         Returns:
             int32 arrays of shape (length,), for every text one a sequence that is read of it.
         """
         ...
 
-    def check_model(self, config: TrainConfig) -> list[str]:
+    def input_limit(self, config: Config) -> int | None:
+        """Most tokens of an input text that a model sees, special ones included; None: no text is cut."""
+        ...
+
+    def check_model(self, config: Config) -> list[str]:
         """Problems of the model settings, one text each, found without loading weights."""
         ...
 
     def new_model(
-        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> PreTrainedModel:
         """The model before training, its weights drawn from `config.seed` or loaded from `config.pretrained`.
 
@@ -200,11 +227,24 @@ class Task(Protocol):
         """What a `Generator` reads of rows of the shards: int32 arrays of shape (length,); for tasks that generate."""
         ...
 
+    def validation_settings(self, config: Config, longest: int, batch_tokens: int) -> Config:
+        """How rows are predicted at a validation while training.
+
+        Args:
+            longest: tokens of the longest target of the shards.
+            batch_tokens: padded tokens of a batch.
+        """
+        ...
+
+    def copies(self, config: Config) -> int:
+        """Of every row that a prediction computes with at once, e.g. the beams of a search."""
+        ...
+
     def predictor(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: EvaluateConfig,
+        config: Config,
         *,
         scoring: bool = False,
     ) -> Predictor:
@@ -219,7 +259,7 @@ class Task(Protocol):
         """
         ...
 
-    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Predictor:
+    def open_predictor(self, folder: str, config: Config, *, scoring: bool = False) -> Predictor:
         """The same for a bundle, or any folder with a model and its tokenizer, in the format that suits the settings.
 
         Raises:
@@ -238,7 +278,7 @@ class Task(Protocol):
         ...
 
     def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
     ) -> dict[str, Predictions]:
         """Name of each trivial system → its predictions for corpus rows, e.g. the lead sentences."""
         ...
@@ -264,7 +304,7 @@ class Task(Protocol):
         """
         ...
 
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
         """The task's own part of an evaluation's report, from what `score` gave for all rows."""
         ...
 
@@ -279,7 +319,11 @@ class Task(Protocol):
         """What a person reads as the input of corpus rows."""
         ...
 
-    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+    def reference_settings(self, config: Config) -> Config:
+        """Settings of the evaluate step by which the trained model and an exported one are compared: the exact arithmetic."""
+        ...
+
+    def prepare_export(self, model: PreTrainedModel, config: Config) -> None:
         """Give a model about to be saved the settings that it was scored with, so that others get the same outputs."""
         ...
 
@@ -288,3 +332,8 @@ class Task(Protocol):
         (lines of Python that use it), and `ctranslate2_example` (lines that use it as a CTranslate2 model; absent where
         the task has no use for that format)."""
         ...
+
+
+def lower_is_better(task: Task) -> set[str]:
+    """Names of the figures of a task whose best value is the smallest; the loss of any task is one."""
+    return {"loss", *(metric.name for metric in task.metrics if metric.better == "lower")}

@@ -5,24 +5,29 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.config import EvaluateConfig, PreprocessConfig, TrainConfig
+from hanflow.config.fields import setting
 from hanflow.errors import UserError
-from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.tasks.base import Config
+from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig, check_length
+from hanflow.tasks.data import Column, Encoded, Lines, Metric, Predictions, Rejected, ReportPart, Table
+from hanflow.text.encoding import cut_into_morphemes
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hanflow.progress import Progress
-    from hanflow.reports.html import Section
 
 MOST_CLASSES = 1_000
 """More than this are no classes, but another column."""
+
+MOST_SHOWN = 30
+"""Classes above which the confusion matrix is too wide to be read."""
 
 UNKNOWN = -100
 """Index of a class that the train split does not have: it takes no part in a loss, and no prediction is right."""
@@ -41,28 +46,71 @@ with torch.inference_mode():
 print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))"""
 
 
+@dataclass(frozen=True)
+class ClassificationPreprocess(PreprocessConfig):
+    """Labelled texts, clean and split."""
+
+    drop_labels: list = setting([], 'Reject rows with these labels, e.g. ["2"] (ambiguous reviews).')
+
+
+@dataclass(frozen=True)
+class ClassificationTokenize(TextTokenizeConfig):
+    """Token ids of labelled texts."""
+
+    morphemes: bool = setting(False, "Cut texts into morphemes (MeCab) before the tokenizer sees them.")
+
+
+@dataclass(frozen=True)
+class ClassificationTrain(TrainConfig):
+    """Shards to a trained classifier."""
+
+    class_weights: str = setting(
+        "none",
+        "Weight of each class's loss; balanced: rare classes count as much as frequent ones.",
+        choices=("none", "balanced"),
+    )
+
+
+@dataclass(frozen=True)
+class ClassificationEvaluate(EvaluateConfig):
+    """A classifier's scores on held-out rows."""
+
+    top_classes: int = setting(1, "Classes written for every row, the likeliest first.", at_least=1)
+
+
 class Classification(CommonTask):
     """See `hanflow.tasks.base.Task` for the meaning of every member."""
 
     name = "classification"
+    settings: Mapping[str, type] = {
+        "preprocess": ClassificationPreprocess,
+        "tokenize": ClassificationTokenize,
+        "train": ClassificationTrain,
+        "evaluate": ClassificationEvaluate,
+    }
+    headline: Mapping[str, str] = {
+        "max_source_tokens": "tokenize.max_source_tokens",
+        "morphemes": "tokenize.morphemes",
+    }
     columns = (
         Column("label", ("label", "rating", "class", "category", "sentiment")),
-        Column("text", ("text", "document", "review", "sentence", "content")),
+        Column("text", ("text", "document", "review", "sentence", "content"), text=True, input=True),
         Column("id", ("id",), required=False),
     )
-    text_roles = ("text",)
-    input_role = "text"
-    split_role = "text"
     sequences = ("text", "label")
-    generates = False
     labels = True
-    packs = False
     verb = "Classify"
-    best_metric = "accuracy"
-    rank_by = "probability_of_right"
-    shown_measures = ("right", "probability_of_right")
+    metrics = (
+        Metric("accuracy", decides=True),
+        Metric("calibration_error", better="lower"),
+        Metric("right", shown=True),
+        Metric("probability_of_right", ranks_rows=True, shown=True),
+    )
 
-    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+    def prepare(self, texts: Sequence[str], config: Config) -> list[str]:
+        return cut_into_morphemes(texts) if config.morphemes else list(texts)
+
+    def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         text, label = self.clean_input(row["text"], config), row["label"].strip()
         if not text:
             raise Rejected("the text is empty")
@@ -92,14 +140,14 @@ class Classification(CommonTask):
         labels = sorted(counts, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label))
         return {"labels": labels, "counts": [counts[label] for label in labels]}
 
-    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+    def longest(self, config: Config) -> dict[str, int]:
         return {"text": config.max_source_tokens, "label": 1}
 
     def encode(
         self,
         rows: Mapping[str, Sequence[str]],
         tokenizer: PreTrainedTokenizerBase,
-        config: TokenizeConfig,
+        config: Config,
         facts: Mapping[str, Any],
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
@@ -119,7 +167,7 @@ class Classification(CommonTask):
         return classifiers
 
     def new_model(
-        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> PreTrainedModel:
         from hanflow.models import classifiers
 
@@ -142,7 +190,7 @@ class Classification(CommonTask):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: EvaluateConfig,
+        config: Config,
         *,
         scoring: bool = False,
     ) -> Classifier:
@@ -157,7 +205,7 @@ class Classification(CommonTask):
         return model.config.id2label.get(int(row[1][0]), "")
 
     def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
     ) -> dict[str, Predictions]:
         import numpy as np
 
@@ -176,10 +224,28 @@ class Classification(CommonTask):
 
         return classes.overall(measures)
 
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
+        """Per-class table, confusion matrix and reliability plot."""
         from hanflow.metrics import classification as classes
 
-        return classes.sections(measures, facts["labels"])
+        labels = facts["labels"]
+        figures = classes.per_class(measures, len(labels))
+        table = [[name, *map(float, figures[place, :3]), int(figures[place, 3])] for place, name in enumerate(labels)]
+        unknown = int((measures["label"] < 0).sum())
+        note = f"{unknown:,} rows have a class that the train split has not; they count as wrong." if unknown else ""
+        parts: list[ReportPart] = [Table("Classes", ["class", "precision", "recall", "F1", "rows"], table, note)]
+        if len(labels) <= MOST_SHOWN:
+            matrix = classes.confusion(measures, len(labels))
+            rows = [[f"right: {name}", *(int(n) for n in matrix[place])] for place, name in enumerate(labels)]
+            headers = ["", *(f"predicted: {name}" for name in labels)]
+            parts.append(Table("Confusion matrix", headers, rows, "Rows of the split."))
+        bins = classes.calibration(measures)
+        points = [(float(p), float(a)) for p, a, count in bins if count]
+        lowest = min((p for p, _ in points), default=0.0)
+        series = {"model": points, "perfectly calibrated": [(lowest, lowest), (1.0, 1.0)]}
+        intro = "Below the straight line the model is surer than it is right."
+        parts.append(Lines("Reliability", series, "mean probability of the predicted class", "accuracy", intro))
+        return parts
 
     def confusion(
         self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
@@ -205,7 +271,7 @@ class Classifier(ModelPredictor):
 
     adjusts = ("top_classes",)
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
         super().__init__(model, tokenizer, config)
         self.classes = tuple(model.config.id2label[place] for place in range(len(model.config.id2label)))
 
@@ -236,6 +302,6 @@ class Classifier(ModelPredictor):
         texts = [self.classes[best] for best in order[:, 0]]
         return Predictions(texts, columns, {"probabilities": found}, self.classes)
 
-    def with_settings(self, config: EvaluateConfig) -> Classifier:
+    def with_settings(self, config: Config) -> Classifier:
         """The same model under other settings; nothing is loaded again."""
         return Classifier(self.model, self.tokenizer, config)

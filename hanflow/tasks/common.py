@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.config import EvaluateConfig, TokenizeConfig
+from hanflow.config.fields import setting
 from hanflow.errors import UserError
-from hanflow.tasks.base import Task
-from hanflow.tasks.data import Encoded, Predictions, Rejected
+from hanflow.tasks.base import Config, Task
+from hanflow.tasks.data import Encoded, Predictions, Rejected, ReportPart
 from hanflow.tasks.predictor import Predictor
 from hanflow.text.encoding import as_inputs, framed, plain_ids
 from hanflow.text.normalize import clean_text
@@ -19,7 +21,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from hanflow.reports.html import Section
+
+@dataclass(frozen=True)
+class TextTokenizeConfig(TokenizeConfig):
+    """Token ids of a corpus whose input texts have a longest length."""
+
+    max_source_tokens: int = setting(
+        512, "Longest source, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
 
 
 class CommonTask(Task):
@@ -27,6 +36,34 @@ class CommonTask(Task):
 
     The first of `sequences` is that text, the last what is to be said of it. Any answer may be another in a task.
     """
+
+    settings: Mapping[str, type] = {}
+    headline: Mapping[str, str] = {}
+    generates = labels = packs = False
+
+    @property
+    def text_roles(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(column.role for column in self.columns if column.text)
+
+    @property
+    def input_role(self) -> str:  # type: ignore[override]
+        return next(column.role for column in self.columns if column.input)
+
+    @property
+    def split_role(self) -> str:  # type: ignore[override]
+        return self.input_role
+
+    @property
+    def best_metric(self) -> str:  # type: ignore[override]
+        return next(metric.name for metric in self.metrics if metric.decides)
+
+    @property
+    def rank_by(self) -> str:  # type: ignore[override]
+        return next(metric.name for metric in self.metrics if metric.ranks_rows)
+
+    @property
+    def shown_measures(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(metric.name for metric in self.metrics if metric.shown)
 
     def models(self) -> ModuleType:
         """The module of `hanflow.models` with the functions `check`, `new_model`, `load`, `collate` and `loss`;
@@ -37,17 +74,23 @@ class CommonTask(Task):
         """Token ids that stand before and behind every text: none, and the end of sequence."""
         return [], [tokenizer.eos_token_id]
 
-    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+    def check_settings(self, config: Config) -> list[str]:
+        return []
+
+    def clean_input(self, text: str, config: Config) -> str:
         return clean_text(text, config, br=" ")
 
     def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
         return {}
 
+    def prepare(self, texts: Sequence[str], config: Config) -> list[str]:
+        return list(texts)
+
     def encode(
         self,
         rows: Mapping[str, Sequence[str]],
         tokenizer: PreTrainedTokenizerBase,
-        config: TokenizeConfig,
+        config: Config,
         facts: Mapping[str, Any],
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
@@ -55,23 +98,31 @@ class CommonTask(Task):
         columns, truncated, tokens, characters = {}, {}, 0, 0
         frame, longest = self.frame(tokenizer), self.longest(config)
         for role in self.text_roles:
-            plain = plain_ids(rows[role], tokenizer, config)
+            plain = plain_ids(self.prepare(rows[role], config), tokenizer)
             columns[role], truncated[role] = framed(plain, frame, longest[role])
             tokens += sum(map(len, plain))
             characters += sum(map(len, rows[role]))
         return Encoded(columns, truncated, tokens, characters, len(rows[self.input_role]))
 
     def inputs(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
+        self,
+        texts: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        config: Config,
+        *,
+        truncate: bool = True,
     ) -> list[tuple[np.ndarray, ...]]:
-        plain = plain_ids(texts, tokenizer, config)
-        return as_inputs(framed(plain, self.frame(tokenizer), self.longest(config)[self.input_role])[0])
+        plain = plain_ids(self.prepare(texts, config), tokenizer)
+        return as_inputs(framed(plain, self.frame(tokenizer), self.input_limit(config) if truncate else None)[0])
 
-    def check_model(self, config: TrainConfig) -> list[str]:
+    def input_limit(self, config: Config) -> int | None:
+        return self.longest(config).get(self.input_role)
+
+    def check_model(self, config: Config) -> list[str]:
         return [] if config.pretrained else self.models().check(config.architecture)
 
     def new_model(
-        self, config: TrainConfig, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> PreTrainedModel:
         return self.models().new_model(config, tokenizer)
 
@@ -108,13 +159,19 @@ class CommonTask(Task):
     def sources(self, rows: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         return [row[0] for row in rows]
 
-    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Predictor:
+    def validation_settings(self, config: Config, longest: int, batch_tokens: int) -> EvaluateConfig:
+        return self.settings.get("evaluate", EvaluateConfig)(batch_tokens=batch_tokens)
+
+    def copies(self, config: Config) -> int:
+        return 1
+
+    def open_predictor(self, folder: str, config: Config, *, scoring: bool = False) -> Predictor:
         from hanflow.loading import pretrained
 
         return self.predictor(*pretrained.open_folder(folder, self.load_model), config, scoring=scoring)
 
     def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
     ) -> dict[str, Predictions]:
         return {}
 
@@ -123,7 +180,7 @@ class CommonTask(Task):
     ) -> dict[str, np.ndarray]:
         return {}
 
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[Section]:
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
         return []
 
     def confusion(
@@ -134,7 +191,10 @@ class CommonTask(Task):
     def prompts(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
         return list(rows[self.input_role])
 
-    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+    def reference_settings(self, config: Config) -> Config:
+        return config
+
+    def prepare_export(self, model: PreTrainedModel, config: Config) -> None:
         pass
 
 
@@ -143,11 +203,11 @@ class ModelPredictor:
 
     description = "transformers, float32"
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
         self.model, self.tokenizer, self.config = model, tokenizer, config
 
 
-def check_length(what: str, text: str, config: PreprocessConfig) -> None:
+def check_length(what: str, text: str, config: Config) -> None:
     """Refuse an input text of a length, in characters, that the settings do not want.
 
     Raises:

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-LESS_IS_BETTER = frozenset({"loss", "perplexity", "bits_per_byte", "calibration_error"})
-"""Scores, of any task, whose best value is the smallest."""
+@dataclass(frozen=True)
+class Metric:
+    """A score of all rows, or a measure of each, and what it is for."""
+
+    name: str
+    better: Literal["higher", "lower"] = "higher"
+    decides: bool = False
+    """Whether it decides which model is best."""
+    ranks_rows: bool = False
+    """Whether it tells good rows from bad ones."""
+    shown: bool = False
+    """Whether it means something for a single row."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of an evaluation's report."""
+
+    heading: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    """Numbers or texts, one a header."""
+    intro: str = ""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Curves of an evaluation's report."""
+
+    heading: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+    """Name of each curve → its points (x, y)."""
+    xlabel: str
+    ylabel: str
+    intro: str = ""
+
+
+ReportPart = Table | Lines
+"""What a task adds to the report of an evaluation, as data: `hanflow.reports` draws it."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +61,10 @@ class Column:
     """Raw column names that mean it, compared without case."""
     required: bool = True
     """Whether a raw file without it is refused; else it is left empty."""
+    text: bool = False
+    """Whether it carries text: the tokenizer is trained on it, its lengths are reported."""
+    input: bool = False
+    """Whether it is what a person gives to have something predicted; its text stands in one split only."""
 
 
 class Rejected(Exception):

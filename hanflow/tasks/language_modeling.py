@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
+from hanflow.config import EvaluateConfig, TokenizeConfig
+from hanflow.config.fields import setting
 from hanflow.progress import log
+from hanflow.tasks.base import Config
 from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
-from hanflow.text.encoding import as_inputs, plain_ids, plain_text
+from hanflow.tasks.data import Column, Encoded, Metric, Predictions, Rejected
+from hanflow.text.encoding import plain_ids, plain_text
 from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
@@ -35,49 +38,73 @@ output = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=40, do_sam
 print(tokenizer.decode(output[0][1:]))"""
 
 
+@dataclass(frozen=True)
+class LanguageModelingTokenize(TokenizeConfig):
+    """Chunks of token ids, filled with documents one after the other."""
+
+    chunk_tokens: int = setting(256, "Documents are packed into chunks of this many tokens.", at_least=8)
+
+
+@dataclass(frozen=True)
+class LanguageModelingEvaluate(EvaluateConfig):
+    """A language model's scores on held-out documents, and how it continues texts."""
+
+    max_new_tokens: int = setting(100, "Longest continuation, in tokens.", at_least=1)
+    greedy: bool = setting(False, "Continue with the likeliest token, draw none.")
+    temperature: float = setting(1.0, "Divides the scores before a token is drawn; below 1 bolder.", above=0)
+    top_k: int = setting(0, "Only the k likeliest tokens can be drawn (0: all).", at_least=0)
+    top_p: float = setting(
+        1.0, "Only the likeliest tokens that together have this probability (1: all).", above=0, at_most=1
+    )
+
+
 class LanguageModeling(CommonTask):
     """See `hanflow.tasks.base.Task` for the meaning of every member."""
 
     name = "language_modeling"
+    settings: Mapping[str, type] = {"tokenize": LanguageModelingTokenize, "evaluate": LanguageModelingEvaluate}
+    headline: Mapping[str, str] = {
+        "chunk_tokens": "tokenize.chunk_tokens",
+        "vocabulary_size": "tokenize.vocabulary_size",
+    }
     columns = (
-        Column("text", ("text", "document", "review", "content", "sentence", "body", "news")),
+        Column("text", ("text", "document", "review", "content", "sentence", "body", "news"), text=True, input=True),
         Column("id", ("id",), required=False),
     )
-    text_roles = ("text",)
-    input_role = "text"
-    split_role = "text"
     sequences = ("tokens",)
-    generates = False
-    labels = False
     packs = True
     verb = "Continue"
-    best_metric = "loss"
-    rank_by = "log_probability_per_token"
-    shown_measures = ("log_probability_per_token", "tokens")
+    metrics = (
+        Metric("loss", better="lower", decides=True),
+        Metric("perplexity", better="lower"),
+        Metric("bits_per_byte", better="lower"),
+        Metric("log_probability_per_token", ranks_rows=True, shown=True),
+        Metric("tokens", shown=True),
+    )
 
-    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+    def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         text = self.clean_input(row["text"], config)
         if not text:
             raise Rejected("the text is empty")
         check_length("text", text, config)
         return {"text": text, "id": row.get("id", "")}
 
-    def clean_input(self, text: str, config: PreprocessConfig) -> str:
+    def clean_input(self, text: str, config: Config) -> str:
         return clean_text(text, config, br="\n")
 
-    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+    def longest(self, config: Config) -> dict[str, int]:
         return {"tokens": config.chunk_tokens + 1}
 
     def encode(
         self,
         rows: Mapping[str, Sequence[str]],
         tokenizer: PreTrainedTokenizerBase,
-        config: TokenizeConfig,
+        config: Config,
         facts: Mapping[str, Any],
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
         """One row a chunk, not a document: see `hanflow.models.causal_lm`."""
-        plain = plain_ids(rows["text"], tokenizer, config)
+        plain = plain_ids(rows["text"], tokenizer)
         end = tokenizer.eos_token_id
         stream = rest["tokens"].copy() if rest else [end]
         for ids in plain:
@@ -90,10 +117,9 @@ class LanguageModeling(CommonTask):
         left = {"tokens": stream[whole:]}
         return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain), left)
 
-    def inputs(
-        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig
-    ) -> list[tuple[np.ndarray, ...]]:
-        return as_inputs([[tokenizer.eos_token_id, *ids] for ids in plain_ids(texts, tokenizer, config)])
+    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """The end of the document before; a text to be continued has no end."""
+        return [tokenizer.eos_token_id], []
 
     def models(self) -> ModuleType:
         from hanflow.models import causal_lm as language
@@ -122,7 +148,7 @@ class LanguageModeling(CommonTask):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: EvaluateConfig,
+        config: Config,
         *,
         scoring: bool = False,
     ) -> Judge | Continuer:
@@ -175,7 +201,7 @@ class Judge(ModelPredictor):
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig, *, ends: bool = True
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, *, ends: bool = True
     ):
         super().__init__(model, tokenizer, config)
         self._ends = ends
@@ -220,7 +246,7 @@ class Continuer(ModelPredictor):
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig):
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
         from hanflow.generation.sampling import SamplingOptions
 
         super().__init__(model, tokenizer, config)
@@ -246,6 +272,6 @@ class Continuer(ModelPredictor):
             progress.update(len(rows))
         return Predictions([plain_text(ids, self.tokenizer) for ids in found])
 
-    def with_settings(self, config: EvaluateConfig) -> Continuer:
+    def with_settings(self, config: Config) -> Continuer:
         """The same model under other settings; nothing is loaded again."""
         return Continuer(self.model, self.tokenizer, config)

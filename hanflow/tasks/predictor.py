@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from hanflow.config import EvaluateConfig
 from hanflow.tasks.data import Predictions
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ class Adjustable(Protocol):
     adjusts: tuple[str, ...]
     """Names of the settings of the evaluate step that change what it says."""
 
-    def with_settings(self, config: EvaluateConfig) -> Predictor:
+    def with_settings(self, config: Any) -> Predictor:
         """The same model under other settings."""
         ...
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
-from hanflow.tasks.common import CommonTask, check_length
-from hanflow.tasks.data import Column, Predictions, Rejected
+from hanflow.config import PreprocessConfig, SearchConfig, TrainConfig
+from hanflow.config.fields import setting
+from hanflow.tasks.base import Config
+from hanflow.tasks.common import CommonTask, TextTokenizeConfig, check_length
+from hanflow.tasks.data import Column, Metric, Predictions, Rejected
 from hanflow.text.encoding import plain_text
 from hanflow.text.normalize import clean_text
 
@@ -50,29 +53,78 @@ frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 print(tokenizer.decode([token for token in output if token not in frame]))"""
 
 
+@dataclass(frozen=True)
+class SummarizationPreprocess(PreprocessConfig):
+    """Pairs of a text and its summary, clean and split."""
+
+    drop_short_sources: bool = setting(True, "Reject rows whose source is no longer than its summary.")
+
+
+@dataclass(frozen=True)
+class SummarizationTokenize(TextTokenizeConfig):
+    """Token ids of texts and their summaries."""
+
+    max_target_tokens: int = setting(
+        100, "Longest target, in tokens, end-of-sequence included; longer ones are truncated.", at_least=2
+    )
+
+
+@dataclass(frozen=True)
+class SummarizationTrain(TrainConfig):
+    """Shards to a trained summarizer."""
+
+    validation_beams: int = setting(
+        1, "Beams of the search when rows are scored at a validation (1: greedy).", at_least=1
+    )
+
+
+@dataclass(frozen=True)
+class SummarizationEvaluate(SearchConfig):
+    """A summarizer's scores on held-out rows."""
+
+    lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
+
+
 class Summarization(CommonTask):
     """See `hanflow.tasks.base.Task` for the meaning of every member."""
 
     name = "summarization"
+    settings: Mapping[str, type] = {
+        "preprocess": SummarizationPreprocess,
+        "tokenize": SummarizationTokenize,
+        "train": SummarizationTrain,
+        "evaluate": SummarizationEvaluate,
+    }
+    headline: Mapping[str, str] = {
+        "max_source_tokens": "tokenize.max_source_tokens",
+        "max_target_tokens": "tokenize.max_target_tokens",
+    }
     columns = (
-        Column("source", ("news", "article", "dialogue", "document", "source", "body")),
-        Column("target", ("summary", "script", "abstractive", "target", "title")),
+        Column("source", ("news", "article", "dialogue", "document", "source", "body"), text=True, input=True),
+        Column("target", ("summary", "script", "abstractive", "target", "title"), text=True),
         Column("id", ("fname", "id"), required=False),
         Column("topic", ("topic",), required=False),
     )
-    text_roles = ("source", "target")
-    input_role = "source"
-    split_role = "source"
     sequences = ("source", "target")
     generates = True
-    labels = False
-    packs = False
     verb = "Summarize"
-    best_metric = "rougeL_morpheme"
-    rank_by = "rougeL_morpheme"
-    shown_measures = ("rouge1_morpheme", "rouge2_morpheme", "rougeL_morpheme", "rougeLsum_morpheme")
+    metrics = (
+        Metric("rougeL_morpheme", decides=True, ranks_rows=True, shown=True),
+        Metric("rouge1_morpheme", shown=True),
+        Metric("rouge2_morpheme", shown=True),
+        Metric("rougeLsum_morpheme", shown=True),
+        Metric("rouge_sum"),
+    )
 
-    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+    def check_settings(self, config: Config) -> list[str]:
+        if config.engine == "transformers" and config.compute_type != "float32":
+            return [
+                f"evaluate.compute_type={config.compute_type} needs CTranslate2: set evaluate.engine=ctranslate2, or leave "
+                "it auto"
+            ]
+        return []
+
+    def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         source = self.clean_input(row["source"], config)
         target = clean_text(row["target"], config, br="\n")
         if not source:
@@ -84,7 +136,15 @@ class Summarization(CommonTask):
             raise Rejected("the source text is no longer than its summary")
         return {"source": source, "target": target, "id": row.get("id", ""), "topic": row.get("topic", "")}
 
-    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+    def validation_settings(self, config: Config, longest: int, batch_tokens: int) -> SummarizationEvaluate:
+        return SummarizationEvaluate(
+            beams=config.validation_beams, max_new_tokens=longest, batch_tokens=batch_tokens, engine="transformers"
+        )
+
+    def copies(self, config: Config) -> int:
+        return config.beams
+
+    def longest(self, config: Config) -> dict[str, int]:
         return {"source": config.max_source_tokens, "target": config.max_target_tokens}
 
     def models(self) -> ModuleType:
@@ -99,7 +159,7 @@ class Summarization(CommonTask):
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        config: EvaluateConfig,
+        config: Config,
         *,
         scoring: bool = False,
     ) -> Summarizer:
@@ -107,7 +167,7 @@ class Summarization(CommonTask):
 
         return Summarizer(Generator.of(model, tokenizer, config.engine, config.compute_type), config)
 
-    def open_predictor(self, folder: str, config: EvaluateConfig, *, scoring: bool = False) -> Summarizer:
+    def open_predictor(self, folder: str, config: Config, *, scoring: bool = False) -> Summarizer:
         from hanflow.generation import Generator
 
         return Summarizer(Generator.open(folder, self.load_model, config.engine, config.compute_type), config)
@@ -121,7 +181,7 @@ class Summarization(CommonTask):
         return plain_text(row[1][:-1], tokenizer)
 
     def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
     ) -> dict[str, Predictions]:
         leads = [lead(text, config.lead_sentences) for text in rows["source"]]
         return {f"lead-{config.lead_sentences}": Predictions(leads)}
@@ -144,7 +204,10 @@ class Summarization(CommonTask):
 
         return summaries.describe(rows["source"], predictions.texts, references, predictions.measures.get("cut"))
 
-    def prepare_export(self, model: PreTrainedModel, config: EvaluateConfig) -> None:
+    def reference_settings(self, config: Config) -> Config:
+        return replace(config, engine="transformers", compute_type="float32")
+
+    def prepare_export(self, model: PreTrainedModel, config: Config) -> None:
         from hanflow.generation import GenerationOptions, generation_config
 
         model.generation_config = generation_config(model, GenerationOptions.of(config))
@@ -163,7 +226,7 @@ class Summarizer:
 
     adjusts = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
 
-    def __init__(self, generator: Generator, config: EvaluateConfig):
+    def __init__(self, generator: Generator, config: Config):
         from hanflow.generation import GenerationOptions
 
         self.generator, self.options = generator, GenerationOptions.of(config)
@@ -177,7 +240,7 @@ class Summarizer:
         cut = np.array([not ids or ids[-1] != end for ids in found], dtype=np.float64)
         return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
 
-    def with_settings(self, config: EvaluateConfig) -> Summarizer:
+    def with_settings(self, config: Config) -> Summarizer:
         """The same model with another search; nothing is loaded again."""
         return Summarizer(self.generator, config)
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hanflow.config import TokenizeConfig
-
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
 
 
-def prepared(texts: Sequence[str], config: TokenizeConfig) -> list[str]:
-    """Texts as the tokenizer is to see them: cut into morphemes first, if the settings say so."""
-    if not config.morphemes:
-        return list(texts)
+def cut_into_morphemes(texts: Sequence[str]) -> list[str]:
+    """Texts with a space between any two morphemes (MeCab)."""
     from hanflow.text.scoring_tokens import get_tokenization
 
     analyser = get_tokenization("morpheme")
@@ -23,26 +19,28 @@ def prepared(texts: Sequence[str], config: TokenizeConfig) -> list[str]:
     return [" ".join(map(str, tokens)) for tokens in analyser.cut(whole)]
 
 
-def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, config: TokenizeConfig) -> list[list[int]]:
+def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(prepared(texts, config), add_special_tokens=False)
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
 
 def framed(
-    rows: Sequence[list[int]], frame: tuple[Sequence[int], Sequence[int]], longest: int
+    rows: Sequence[list[int]], frame: tuple[Sequence[int], Sequence[int]], longest: int | None
 ) -> tuple[list[list[int]], int]:
     """Token ids between others, cut to a longest length with both ends kept.
 
     Args:
         rows: token ids of one text each.
         frame: token ids that stand before and behind every text.
-        longest: most tokens of a row, the frame included.
+        longest: most tokens of a row, the frame included; None: any number.
 
     Returns:
         (one list of at most `longest` token ids a row, how many rows were cut).
     """
     begin, end = frame
+    if longest is None:
+        return [[*begin, *ids, *end] for ids in rows], 0
     room = longest - len(begin) - len(end)
     return [[*begin, *ids[:room], *end] for ids in rows], sum(len(ids) > room for ids in rows)
 

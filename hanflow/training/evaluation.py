@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hanflow.config import EvaluateConfig, TrainConfig
+from hanflow.config import TrainConfig
 from hanflow.data.batches import batches
 from hanflow.errors import UserError
 from hanflow.progress import Progress
-from hanflow.tasks.data import LESS_IS_BETTER
+from hanflow.tasks.base import Task, lower_is_better
 from hanflow.tasks.predictor import Chunkable, Predictor
 from hanflow.training.backends.base import Backend
 from hanflow.training.loader import Data
@@ -67,7 +67,7 @@ class Validator:
             figures = {**figures, **scores, **figures}
         state.validation.append(figures)
         state.validated_step = state.step
-        compare(figures, state, self._config)
+        compare(figures, state, self._config, self._task)
         return figures
 
     @torch.no_grad()
@@ -100,17 +100,12 @@ class Validator:
         """
         count = min(self._config.validation_rows, len(self._data.shard))
         mine = range(self._backend.reader, count, self._backend.readers)
-        options = EvaluateConfig(
-            beams=self._config.validation_beams,
-            max_new_tokens=self._longest,
-            batch_tokens=BATCH_TOKENS,
-            engine="transformers",
-        )
+        options = self._task.validation_settings(self._config, self._longest, BATCH_TOKENS)
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
         predictor = self._task.predictor(model, self._tokenizer, options, scoring=True)
         if self._task.packs and isinstance(predictor, Chunkable):
             predictor = predictor.for_chunks()
-        copies = options.beams if self._task.generates else 1
+        copies = self._task.copies(options)
         lengths = [len(row[0]) for row in self._data.shard.rows(mine)]
         # The predictor's own batches, one at a time, as many on every process, so that a stop is possible between them.
         shares = [[mine[at] for at in part] for part in batches(lengths, options.batch_tokens, copies=copies)] or [[]]
@@ -138,7 +133,7 @@ class Validator:
         return {name: torch.from_numpy(values) for name, values in measures.items()}
 
 
-def compare(figures: dict[str, float], state: LoopState, config: TrainConfig) -> None:
+def compare(figures: dict[str, float], state: LoopState, config: TrainConfig, task: Task) -> None:
     """Update the best step and the patience in `state` by the figures of a validation.
 
     Raises:
@@ -151,7 +146,8 @@ def compare(figures: dict[str, float], state: LoopState, config: TrainConfig) ->
             + ("" if config.validation_rows else "; scores need train.validation_rows above 0")
         )
     value = figures[config.best_metric]
-    maximize = config.best_mode == "max" or (config.best_mode == "auto" and config.best_metric not in LESS_IS_BETTER)
+    auto = config.best_metric not in lower_is_better(task)
+    maximize = auto if config.best_mode == "auto" else config.best_mode == "max"
     gain = math.inf if state.best_step < 0 else (value - state.best_value) * (1.0 if maximize else -1.0)
     if math.isnan(value):  # as the best value it would never be surpassed
         gain = -math.inf

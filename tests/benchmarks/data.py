@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hanflow.config import PreprocessConfig, TokenizeConfig
+from hanflow.experiment import step_config
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
+from hanflow.tasks.summarization import SummarizationPreprocess, SummarizationTokenize
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("HANFLOW_SHARED", ROOT.parent / "shared"))
@@ -46,10 +47,11 @@ def make_review_shards(folder: Path, rows: int, task: str = "classification") ->
     """Shards of so many reviews (those in `shared/`, else the bundled sample), a vocabulary of 16,000 trained on them."""
     raw = SHARED / "data" / "nsmc" / ("lm_reviews.txt" if task == "language_modeling" else "ratings_train.txt")
     source = raw if raw.is_file() else ROOT / "pipelines" / "sample_data" / "reviews.tsv.gz"
-    config = PreprocessConfig(source=str(source), limit_rows=rows, validation_ratio=0.01, test_ratio=0.0)
-    preprocess(config, task=task, output=str(folder / "corpus"))
+    values = {"source": str(source), "limit_rows": rows, "validation_ratio": 0.01, "test_ratio": 0.0}
+    preprocess(step_config("preprocess", values, task), task=task, output=str(folder / "corpus"))
     classifies = task == "classification"
-    encoding = TokenizeConfig(vocabulary_size=16_000, max_source_tokens=100, chunk_tokens=256, morphemes=classifies)
+    own = {"max_source_tokens": 100, "morphemes": True} if classifies else {"chunk_tokens": 256}
+    encoding = step_config("tokenize", {"vocabulary_size": 16_000, **own}, task)
     tokenize(encoding, task=task, output=str(folder / "shards"), corpus=str(folder / "corpus"))
     return folder / "shards"
 
@@ -67,8 +69,10 @@ def make_shards(folder: Path, rows: int) -> Path:
     """
     raw = SHARED / "data" / "petitions" / "train.tsv"
     source = raw if raw.is_file() else ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
-    config = PreprocessConfig(source=str(source), limit_rows=rows, validation_ratio=0.1, test_ratio=0.0)
+    config = SummarizationPreprocess(source=str(source), limit_rows=rows, validation_ratio=0.1, test_ratio=0.0)
     preprocess(config, task="summarization", output=str(folder / "corpus"))
-    encoding = TokenizeConfig(tokenizer=str(tokenizer()), max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET)
+    encoding = SummarizationTokenize(
+        tokenizer=str(tokenizer()), max_source_tokens=MAX_SOURCE, max_target_tokens=MAX_TARGET
+    )
     tokenize(encoding, task="summarization", output=str(folder / "shards"), corpus=str(folder / "corpus"))
     return folder / "shards"

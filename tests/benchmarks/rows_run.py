@@ -27,15 +27,15 @@ HELD_OUT = 0.05
 
 def ours(job: dict[str, Any]) -> dict[str, int]:
     """The two steps as a pipeline runs them."""
-    from hanflow.config import PreprocessConfig, TokenizeConfig
     from hanflow.data.shards import Shard
     from hanflow.steps.preprocess import run as preprocess
     from hanflow.steps.tokenize import run as tokenize
+    from hanflow.tasks.classification import ClassificationPreprocess, ClassificationTokenize
 
     folder = Path(job["output"])
-    config = PreprocessConfig(source=job["source"], validation_ratio=HELD_OUT, test_ratio=HELD_OUT)
+    config = ClassificationPreprocess(source=job["source"], validation_ratio=HELD_OUT, test_ratio=HELD_OUT)
     preprocess(config, task="classification", output=str(folder / "corpus"))
-    encoding = TokenizeConfig(tokenizer=job["tokenizer"], max_source_tokens=LONGEST)
+    encoding = ClassificationTokenize(tokenizer=job["tokenizer"], max_source_tokens=LONGEST)
     tokenize(encoding, task="classification", output=str(folder / "shards"), corpus=str(folder / "corpus"))
     lengths = [
         Shard(folder / "shards" / f"{split}.arrow", ("text",)).lengths() for split in ("train", "validation", "test")

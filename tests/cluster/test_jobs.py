@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 from hanflow.cluster import manifests
 from hanflow.cluster.job import Origin, build, job_name, pod_count, pod_templates
 from hanflow.cluster.pod import PodExtras
-from hanflow.config import JobConfig, TrainConfig, load_experiment, step_config
-from hanflow.config.worker_spec import WorkerSpec, parse_arguments, train_arguments
+from hanflow.config import JobConfig, TrainConfig
+from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import ConfigError, UserError
-from hanflow.pipelines.packages import compile_pipeline
+from hanflow.experiment import load_experiment, step_config
+from hanflow.pipelines.packages import Package
+from hanflow.training.workers.worker import parse_arguments
 from tests.cluster.schemas import CRDS, ROOT, problems
 
 needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"the CRDs are not at {CRDS} (HANFLOW_SHARED)")
@@ -435,7 +437,10 @@ def test_no_secret_of_this_machine_gets_into_what_is_written(tmp_path: Path, mon
         monkeypatch.setenv(name, secret)
     overrides = ["train.wandb=true", 'job.secrets={"WANDB_API_KEY": "wandb/api-key"}']
     experiment = load_experiment(EXPERIMENT, [*overrides, "job.runtime=pytorchjob"], require=False)
-    paths = [*manifests.write(tmp_path, EXPERIMENT, overrides), compile_pipeline("summarization", experiment, tmp_path)]
+    paths = [
+        *manifests.write(tmp_path, EXPERIMENT, overrides),
+        Package.of(experiment).write(tmp_path / "summarization.yaml"),
+    ]
     for path in paths:
         assert secret not in path.read_text(encoding="utf-8"), path.name
     assert secret not in json.dumps(build(experiment.job, WORK, ORIGIN))

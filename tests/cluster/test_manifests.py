@@ -181,8 +181,9 @@ def test_an_overlay_of_another_project_says_its_name_everywhere(overlay: str, tm
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     """What the ConfigMap says of jobs goes through the settings' own checks, and gives a job that fits the queue."""
     from hanflow.cluster.job import Origin, build, pod_templates
-    from hanflow.config import TrainConfig, parse_text, step_config
+    from hanflow.config import TrainConfig
     from hanflow.config.worker_spec import WorkerSpec
+    from hanflow.experiment import parse_text, step_config
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]
@@ -286,17 +287,18 @@ def test_the_images_are_this_versions() -> None:
 
 def test_the_guide_names_what_exists() -> None:
     from hanflow.cli.main import _parser
-    from hanflow.config import all_settings
+    from hanflow.experiment import all_settings
+    from hanflow.pipelines.packages import PIPELINES
 
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
-    known = {s.dotted: s.parameter for s in all_settings()}
+    known = {s.dotted for task in PIPELINES[:3] for s in all_settings(task)}
     named = set(re.findall(r"--set ([a-z_]+\.[a-z_]+)=", text))
     named |= {
         name
         for name in re.findall(r"`([a-z]+\.[a-z_]+)`", text)
         if name.split(".")[0] in {s.step for s in all_settings()}
     }
-    assert len(named) > 25 and named <= set(known), named - set(known)
+    assert len(named) > 25 and named <= known, named - known
     given = set(re.findall(r" ([a-z_]+)=", text.partition("kfp --endpoint")[2].partition("```")[0]))
     assert given and given <= set(known.values())
     for path in re.findall(r"(?:-[fk]|apply|sed[^\n]*) (manifests[\w/.-]*)", text):
@@ -406,9 +408,10 @@ def _mappings(path: Path) -> list[Document]:
 
 def test_a_packages_secrets_are_references() -> None:
     """The variables that hold secrets come from Secrets by name; no parameter, whose value is logged, is meant for one."""
-    from hanflow.config import all_settings
+    from hanflow.experiment import all_settings
+    from hanflow.pipelines.packages import PIPELINES
 
-    names = [s.parameter for s in all_settings()]
+    names = [s.name for task in PIPELINES[:3] for s in all_settings(task)]
     assert [n for n in names if re.search(r"api_key|password|_token$|credential", n)] == []
     for path in (ROOT / "pipelines" / "compiled").glob("*.yaml"):
         _, platform = yaml.safe_load_all(path.read_text(encoding="utf-8"))

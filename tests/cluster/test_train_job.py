@@ -19,7 +19,7 @@ from hanflow.cluster import own_pod
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import Origin, build
 from hanflow.cluster.pod import GRACE_SECONDS, PodExtras
-from hanflow.config import JobConfig, TrainConfig, settings_of, to_mapping
+from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
 from hanflow.steps import train as train_step
@@ -52,8 +52,9 @@ def arguments(world: World, folder: Path, config: TrainConfig, **job: Any) -> di
     """The arguments of the train component."""
     values = to_mapping(JobConfig(runtime="pytorchjob", gpus=0, **job))
     return {
-        **to_mapping(config),
-        **{s.parameter: values[s.name] for s in settings_of("job")},
+        "settings": to_mapping(config),
+        "job": values,
+        "member": "",
         "run_id": world.run,
         "task_config": TaskConfig(folder),
     }

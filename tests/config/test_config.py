@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.config import STEPS, all_settings, load_experiment, parse_text, settings_of, step_config
 from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import STEPS, all_settings, load_experiment, parse_text, settings_of, step_config
 
 
 def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:

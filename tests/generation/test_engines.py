@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BartForConditionalGeneration
 
-from hanflow.config import EvaluateConfig, load_experiment
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
+from hanflow.experiment import load_experiment
 from hanflow.generation import GenerationOptions, Generator, conversion_problem, convert
 from hanflow.generation.conversion import vocabulary
 from hanflow.generation.ctranslate2_engine import MOST_WORKERS, CTranslate2Engine
@@ -23,7 +23,7 @@ from hanflow.progress import Progress
 from hanflow.serving.verify import score_difference
 from hanflow.tasks import get_task
 from hanflow.tasks.data import Predictions
-from hanflow.tasks.summarization import Summarizer
+from hanflow.tasks.summarization import SummarizationEvaluate, Summarizer
 from tests.support.trained import train_briefly
 
 TASK = get_task("summarization")
@@ -288,13 +288,13 @@ def test_an_interrupt_ends_a_long_search(trained: Trained) -> None:
 def test_settings_choose_the_engine(trained: Trained, tmp_path: Path) -> None:
     rows = trained.rows[:20]
     texts = [
-        TASK.predictor(trained.model, trained.tokenizer, EvaluateConfig(engine=engine, compute_type=kind, beams=2))(
-            rows
-        ).texts
+        TASK.predictor(
+            trained.model, trained.tokenizer, SummarizationEvaluate(engine=engine, compute_type=kind, beams=2)
+        )(rows).texts
         for engine, kind in (("auto", "float32"), ("transformers", "float32"), ("ctranslate2", "int8"))
     ]
     assert texts[0] == texts[1]
-    assert Summarizer(trained.engines["int8"], EvaluateConfig(beams=2))(rows).texts == texts[2]
+    assert Summarizer(trained.engines["int8"], SummarizationEvaluate(beams=2))(rows).texts == texts[2]
     (tmp_path / "e.yaml").write_text(
         "preprocess: {source: a.csv}\nevaluate: {engine: transformers, compute_type: int8}\n"
     )

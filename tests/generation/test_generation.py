@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
-from hanflow.config import EvaluateConfig
 from hanflow.data.batches import batches
 from hanflow.errors import UserError
 from hanflow.generation import GenerationOptions, generate, generation_config
 from hanflow.generation.options import even_batches
+from hanflow.tasks.summarization import SummarizationEvaluate
 
 TEXTS = ["국민 청원에 답해 주십시오", "어린이집 교사의 처우를 개선해 주세요 ㅋㅋ", "#Person1#: 반대합니다"]
 
@@ -199,11 +199,13 @@ def test_no_warning_reaches_the_user(
 
 
 def test_options_are_the_settings_of_evaluate() -> None:
-    config = EvaluateConfig(beams=2, max_new_tokens=7, min_new_tokens=1, no_repeat_ngram=3, remove_tokens=["<usr>"])
+    config = SummarizationEvaluate(
+        beams=2, max_new_tokens=7, min_new_tokens=1, no_repeat_ngram=3, remove_tokens=["<usr>"]
+    )
     assert GenerationOptions.of(config) == GenerationOptions(
         beams=2, max_new_tokens=7, min_new_tokens=1, no_repeat_ngram=3, remove_tokens=("<usr>",)
     )
-    assert GenerationOptions.of(EvaluateConfig()) == GenerationOptions()
+    assert GenerationOptions.of(SummarizationEvaluate()) == GenerationOptions()
 
 
 @given(st.lists(st.integers(0, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5), st.integers(0, 99))

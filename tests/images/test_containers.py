@@ -17,7 +17,7 @@ import pytest
 
 from hanflow.cli.main import EXPERIMENTS
 from hanflow.cluster.pod import USER
-from hanflow.config import load_experiment
+from hanflow.experiment import load_experiment
 from hanflow.storage.artifacts import KINDS, read_manifest
 from images.pins import normalized, pinned
 from tests.images.containers import ROOT, SAMPLE_DATA, image, locked_up, podman, run_in, writable_by
@@ -219,9 +219,9 @@ def socket(cpu: str, tmp_path: Path) -> Iterator[str]:
 DOCKER_RUN = """
 import sys
 from kfp import local
-from hanflow.config import load_experiment
-from pipelines.dag import arguments_of
-from hanflow.pipelines.packages import load_pipeline
+from hanflow.experiment import load_experiment
+from kfp import components
+from hanflow.pipelines.packages import Package
 
 experiment = load_experiment(sys.argv[1])
 runner = local.DockerRunner(
@@ -229,7 +229,8 @@ runner = local.DockerRunner(
     security_opt=["no-new-privileges"],
 )
 local.init(runner, pipeline_root=sys.argv[2])
-load_pipeline(experiment.task, experiment)(**arguments_of(experiment))
+package = Package.of(experiment)
+components.load_component_from_text(package.text())(**package.arguments(experiment))
 """
 
 

@@ -60,7 +60,7 @@ def test_a_step_learns_its_pipelines_images(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_importing_reads_nothing_of_the_environment() -> None:
     environment = {**os.environ, images.REPOSITORY_VARIABLE: OTHER.repository, images.TAG_VARIABLE: OTHER.tag}
-    code = "from components.shared import images; print(images.CPU)"
+    code = "from hanflow import images; print(images.CPU)"
     told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert told.stdout.strip() == images.CPU == "ghcr.io/hanflow/hanflow-cpu:0.1.0"
 

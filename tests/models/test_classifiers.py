@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.models import classifiers, ensemble
 from hanflow.models.cnn import CnnConfig, CnnForSequenceClassification
 from hanflow.models.rnn import RnnConfig, RnnForSequenceClassification
+from hanflow.tasks.classification import ClassificationTrain
 
 TINY: dict[str, dict[str, Any]] = {
     "rnn": {"type": "rnn", "embedding_size": 8, "hidden_size": 6, "n_layers": 3, "initializer_range": 1.0},
@@ -45,7 +45,7 @@ def tokenizer_of(words: int = 40, **settings: Any) -> PreTrainedTokenizerFast:
 
 
 def new(kind: str, seed: int = 0, **settings: Any) -> Any:
-    config = TrainConfig(architecture={**TINY[kind], **settings}, seed=seed)
+    config = ClassificationTrain(architecture={**TINY[kind], **settings}, seed=seed)
     return classifiers.new_model(config, tokenizer_of(), LABELS)
 
 
@@ -135,7 +135,7 @@ def test_the_cnn_is_kims() -> None:
 
 @pytest.mark.parametrize("kind", ["rnn", "cnn"])
 def test_the_described_shapes_are_the_defaults(kind: str) -> None:
-    config = TrainConfig(architecture={"type": kind})
+    config = ClassificationTrain(architecture={"type": kind})
     model = classifiers.new_model(config, tokenizer_of(), ["a", "b"])
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert model.config.dropout == 0.3
@@ -248,7 +248,7 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
     new("bert", seed=5).save_pretrained(tmp_path)
     tokenizer = tokenizer_of()
     tokenizer.add_tokens(["#Person1#"])
-    config = TrainConfig(pretrained=str(tmp_path))
+    config = ClassificationTrain(pretrained=str(tmp_path))
     model = classifiers.new_model(config, tokenizer, ["a", "b"])
     assert model.classifier.out_features == 2 and model.config.id2label == {0: "a", 1: "b"}
     assert model.get_input_embeddings().weight.shape[0] == 41
@@ -259,7 +259,7 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
     with pytest.raises(UserError, match="its pad_token_id is 0, the tokenizer's is 1: they do not belong together"):
         classifiers.new_model(config, tokenizer_of(pad_token="</s>", eos_token="<pad>"), ["a", "b"])
     with pytest.raises(UserError, match="no pretrained classifier can be loaded from there"):
-        classifiers.new_model(TrainConfig(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
+        classifiers.new_model(ClassificationTrain(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
 
 
 def test_mistakes_are_told() -> None:
@@ -274,8 +274,8 @@ def test_mistakes_are_told() -> None:
         in classifiers.check({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
     )
     with pytest.raises(UserError, match="set one, e.g."):
-        classifiers.new_model(TrainConfig(), tokenizer_of(), LABELS)
-    config = TrainConfig(architecture=TINY["cnn"])
+        classifiers.new_model(ClassificationTrain(), tokenizer_of(), LABELS)
+    config = ClassificationTrain(architecture=TINY["cnn"])
     for labels in (["a"], [], ["a", "a"]):
         with pytest.raises(UserError, match="needs two different labels or more"):
             classifiers.new_model(config, tokenizer_of(), labels)
@@ -331,7 +331,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
 
 def test_members_that_do_not_fit_together_are_refused() -> None:
     model, tokenizer = new("rnn"), tokenizer_of()
-    other = classifiers.new_model(TrainConfig(architecture=TINY["cnn"]), tokenizer, ["긍정", "부정", "모름"])
+    other = classifiers.new_model(ClassificationTrain(architecture=TINY["cnn"]), tokenizer, ["긍정", "부정", "모름"])
     with pytest.raises(UserError, match="b: its classes are 긍정, 부정, 모름, those of a are 부정, 긍정, 모름"):
         ensemble.combine({"a": (model, tokenizer), "b": (other, tokenizer)})
     with pytest.raises(UserError, match="b: its tokenizer is not that of a"):

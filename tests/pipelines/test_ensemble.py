@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from hanflow.cli.main import EXPERIMENTS, main
-from hanflow.config import load_experiment, member_settings
 from hanflow.errors import ConfigError
+from hanflow.experiment import load_experiment, member_settings
 
 SMALL = [
     "--limit-rows=300",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,11 @@ import psutil
 import pytest
 import yaml
 
-from hanflow.cli.main import EXPERIMENTS, PIPELINES, main
-from hanflow.config import STEPS, Experiment, Setting, settings_of
-from hanflow.pipelines.packages import load_pipeline
-from pipelines.dag import ENSEMBLE_STEPS, PLACES
-from pipelines.dag import STEPS as BOXES
+from hanflow.cli.main import EXPERIMENTS, main
+from hanflow.errors import ConfigError
+from hanflow.experiment import STEPS, Experiment, load_experiment
+from hanflow.experiment.form import from_form
+from hanflow.pipelines.packages import ANY, PIPELINES, Package
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
@@ -46,43 +44,83 @@ def hanflow(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def settings_of_pipeline(name: str) -> list[Setting]:
-    steps = ENSEMBLE_STEPS if name == "ensemble" else BOXES
-    return [setting for section in (*steps, *PLACES) for setting in settings_of(section)]
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_compiled_packages_are_current(name: str, tmp_path: Path) -> None:
-    assert main(["compile", name, "--output", str(tmp_path)]) == 0
-    sdk = re.compile(r"^sdkVersion: .*$", re.MULTILINE)
-    fresh, committed = (
-        sdk.sub("", (folder / f"{name}.yaml").read_text(encoding="utf-8"))
-        for folder in (tmp_path, ROOT / "pipelines" / "compiled")
-    )
-    assert fresh == committed, "run `make compile` and look at the difference"
-
-
-@pytest.mark.parametrize("name", PIPELINES)
-def test_parameters_are_the_settings_typed_and_documented(name: str) -> None:
-    spec = yaml.safe_load(
+def spec_of(name: str) -> dict[str, Any]:
+    return yaml.safe_load(
         (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8").split("\n---")[0]
     )
-    parameters = spec["root"]["inputDefinitions"]["parameters"]
-    kinds = {
-        str: "STRING",
-        int: "NUMBER_INTEGER",
-        float: "NUMBER_DOUBLE",
-        bool: "BOOLEAN",
-        list: "LIST",
-        dict: "STRUCT",
-    }
-    expected = settings_of_pipeline(name)
-    assert set(parameters) == {s.parameter for s in expected}
-    for setting in expected:
-        parameter = parameters[setting.parameter]
-        assert parameter["parameterType"] == kinds[setting.type]
-        assert " ".join(parameter["description"].split()) == " ".join(setting.help.split())
-        assert parameter.get("isOptional", False) != setting.required
+
+
+def test_compiled_packages_and_components_are_current(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.compile", str(tmp_path)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    fresh = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.yaml"))
+    assert len(fresh) == len((*PIPELINES, ANY)) + 8
+    for path in fresh:
+        committed = (ROOT / path).read_text(encoding="utf-8")
+        assert (tmp_path / path).read_text(encoding="utf-8") == committed, f"{path}: run `make compile`"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_compile_gives_the_committed_package(name: str, tmp_path: Path) -> None:
+    assert main(["compile", name, "--output", str(tmp_path)]) == 0
+    committed = (ROOT / "pipelines" / "compiled" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert (tmp_path / f"{name}.yaml").read_text(encoding="utf-8") == committed
+
+
+@pytest.mark.parametrize("name", [*PIPELINES, ANY])
+def test_the_form_is_short_typed_and_documented(name: str) -> None:
+    parameters = spec_of(name)["root"]["inputDefinitions"]["parameters"]
+    assert len(parameters) <= 13
+    needed = {each for each, parameter in parameters.items() if not parameter.get("isOptional")}
+    assert needed == ({"data", "task"} if name == ANY else {"data"})
+    for parameter in parameters.values():
+        assert len(parameter["description"]) > 20
+        # Kubeflow's form shows an empty, zero or false default as missing.
+        assert parameter.get("defaultValue", "given") not in ("", 0, [], {}) or parameter["parameterType"] == "BOOLEAN"
+    choices = parameters["runtime"]["description"]
+    assert all(runtime in choices for runtime in ("local", "pytorchjob", "tpu"))
+
+
+def test_the_form_says_every_setting() -> None:
+    """Through the form and `settings`, configure makes the experiment that the command line makes."""
+    overrides = ["train.seed=7", "evaluate.beams=3", "train.epochs=9", "job.workers=2", "preprocess.source=x.tsv"]
+    wanted = load_experiment(EXPERIMENTS / "summarization.yaml", [*overrides, "tokenize.max_target_tokens=30"])
+    package = Package.of(wanted)
+    arguments = package.arguments(wanted)
+    base = next(
+        task["inputs"]["parameters"]["base"] for task in package._tasks() if "base" in task["inputs"]["parameters"]
+    )
+    further = arguments.pop("settings")
+    assert from_form("summarization", base["runtimeValue"]["constant"], arguments, further) == wanted
+
+
+@pytest.mark.parametrize(
+    ("form", "settings", "message"),
+    [
+        ({}, {"train": {"lerning_rate": 1}}, "train.lerning_rate: no such setting; did you mean train.learning_rate"),
+        ({}, {"trian": {"seed": 1}}, "trian: no such setting; did you mean train"),
+        ({"epochs": 0}, {}, "train.epochs: must be at least 1"),
+        ({"epoch": 3}, {}, "epoch: no such parameter"),
+        ({"runtime": "tpu", "node_type": "v9-1"}, {}, "job.accelerator"),
+        ({"model": "new"}, {"train": {"architecture": {"d_modle": 8}}}, "did you mean d_model"),
+        ({"data": ""}, {}, "preprocess.source"),
+    ],
+)
+def test_a_wrong_form_is_refused(form: dict[str, Any], settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_form("summarization", {"name": "x"}, {"data": "x.tsv", **form}, settings)
+
+
+def test_what_stands_in_settings_wins_and_kubeflows_floats_are_numbers() -> None:
+    form = {"data": "x.tsv", "epochs": 3.0, "test_data": "none", "model": "new", "node_type": "any"}
+    base = {"train": {"seed": 1.0, "log_every": 5.0, "architecture": {"d_model": 16.0}}}
+    made = from_form("summarization", base, form, {"train": {"epochs": 4.0}})
+    assert (made.train.epochs, made.train.seed, made.train.log_every) == (4, 1, 5)
+    assert (made.preprocess.test_source, made.train.pretrained, made.job.accelerator) == ("", "", "")
+    tuned = from_form("summarization", {"train": {"architecture": {"d_model": 8}}}, {**form, "model": "a/b"}, {})
+    assert (tuned.train.pretrained, tuned.tokenize.tokenizer, tuned.train.architecture) == ("a/b", "a/b", {})
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -105,7 +143,9 @@ def test_compiled_packages_fit_a_cluster(name: str) -> None:
         if name == "ensemble"
         else {"train": {"tokenize"}}
     )
-    assert {task: set(body.get("dependentTasks", [])) for task, body in tasks.items()} == {
+    waits = {task: set(body.get("dependentTasks", [])) - {"configure"} for task, body in tasks.items()}
+    assert waits == {
+        "configure": set(),
         "preprocess": set(),
         "tokenize": {"preprocess"},
         **training,
@@ -113,6 +153,7 @@ def test_compiled_packages_fit_a_cluster(name: str) -> None:
         "good-enough": {"evaluate"},
         export: {"evaluate", "good-enough", "tokenize", trained},
     }
+    assert all("configure" in body.get("dependentTasks", ()) for task, body in tasks.items() if task != "configure")
 
 
 def _tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -134,15 +175,15 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
     executors = spec["deploymentSpec"]["executors"]
     placed = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     tasks = _tasks(spec)
-    assert set(executors) == set(placed) == set(tasks) and len(tasks) == (8 if name == "ensemble" else 7)
-    training = "exec-train-member" if name == "ensemble" else "exec-train"
+    assert set(executors) == set(placed) == set(tasks) and len(tasks) == (9 if name == "ensemble" else 8)
+    training, early = "exec-train", ("exec-configure", "exec-remove-jobs")
     for label, executor in executors.items():
         resources = executor["container"]["resources"]
         for kind in ("Cpu", "Memory"):
             assert resources[f"resource{kind}Limit"] == resources[f"resource{kind}Request"] != "", label
         assert placed[label]["securityContext"] == {"runAsNonRoot": True}
-        assert len(placed[label]["tolerations"]) == 1
-        assert ("nodeSelector" in placed[label]) == (label != training), "a job would inherit it"
+        assert len(placed[label].get("tolerations", ())) == (label not in early)
+        assert ("nodeSelector" in placed[label]) == (label not in (training, *early)), "a job would inherit it"
         assert tasks[label]["retryPolicy"]["maxRetryCount"] == 2, label
         cached = tasks[label]["cachingOptions"].get("enableCache", False)
         assert cached == (label not in ("exec-preprocess", "exec-remove-jobs")), label
@@ -165,34 +206,42 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
     ],
 )
 def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
-    from hanflow.config import load_experiment
     from hanflow.errors import ConfigError
+    from hanflow.experiment import load_experiment
 
     with pytest.raises(ConfigError, match=re.escape(said)):
         load_experiment(EXPERIMENTS / "sample-summarization.yaml", [text])
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_component_takes_every_setting_of_its_step(step: str) -> None:
-    """The one place where a setting is named twice: Kubeflow runs the component's source text as it stands."""
-    function = getattr(import_module(f"hanflow.steps.{step}.component"), step).python_func
-    signature = {name: p.annotation for name, p in inspect.signature(function).parameters.items()}
-    wanted = {setting.name: setting for setting in settings_of(step)}
-    if step == "train":
-        wanted |= {setting.parameter: setting for setting in settings_of("job")}
-    for name, setting in wanted.items():
-        assert signature.pop(name, None) is setting.type, f"components/{step}/component.py lacks {name}"
-    artifacts = {name for name, annotation in signature.items() if annotation is not str}
-    known = {"task", "corpus", "shards", "model", "models", "evaluation", "run_id"}
-    assert set(signature) - artifacts <= known
+@pytest.mark.slow
+def test_components_serve_other_peoples_pipelines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each component.yaml loads, and two of them run in a pipeline that is not ours."""
+    from kfp import components, dsl, local
+
+    files = sorted((ROOT / "components").glob("*/component.yaml"))
+    loaded = {path.parent.name: components.load_component_from_file(str(path)) for path in files}
+    assert set(loaded) == {"configure", *STEPS, "predict"}
+    for path in files:
+        assert (path.parent / "README.md").is_file()
+
+    @dsl.pipeline(name="theirs")
+    def theirs():
+        corpus = loaded["preprocess"](task="summarization", settings={"source": str(SAMPLE), "limit_rows": 40})
+        loaded["tokenize"](task="summarization", corpus=corpus.outputs["Output"], settings={"vocabulary_size": 600})
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path))
+    theirs()
+    (shards,) = tmp_path.rglob("shards.json")
+    assert json.loads(shards.read_text(encoding="utf-8"))["config"]["vocabulary_size"] == 600
 
 
 def test_bundled_experiments_load() -> None:
     for path in EXPERIMENTS.glob("*.yaml"):
-        from hanflow.config import load_experiment
+        from hanflow.experiment import load_experiment
 
         experiment = load_experiment(path, require=False)
-        load_pipeline(experiment.pipeline, experiment)
+        assert Package.of(experiment).arguments(experiment)["data"] == experiment.preprocess.source
 
 
 def test_unknown_things_are_told(tmp_path: Path) -> None:
@@ -231,7 +280,7 @@ def test_the_dag_runs_and_tells(finished: tuple[Path, subprocess.CompletedProces
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads((output / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "succeeded"
-    assert [step["name"] for step in record["steps"]] == list(BOXES)
+    assert [step["name"] for step in record["steps"]] == ["preprocess", "tokenize", "train", "evaluate", "export"]
     for step in record["steps"]:
         assert step["seconds"] > 0 and step["figures"]
         assert Path(step["artifact"]).is_dir()
@@ -264,7 +313,7 @@ def test_the_run_leaves_what_the_readme_says(finished: tuple[Path, subprocess.Co
 
 
 def test_the_experiment_that_was_run_can_be_run_again(finished: tuple[Path, Any]) -> None:
-    from hanflow.config import load_experiment
+    from hanflow.experiment import load_experiment
 
     output, _ = finished
     again = load_experiment(output / "experiment.yaml")

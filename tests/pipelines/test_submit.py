@@ -19,7 +19,6 @@ from kubernetes.config import kube_config
 
 from hanflow.cli import submit as remote
 from hanflow.cli.main import main
-from hanflow.config import all_settings
 from hanflow.pipelines import kubeflow
 from tests.pipelines.kfp_server import FAILURE, SUCCESS, KfpServer, Look, serve, task
 
@@ -64,8 +63,7 @@ def test_submit_starts_the_run_and_prints_its_link(server: KfpServer, capsys: py
     assert body["service_account"] == "hanflow"
     assert list(server.experiments) == ["hanflow"]
     parameters = body["runtime_config"]["parameters"]
-    assert set(parameters) == {s.parameter for s in all_settings() if s.step != "combine"}
-    assert parameters["train_epochs"] == 7 and parameters["preprocess_source"] == "gs://bucket/raw.tsv"
+    assert len(parameters) == 13 and parameters["epochs"] == 7 and parameters["data"] == "gs://bucket/raw.tsv"
     assert not [request for request in server.requests if request.startswith(f"GET /apis/v2beta1/runs/{run}")]
 
 
@@ -266,7 +264,7 @@ def test_a_local_source_is_pointed_at(server: KfpServer, capsys: pytest.CaptureF
 @pytest.mark.parametrize("verb", ["create", "submit"])
 def test_kfps_own_command_line_takes_the_committed_package(server: KfpServer, verb: str, tmp_path: Path) -> None:
     package = ROOT / "pipelines" / "compiled" / "summarization.yaml"
-    settings = ["preprocess_source=gs://bucket/raw.tsv", "train_epochs=5", 'preprocess_columns={"source": "body"}']
+    settings = ["data=gs://bucket/raw.tsv", "epochs=5", 'settings={"preprocess": {"columns": {"source": "body"}}}']
     kfp = [sys.executable, "-c", "from kfp.cli.__main__ import main; main()", "--endpoint", server.url]
     done = subprocess.run(
         [*kfp, "run", verb, "-e", "hanflow", "-r", "a run", "-f", str(package), *settings],
@@ -279,9 +277,9 @@ def test_kfps_own_command_line_takes_the_committed_package(server: KfpServer, ve
     [body] = server.runs.values()
     assert body["display_name"] == "a run"
     assert body["runtime_config"]["parameters"] == {
-        "preprocess_source": "gs://bucket/raw.tsv",
-        "train_epochs": 5,
-        "preprocess_columns": {"source": "body"},
+        "data": "gs://bucket/raw.tsv",
+        "epochs": 5,
+        "settings": {"preprocess": {"columns": {"source": "body"}}},
     }
 
 

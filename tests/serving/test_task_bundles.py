@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hanflow.cli.main import main
-from hanflow.config import EvaluateConfig, ExportConfig, PreprocessConfig
+from hanflow.config import ExportConfig
+from hanflow.experiment import step_config
 from hanflow.serving.bundle import answer, open_bundle
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
@@ -37,13 +38,13 @@ def make_bundle(folder: Path, task: str) -> Path:
     rows += [(RARE, f"{number}번 본 영화") for number in range(12)]
     source = tasks.write_reviews(folder / "reviews.tsv", rows)
     chain = Chain(folder / "corpus", folder / "shards", folder / "model")
-    preprocess(
-        PreprocessConfig(source=str(source), validation_ratio=0.1, test_ratio=0.1), task=task, output=str(chain.corpus)
-    )
-    encoding = replace(tasks.ENCODING, special_tokens=SPECIAL)
+    cleaning = step_config("preprocess", {"source": str(source), "validation_ratio": 0.1, "test_ratio": 0.1}, task)
+    preprocess(cleaning, task=task, output=str(chain.corpus))
+    encoding = replace(tasks.ENCODING[task], special_tokens=SPECIAL)
     tokenize(encoding, task=task, output=str(chain.shards), corpus=str(chain.corpus))
     tasks.trained(chain, task, epochs=3)
-    config = EvaluateConfig(max_new_tokens=6, greedy=True)
+    own = {"max_new_tokens": 6, "greedy": True} if task == "language_modeling" else {}
+    config = step_config("evaluate", own, task)
     evaluate(config, task=task, output=str(folder / "evaluation"), **chain.inputs)
     inputs = {"model": str(chain.model), "shards": str(chain.shards), "evaluation": str(folder / "evaluation")}
     export(ExportConfig(check_rows=4), task=task, output=str(folder / "bundle"), **inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from hanflow.config import settings_of
+from hanflow.experiment import settings_of
 from hanflow.steps.preprocess import run
 from hanflow.steps.runner import in_pipeline, main
 from hanflow.storage.artifacts import read_manifest

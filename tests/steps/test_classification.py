@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hanflow.config import EvaluateConfig, ExportConfig
+from hanflow.config import ExportConfig
 from hanflow.errors import UserError
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
+from hanflow.tasks.classification import ClassificationEvaluate
 from tests.support import tasks
 from tests.support.model_fixtures import Chain
 
@@ -34,7 +35,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 @pytest.fixture(scope="module")
 def evaluation(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    report = evaluate(EvaluateConfig(top_classes=2), task=TASK, output=str(output), **chain.inputs)
+    report = evaluate(ClassificationEvaluate(top_classes=2), task=TASK, output=str(output), **chain.inputs)
     assert report.confusion is not None
     assert report.confusion[0] == sorted(NAMES.values())
     assert report.confusion[1].sum() == report.figures["rows"]
@@ -73,10 +74,10 @@ def test_classes_survive_save_export_and_load(chain: Chain, evaluation: Path, tm
     export(ExportConfig(), task=TASK, output=str(bundle), **inputs)
     assert read_manifest(bundle, "bundle").details["facts"]["labels"] == sorted(NAMES.values())
     task = get_task(TASK)
-    loaded = task.open_predictor(str(bundle), EvaluateConfig())
+    loaded = task.open_predictor(str(bundle), ClassificationEvaluate())
     texts = ["정말 재미있게 봤어요", "최악의 영화", "", "ㅋㅋㅋ"]
-    rows = task.inputs(texts, loaded.tokenizer, tasks.ENCODING)
-    direct = task.predictor(task.load_model(str(chain.model)), loaded.tokenizer, EvaluateConfig())
+    rows = task.inputs(texts, loaded.tokenizer, tasks.ENCODING[TASK])
+    direct = task.predictor(task.load_model(str(chain.model)), loaded.tokenizer, ClassificationEvaluate())
     assert loaded(rows).texts == direct(rows).texts
     assert set(loaded(rows).texts) <= set(NAMES.values())
     with pytest.raises(UserError, match=r"export\.formats asks for ctranslate2"):
@@ -127,18 +128,18 @@ def test_unwanted_labels_and_empty_texts_are_rejected(tmp_path: Path) -> None:
 
 
 def test_a_class_that_training_never_saw_counts_as_wrong(tmp_path: Path) -> None:
-    from hanflow.config import PreprocessConfig
     from hanflow.steps.preprocess import run as preprocess
     from hanflow.steps.tokenize import run as tokenize
+    from hanflow.tasks.classification import ClassificationPreprocess
 
     train = tasks.write_reviews(tmp_path / "train.tsv", tasks.reviews(100))
     test = tasks.write_reviews(tmp_path / "test.tsv", [("1", "재미있어요"), ("9", "새로운 갈래")])
     chain = Chain(tmp_path / "corpus", tmp_path / "shards", tmp_path / "model")
-    config = PreprocessConfig(source=str(train), test_source=str(test), validation_ratio=0.1)
+    config = ClassificationPreprocess(source=str(train), test_source=str(test), validation_ratio=0.1)
     preprocess(config, task=TASK, output=str(chain.corpus))
-    tokenize(tasks.ENCODING, task=TASK, output=str(chain.shards), corpus=str(chain.corpus))
+    tokenize(tasks.ENCODING[TASK], task=TASK, output=str(chain.shards), corpus=str(chain.corpus))
     tasks.trained(chain, TASK, epochs=1)
-    evaluate(EvaluateConfig(), task=TASK, output=str(tmp_path / "evaluation"), **chain.inputs)
+    evaluate(ClassificationEvaluate(), task=TASK, output=str(tmp_path / "evaluation"), **chain.inputs)
     scores = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["systems"]["trained model"]
     assert scores["accuracy"] <= 0.5
     assert math.isfinite(scores["loss"])
@@ -154,11 +155,10 @@ def test_label_order_is_that_of_numbers() -> None:
 def test_morphemes_reach_vocabulary_and_inputs_alike() -> None:
     from dataclasses import replace
 
-    from hanflow.text.encoding import prepared
-
-    config = replace(tasks.ENCODING, morphemes=True)
+    prepared = get_task(TASK).prepare
+    config = replace(tasks.ENCODING[TASK], morphemes=True)
     assert prepared(["영화가 재미있었다", ""], config) == ["영화 가 재미있 었 다", ""]
-    assert prepared(["영화가"], tasks.ENCODING) == ["영화가"]
+    assert prepared(["영화가"], tasks.ENCODING[TASK]) == ["영화가"]
 
 
 @pytest.mark.parametrize("kind", ["rnn", "bert"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hanflow.config import CombineConfig, EvaluateConfig, ExportConfig
+from hanflow.config import CombineConfig, ExportConfig
 from hanflow.errors import UserError
 from hanflow.serving.bundle import answer, open_bundle
 from hanflow.steps.combine import run as combine
@@ -18,6 +18,7 @@ from hanflow.steps.export import run as export
 from hanflow.steps.runner import main
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
+from hanflow.tasks.classification import ClassificationEvaluate
 from tests.support import tasks
 from tests.support.model_fixtures import Chain
 
@@ -52,17 +53,17 @@ def combined(members: list[Chain]) -> Chain:
 @pytest.fixture(scope="module")
 def evaluation(combined: Chain) -> Path:
     output = combined.model.with_name("evaluation")
-    report = evaluate(EvaluateConfig(), task=TASK, output=str(output), **combined.inputs)
+    report = evaluate(ClassificationEvaluate(), task=TASK, output=str(output), **combined.inputs)
     assert {"accuracy", "rnn_accuracy", "cnn_accuracy"} <= set(report.figures)
     return output
 
 
 def test_probabilities_are_the_weighted_mean_of_the_members(members: list[Chain], combined: Chain) -> None:
     task = get_task(TASK)
-    encoding = tasks.ENCODING
+    encoding = tasks.ENCODING["classification"]
     found = []
     for chain in (*members, combined):
-        predictor = task.open_predictor(str(chain.model), EvaluateConfig())
+        predictor = task.open_predictor(str(chain.model), ClassificationEvaluate())
         rows = task.inputs(["정말 재미있어요", "돈이 아깝다", ""], predictor.tokenizer, encoding)
         found.append(predictor(rows).measures["probabilities"])
     np.testing.assert_allclose(found[2], (found[0] + 3 * found[1]) / 4, atol=1e-6)
@@ -73,7 +74,7 @@ def test_scores_stand_beside_those_of_the_members(members: list[Chain], evaluati
     assert list(systems)[:3] == ["trained model", "rnn model", "cnn model"]
     for chain, name in zip(members, ("rnn model", "cnn model"), strict=True):
         output = tmp_path / chain.model.name
-        evaluate(EvaluateConfig(), task=TASK, output=str(output), **chain.inputs)
+        evaluate(ClassificationEvaluate(), task=TASK, output=str(output), **chain.inputs)
         alone = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["systems"]["trained model"]
         assert systems[name] == pytest.approx(alone, abs=1e-6)
     page = (evaluation / "report.html").read_text(encoding="utf-8")
@@ -128,7 +129,7 @@ def test_what_cannot_be_combined_is_told(members: list[Chain], combined: Chain, 
     other = tasks.make_shards(tmp_path, TASK, tasks.reviews(120))
     refused("is not the shards", CombineConfig(), rnn, tasks.trained(other, TASK, epochs=1).model)
     with pytest.raises(UserError, match="ensemble, which was never untrained"):
-        evaluate(EvaluateConfig(untrained=True), task=TASK, output=str(tmp_path / "x"), **combined.inputs)
+        evaluate(ClassificationEvaluate(untrained=True), task=TASK, output=str(tmp_path / "x"), **combined.inputs)
 
 
 def test_other_tasks_refuse(tmp_path: Path) -> None:

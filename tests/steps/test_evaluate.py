@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hanflow.cli.main import main as hanflow
-from hanflow.config import EvaluateConfig, to_mapping
+from hanflow.config import to_mapping
 from hanflow.data.delimited_format import safe_cell
 from hanflow.errors import UserError
 from hanflow.metrics import rouge
@@ -23,7 +23,7 @@ from hanflow.steps.evaluate import run, spread
 from hanflow.steps.gate import passed
 from hanflow.steps.runner import main
 from hanflow.storage.artifacts import lineage, read_manifest
-from hanflow.tasks.summarization import lead
+from hanflow.tasks.summarization import SummarizationEvaluate, lead
 from tests.support import nasty
 from tests.support.corpora import write_corpus
 from tests.support.model_fixtures import EVALUATE, Chain, make_chain, rewritten
@@ -35,7 +35,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 
 
 def evaluated(chain: Chain, output: Path, **settings: object) -> Report:
-    config = EvaluateConfig(**{**to_mapping(EVALUATE), **settings})
+    config = SummarizationEvaluate(**{**to_mapping(EVALUATE), **settings})
     return run(config, task="summarization", output=str(output), **chain.inputs)
 
 

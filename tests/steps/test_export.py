@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hanflow import generation
-from hanflow.config import ExportConfig, step_config
+from hanflow.config import ExportConfig
 from hanflow.data.shards import Shard
 from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import step_config
 from hanflow.generation import Generator, ctranslate2_engine
 from hanflow.steps import export as bundle
 from hanflow.steps.evaluate import run as evaluate

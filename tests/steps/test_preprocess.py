@@ -17,19 +17,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanflow.config import PreprocessConfig
 from hanflow.data.ingest import TEST, TRAIN, VALIDATION, Intake
 from hanflow.errors import UserError
 from hanflow.reports.step_report import Report
 from hanflow.steps.preprocess import assign, run
 from hanflow.storage.artifacts import SPLITS, read_manifest
+from hanflow.tasks.summarization import SummarizationPreprocess
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
 
 
 def preprocess(source: Path | str, output: Path, **settings: Any) -> Report:
-    return run(PreprocessConfig(source=str(source), **settings), task="summarization", output=str(output))
+    return run(SummarizationPreprocess(source=str(source), **settings), task="summarization", output=str(output))
 
 
 def table(output: Path, name: str) -> list[dict[str, Any]]:

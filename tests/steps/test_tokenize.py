@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from hanflow.config import TokenizeConfig
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.steps.tokenize import run
 from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks.summarization import SummarizationTokenize
 from tests.support.corpora import petitions, write_corpus
 
 SEQUENCES = ("source", "target")
@@ -29,7 +29,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tokenized(corpus: Path, output: Path, **settings: object) -> Path:
-    run(TokenizeConfig(**settings), task="summarization", output=str(output), corpus=str(corpus))  # type: ignore[arg-type]
+    run(SummarizationTokenize(**settings), task="summarization", output=str(output), corpus=str(corpus))  # type: ignore[arg-type]
     return output
 
 

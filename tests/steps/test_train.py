@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.steps.train import run
 from hanflow.storage.artifacts import read_manifest
+from hanflow.tasks.summarization import SummarizationTrain
 from tests.support import tasks
 from tests.support.corpora import ARCHITECTURE
 
@@ -31,7 +31,7 @@ def trained(shards: Path, output: Path, **settings: Any) -> tuple[dict[str, Any]
         "precision": "fp32",
     }
     run(
-        TrainConfig(**{**values, "log_every": 1, **settings}),
+        SummarizationTrain(**{**values, "log_every": 1, **settings}),
         task="summarization",
         output=str(output),
         shards=str(shards),
@@ -87,7 +87,7 @@ def test_accumulation_is_one_larger_batch(shards: Path, tmp_path: Path) -> None:
     from hanflow.training.loop import Objective
 
     task = get_task("summarization")
-    config = TrainConfig(**still, batch_size=5)
+    config = SummarizationTrain(**still, batch_size=5)
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
     backend = TorchBackend("fp32")
     shard = Shard(shards / "train.arrow", task.sequences)

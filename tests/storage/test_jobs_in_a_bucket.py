@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from hanflow import storage
-from hanflow.config import JobConfig, PreprocessConfig
+from hanflow.config import JobConfig
 from hanflow.steps import train as train_step
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage import gcs
+from hanflow.tasks.classification import ClassificationPreprocess
 from tests.cluster.conftest import fake as fake
 from tests.cluster.conftest import hurry as hurry
 from tests.cluster.world import World
@@ -52,8 +53,8 @@ def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
     fake.fake.kubelet.grace = 60.0
     source = tasks.write_reviews(tmp_path / "reviews.tsv", tasks.reviews(80))
     corpus, shards, model = (storage.join(bucket, name) for name in ("corpus", "shards", "model"))
-    preprocess(PreprocessConfig(source=str(source)), task=TASK, output=corpus)
-    tokenize(tasks.ENCODING, task=TASK, output=shards, corpus=corpus)
+    preprocess(ClassificationPreprocess(source=str(source)), task=TASK, output=corpus)
+    tokenize(tasks.ENCODING[TASK], task=TASK, output=shards, corpus=corpus)
     streamed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", streamed)
     disk = tmp_path / "node"

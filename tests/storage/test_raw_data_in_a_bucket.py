@@ -15,12 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from hanflow import storage
-from hanflow.config import PreprocessConfig
 from hanflow.data.text_files import Source, read
 from hanflow.errors import UserError
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.storage import gcs
 from hanflow.storage.gcs import reader, service
+from hanflow.tasks.summarization import SummarizationPreprocess
 from tests.storage.emulator import Emulator
 
 DATA = "".join(f"{number:06d} 나랏말싸미 듕귁에 달아\n" for number in range(2_000)).encode()
@@ -145,10 +145,10 @@ def test_preprocess_streams_every_format(bucket: str, tmp_path: Path, emulator: 
 
     for name in sorted(path.name for path in raw.iterdir()):
         preprocess(
-            PreprocessConfig(source=f"{raw}/{name}"), task="summarization", output=str(tmp_path / "local" / name)
+            SummarizationPreprocess(source=f"{raw}/{name}"), task="summarization", output=str(tmp_path / "local" / name)
         )
         preprocess(
-            PreprocessConfig(source=f"{bucket}/raw/{name}"),
+            SummarizationPreprocess(source=f"{bucket}/raw/{name}"),
             task="summarization",
             output=str(tmp_path / "remote" / name),
         )

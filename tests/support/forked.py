@@ -97,12 +97,12 @@ def _child(job: dict[str, Any]) -> int:
             return int(end.code or 0)
     if "argv" in job:
         return _command(job)
-    from hanflow.config import TrainConfig
     from hanflow.errors import UserError
+    from hanflow.experiment import step_config
     from hanflow.steps.train import run
     from hanflow.storage import is_remote, work_folder
 
-    config = TrainConfig(**job["config"])
+    config = step_config("train", job["config"], job["task"])
     count = 0
     folder = config.checkpoints
 

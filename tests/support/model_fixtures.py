@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import EvaluateConfig, TokenizeConfig, TrainConfig
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
 from hanflow.storage import artifacts
 from hanflow.storage.artifacts import Manifest
+from hanflow.tasks.summarization import SummarizationEvaluate, SummarizationTokenize, SummarizationTrain
 from tests.support.corpora import petitions, write_corpus
 
 ARCHITECTURE: dict[str, Any] = {
@@ -27,7 +27,7 @@ ARCHITECTURE: dict[str, Any] = {
     "init_std": 0.5,  # with BART's 0.02 a model this small says the same, or nothing, about every text
 }
 
-EVALUATE = EvaluateConfig(beams=2, max_new_tokens=12, min_new_tokens=4, no_repeat_ngram=2, examples=3)
+EVALUATE = SummarizationEvaluate(beams=2, max_new_tokens=12, min_new_tokens=4, no_repeat_ngram=2, examples=3)
 """Quick settings of an evaluation."""
 
 
@@ -50,11 +50,11 @@ def make_chain(folder: Path, test_rows: int = 6, test: list[tuple[str, str]] | N
     rows = petitions(34 + test_rows)
     splits = {"train": rows[:30], "validation": rows[30:34], "test": rows[34:] if test is None else test}
     chain = Chain(write_corpus(folder / "corpus", splits), folder / "shards", folder / "model")
-    encoding = TokenizeConfig(
+    encoding = SummarizationTokenize(
         vocabulary_size=500, special_tokens=["#Person1#"], max_source_tokens=64, max_target_tokens=16
     )
     tokenize(encoding, task="summarization", output=str(chain.shards), corpus=str(chain.corpus))
-    settings = TrainConfig(
+    settings = SummarizationTrain(
         architecture=ARCHITECTURE, epochs=2, batch_tokens=512, learning_rate=1e-2, precision="fp32", log_every=1
     )
     train(settings, task="summarization", output=str(chain.model), shards=str(chain.shards))

@@ -6,10 +6,13 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import PreprocessConfig, TokenizeConfig, TrainConfig
+from hanflow.config import TokenizeConfig, TrainConfig
+from hanflow.experiment import step_config
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
+from hanflow.tasks.classification import ClassificationTokenize
+from hanflow.tasks.language_modeling import LanguageModelingTokenize
 from tests.support.model_fixtures import Chain
 
 REVIEWS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "reviews.tsv.gz"
@@ -27,7 +30,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 
-ENCODING = TokenizeConfig(vocabulary_size=500, max_source_tokens=40, chunk_tokens=32)
+ENCODING: dict[str, TokenizeConfig] = {
+    "classification": ClassificationTokenize(vocabulary_size=500, max_source_tokens=40),
+    "language_modeling": LanguageModelingTokenize(vocabulary_size=500, chunk_tokens=32),
+}
 
 
 def reviews(count: int) -> list[tuple[str, str]]:
@@ -49,10 +55,11 @@ def make_shards(folder: Path, task: str, rows: list[tuple[str, str]], **settings
     """A corpus and its shards; the model is yet to be trained."""
     folder.mkdir(exist_ok=True, parents=True)
     source = write_reviews(folder / "reviews.tsv", rows)
-    config = PreprocessConfig(source=str(source), validation_ratio=0.1, test_ratio=0.1, **settings)
+    values = {"source": str(source), "validation_ratio": 0.1, "test_ratio": 0.1, **settings}
+    config = step_config("preprocess", values, task)
     chain = Chain(folder / "corpus", folder / "shards", folder / "model")
     preprocess(config, task=task, output=str(chain.corpus))
-    tokenize(ENCODING, task=task, output=str(chain.shards), corpus=str(chain.corpus))
+    tokenize(ENCODING[task], task=task, output=str(chain.shards), corpus=str(chain.corpus))
     return chain
 
 
@@ -66,7 +73,7 @@ def settings(task: str, **changes: Any) -> TrainConfig:
         "precision": "fp32",
         "log_every": 1,
     }
-    return TrainConfig(**{**values, **changes})
+    return step_config("train", {**values, **changes}, task)
 
 
 def trained(chain: Chain, task: str, **changes: Any) -> Chain:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 
-from hanflow.config import TokenizeConfig, TrainConfig
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
+from hanflow.tasks.summarization import SummarizationTokenize, SummarizationTrain
 from tests.support.corpora import SAMPLE, write_corpus
 from tests.support.model_fixtures import Chain
 
@@ -29,7 +29,7 @@ def train_briefly(folder: Path) -> Chain:
     rows = _rows(ROWS)
     splits = {"train": rows[:SEEN], "validation": rows[:4], "test": rows}
     chain = Chain(write_corpus(folder / "corpus", splits), folder / "shards", folder / "model")
-    encoding = TokenizeConfig(vocabulary_size=1200, max_source_tokens=80, max_target_tokens=24)
+    encoding = SummarizationTokenize(vocabulary_size=1200, max_source_tokens=80, max_target_tokens=24)
     tokenize(encoding, task="summarization", output=str(chain.shards), corpus=str(chain.corpus))
     architecture = {
         "type": "bart",
@@ -43,7 +43,7 @@ def train_briefly(folder: Path) -> Chain:
         "max_position_embeddings": 80,
         "init_std": 0.06,
     }
-    settings = TrainConfig(
+    settings = SummarizationTrain(
         architecture=architecture, epochs=40, batch_tokens=2048, learning_rate=3e-3, precision="fp32", save_every=0
     )
     train(settings, task="summarization", output=str(chain.model), shards=str(chain.shards))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig, TrainConfig
-from hanflow.tasks.common import CommonTask, ModelPredictor
-from hanflow.tasks.data import Column, Encoded, Predictions, Rejected
+from hanflow.config import PreprocessConfig
+from hanflow.config.fields import setting
+from hanflow.tasks.base import Config
+from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig
+from hanflow.tasks.data import Column, Encoded, Lines, Metric, Predictions, Rejected, ReportPart
 
 
 class StarsConfig(PretrainedConfig):
@@ -49,21 +51,28 @@ AutoConfig.register("toy_stars", StarsConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(StarsConfig, StarsModel, exist_ok=True)
 
 
+@dataclass(frozen=True)
+class StarsPreprocess(PreprocessConfig):
+    """Reviews with their stars."""
+
+    most_stars: int = setting(5, "Rows with more stars than this are rejected.", at_least=1)
+
+
 class Stars(CommonTask):
     name = "tests.toy.stars:Stars"
-    columns = (Column("stars", ("stars", "label")), Column("text", ("text", "document")))
-    text_roles = ("text",)
-    input_role = split_role = "text"
+    settings: Mapping[str, type] = {"preprocess": StarsPreprocess, "tokenize": TextTokenizeConfig}
+    columns = (Column("stars", ("stars", "label")), Column("text", ("text", "document"), text=True, input=True))
     sequences = ("text", "stars")
-    generates = labels = packs = False
     verb = "Guess"
-    best_metric = "within_one"
-    rank_by = "closeness"
-    shown_measures = ("closeness",)
+    metrics = (
+        Metric("within_one", decides=True),
+        Metric("mean_error", better="lower"),
+        Metric("closeness", ranks_rows=True, shown=True),
+    )
 
-    def clean(self, row: Mapping[str, str], config: PreprocessConfig) -> dict[str, str]:
+    def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         text = self.clean_input(row["text"], config)
-        if not text or not row["stars"].isdecimal():
+        if not text or not row["stars"].isdecimal() or int(row["stars"]) > config.most_stars:
             raise Rejected("no text or no stars")
         return {"stars": row["stars"], "text": text}
 
@@ -71,24 +80,24 @@ class Stars(CommonTask):
         stars = [int(value) for batch in rows for value in batch["stars"]]
         return {"mean": sum(stars) / len(stars)}
 
-    def longest(self, config: TokenizeConfig) -> dict[str, int]:
+    def longest(self, config: Config) -> dict[str, int]:
         return {"text": config.max_source_tokens, "stars": 1}
 
     def encode(
         self,
         rows: Mapping[str, Sequence[str]],
         tokenizer: Any,
-        config: TokenizeConfig,
+        config: Config,
         facts: Mapping[str, Any],
         rest: Mapping[str, list[int]] | None = None,
     ) -> Encoded:
         texts = super().encode(rows, tokenizer, config, facts)
         return replace(texts, columns={**texts.columns, "stars": [[int(value)] for value in rows["stars"]]})
 
-    def check_model(self, config: TrainConfig) -> list[str]:
+    def check_model(self, config: Config) -> list[str]:
         return []
 
-    def new_model(self, config: TrainConfig, tokenizer: Any, facts: Mapping[str, Any]) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Any, facts: Mapping[str, Any]) -> PreTrainedModel:
         torch.manual_seed(config.seed)
         ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return StarsModel(StarsConfig(**ids, **config.architecture)).eval()
@@ -120,7 +129,7 @@ class Stars(CommonTask):
         known = ~batch["stars"].isnan()
         return ((found - batch["stars"].nan_to_num()) ** 2 * known).sum(), known.sum()
 
-    def predictor(self, model: Any, tokenizer: Any, config: EvaluateConfig, *, scoring: bool = False) -> Guesser:
+    def predictor(self, model: Any, tokenizer: Any, config: Config, *, scoring: bool = False) -> Guesser:
         return Guesser(model, tokenizer, config)
 
     def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
@@ -130,7 +139,7 @@ class Stars(CommonTask):
         return str(int(row[1][0]))
 
     def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: EvaluateConfig, facts: Mapping[str, Any]
+        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
     ) -> dict[str, Predictions]:
         return {"mean": Predictions([f"{facts['mean']:.2f}"] * len(rows["text"]))}
 
@@ -140,7 +149,13 @@ class Stars(CommonTask):
 
     def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
         closeness = measures["closeness"]
-        return {"within_one": float((closeness >= -1).mean()) if len(closeness) else 0.0}
+        within = float((closeness >= -1).mean()) if len(closeness) else 0.0
+        return {"within_one": within, "mean_error": float(-closeness.mean()) if len(closeness) else 0.0}
+
+    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
+        errors = sorted(-measures["closeness"])
+        points = [(float(at), float(error)) for at, error in enumerate(errors)]
+        return [Lines("Errors", {"all rows": points}, "rows, best first", "stars")]
 
     def card(self) -> dict[str, Any]:
         auto = "AutoModelForSequenceClassification"

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from hanflow.config import TrainConfig
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.steps.train import run
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
@@ -54,7 +54,7 @@ def trained(shards: Path, task: str, output: Path, **settings: Any) -> tuple[dic
         "validation_rows": 2,
         **settings,
     }
-    run(TrainConfig(**values), task=task, output=str(output), shards=str(shards))
+    run(step_config("train", values, task), task=task, output=str(output), shards=str(shards))
     return json.loads((output / "training.json").read_text()), load_file(output / "model.safetensors")
 
 
@@ -67,7 +67,9 @@ def test_it_trains_validates_and_resumes(
     straight, expected = trained(shards_of[task], task, tmp_path / "straight", **settings)
     assert [point["step"] for point in straight["history"]["train"]] == list(range(1, STEPS + 1))
     assert [point["step"] for point in straight["history"]["validation"]] == [3, 6]
-    assert all(0 < point["gradient_norm"] < float("inf") and point["loss"] > 0 for point in straight["history"]["train"])
+    assert all(
+        0 < point["gradient_norm"] < float("inf") and point["loss"] > 0 for point in straight["history"]["train"]
+    )
     assert len(straight["history"]["validation"][0]) > 2, "scores beside the loss"
     learnt = get_task(task)
     loaded = learnt.load_model(str(tmp_path / "straight"))
@@ -97,7 +99,7 @@ def test_a_pretrained_classifier_is_trained(engine: str, shards_of: dict[str, Pa
 
 def test_what_an_engine_cannot_do_is_reported_before_anything_is_loaded(tmp_path: Path) -> None:
     def check(**settings: Any) -> str:
-        config = TrainConfig(architecture={"type": "cnn"}, backend="xla", **settings)
+        config = step_config("train", {"architecture": {"type": "cnn"}, "backend": "xla", **settings}, "classification")
         with pytest.raises(UserError) as caught:
             run(config, task="classification", output=str(tmp_path / "model"), shards=str(tmp_path / "nowhere"))
         return str(caught.value)

@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer
 
-from hanflow.config import TrainConfig
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
-from hanflow.tasks.summarization import Summarization
+from hanflow.tasks.summarization import Summarization, SummarizationTrain
 from hanflow.training.backends.torch import TorchBackend, compiles, system_compiler
 from hanflow.training.evaluation import compare, exhausted
 from hanflow.training.optimizer import make_optimizer
@@ -34,11 +33,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 
 def judged(losses: list[float], **settings: Any) -> tuple[LoopState, int]:
     """(state, validations until early stopping; all of them if it never came) of a run with these validation losses."""
-    config = TrainConfig(**settings)
+    config = SummarizationTrain(**settings)
     state = LoopState({})
     for count, loss in enumerate(losses, 1):
         state.step = count
-        compare({"step": count, "loss": loss, "rouge_sum": -loss}, state, config)
+        compare({"step": count, "loss": loss, "rouge_sum": -loss}, state, config, get_task("summarization"))
         if exhausted(state, config):
             return state, count
     return state, len(losses)
@@ -146,7 +145,7 @@ def test_an_image_without_compiler_trains_all_the_same(tmp_path: Path, monkeypat
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_step_without_a_finite_gradient_changes_nothing(bad: float) -> None:
     model = torch.nn.Linear(3, 2)
-    optimizer = make_optimizer(model, TrainConfig())
+    optimizer = make_optimizer(model, SummarizationTrain())
     backend = TorchBackend("fp32")
 
     def step(value: float) -> torch.Tensor:
@@ -220,7 +219,7 @@ def test_many_in_a_row_stop_the_run_and_name_the_rows(
     # The dump reproduces the loss of that step's batch.
     task = get_task("summarization")
     model = task.new_model(
-        TrainConfig(architecture=ARCHITECTURE), AutoTokenizer.from_pretrained(shards / "tokenizer"), {}
+        SummarizationTrain(architecture=ARCHITECTURE), AutoTokenizer.from_pretrained(shards / "tokenizer"), {}
     )
     model.load_state_dict(load_file(dump / "model.safetensors"), strict=False)
     batch = load_file(dump / "rank-0-batch-0.safetensors")
@@ -271,8 +270,9 @@ def test_weights_and_biases_by_the_switch_alone(shards: Path, tmp_path: Path, mo
     }
     assert len(ids["on"]) == len(ids["elsewhere"]) == 1 and ids["on"] != ids["elsewhere"]
     code = (
-        "import sys\nfrom hanflow.steps.train import run\nfrom hanflow.config import TrainConfig\n"
-        f"run(TrainConfig(architecture={ARCHITECTURE!r}, max_steps=1), task='summarization', "
+        "import sys\nfrom hanflow.steps.train import run\n"
+        "from hanflow.tasks.summarization import SummarizationTrain\n"
+        f"run(SummarizationTrain(architecture={ARCHITECTURE!r}, max_steps=1), task='summarization', "
         f"output={str(tmp_path / 'off')!r}, shards={str(shards)!r})\nprint('wandb' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

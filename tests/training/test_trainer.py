@@ -19,12 +19,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoTokenizer, Seq2SeqTrainer, TrainingArguments
 
-from hanflow.config import EvaluateConfig, TrainConfig
 from hanflow.data.shards import Shard, ShardWriter
 from hanflow.errors import UserError
 from hanflow.progress import Progress
 from hanflow.steps.train import run
 from hanflow.tasks import get_task
+from hanflow.tasks.summarization import SummarizationEvaluate, SummarizationTrain
 from hanflow.training.backends.torch import TorchBackend
 from hanflow.training.checkpoints.local import Checkpoints
 from hanflow.training.state import LoopState, TrainingRun
@@ -36,7 +36,7 @@ from tests.support.corpora import ARCHITECTURE
 STILL = {**ARCHITECTURE, "dropout": 0.0}
 
 
-def settings(**values: Any) -> TrainConfig:
+def settings(**values: Any) -> SummarizationTrain:
     usual: dict[str, Any] = {
         "architecture": ARCHITECTURE,
         "epochs": 2,
@@ -46,7 +46,7 @@ def settings(**values: Any) -> TrainConfig:
         "log_every": 1,
         "engine": "transformers",
     }
-    return TrainConfig(**{**usual, **values})
+    return SummarizationTrain(**{**usual, **values})
 
 
 def trained(shards: Path, output: Path, **values: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_validation_generates_and_the_best_by_rouge_is_kept(shards: Path, tmp_pa
     model, tokenizer = task.load_model(str(tmp_path / "model")), AutoTokenizer.from_pretrained(tmp_path / "model")
     rows = Shard(shards / "validation.arrow", task.sequences).rows(range(3))
     longest = int(Shard(shards / "train.arrow", task.sequences).lengths()[:, 1].max())
-    search = EvaluateConfig(beams=2, max_new_tokens=longest, engine="transformers")
+    search = SummarizationEvaluate(beams=2, max_new_tokens=longest, engine="transformers")
     predictions = task.predictor(model, tokenizer, search)(rows)
     scores = task.overall(task.score(predictions, [task.reference_of(row, tokenizer, model) for row in rows]))
     best = next(point for point in points if point["step"] == training["best"]["step"])
@@ -262,12 +262,12 @@ LENGTHS = np.array([[100, 20]] * 30 + [[412, 100]])
     ],
 )
 def test_sizes(values: dict[str, Any], world_size: int, expected: Sizes) -> None:
-    assert sizes(TrainConfig(**values), LENGTHS, world_size) == expected
+    assert sizes(SummarizationTrain(**values), LENGTHS, world_size) == expected
 
 
 def arguments(*, device: str = "cpu", precision: str = "fp32", world_size: int = 1, **values: Any) -> Any:
     return training_arguments(
-        TrainConfig(**values), Sizes(8, 4, 12), precision=precision, device=device, world_size=world_size
+        SummarizationTrain(**values), Sizes(8, 4, 12), precision=precision, device=device, world_size=world_size
     )
 
 
@@ -301,6 +301,6 @@ def test_the_arguments_are_those_of_this_transformers(tmp_path: Path) -> None:
 
 
 def test_settings_that_differ_are_named() -> None:
-    assert differences(TrainConfig(batch_size=8, batch_tokens=64, save_minutes=5.0)) == []
-    named = " ".join(differences(TrainConfig(nonfinite_limit=3, nonfinite_dump=True, batch_tokens=64)))
+    assert differences(SummarizationTrain(batch_size=8, batch_tokens=64, save_minutes=5.0)) == []
+    named = " ".join(differences(SummarizationTrain(nonfinite_limit=3, nonfinite_dump=True, batch_tokens=64)))
     assert all(f"train.{name}" in named for name in ("nonfinite_limit", "nonfinite_dump", "batch_tokens"))

@@ -18,11 +18,11 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.models import bart
 from hanflow.models.kernels import attend, dropout
 from hanflow.models.kernels import bart_cpu as bart_forward
+from hanflow.tasks.summarization import SummarizationTrain
 from hanflow.training.checkpoints.local import Checkpoints
 from hanflow.training.optimizer import learning_rate, make_optimizer
 from hanflow.training.state import LoopState
@@ -154,7 +154,7 @@ def test_no_mask_where_nothing_is_padded() -> None:
 )
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 def test_schedules_equal_the_librarys(schedule: str, library: Any, warmup: int) -> None:
-    config = TrainConfig(learning_rate=0.3, schedule=schedule, warmup_steps=warmup, warmup_ratio=0.0)
+    config = SummarizationTrain(learning_rate=0.3, schedule=schedule, warmup_steps=warmup, warmup_ratio=0.0)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
     theirs = library(optimizer, warmup) if schedule == "constant" else library(optimizer, warmup, 40)
     for step in range(40):
@@ -164,7 +164,7 @@ def test_schedules_equal_the_librarys(schedule: str, library: Any, warmup: int) 
 
 
 def test_vectors_are_exempt_from_weight_decay() -> None:
-    groups = make_optimizer(tiny_model(), TrainConfig(weight_decay=0.1)).param_groups
+    groups = make_optimizer(tiny_model(), SummarizationTrain(weight_decay=0.1)).param_groups
     assert {g["weight_decay"]: {p.ndim for p in g["params"]} for g in groups} == {0.1: {2}, 0.0: {1}}
 
 
@@ -191,7 +191,7 @@ def tokenizer_of(pad: int, eos: int) -> PreTrainedTokenizerFast:
 
 def test_a_pretrained_model_is_fitted_to_its_tokenizer_or_refused(tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path / "model")
-    config = TrainConfig(pretrained=str(tmp_path / "model"))
+    config = SummarizationTrain(pretrained=str(tmp_path / "model"))
     tokenizer = tokenizer_of(pad=1, eos=2)
     tokenizer.add_tokens(["#Person1#", "#Person2#"])
     model = bart.new_model(config, tokenizer)
@@ -200,14 +200,14 @@ def test_a_pretrained_model_is_fitted_to_its_tokenizer_or_refused(tmp_path: Path
     with pytest.raises(UserError, match="its pad_token_id is 1, the tokenizer's is 3: they do not belong together"):
         bart.new_model(config, tokenizer_of(pad=3, eos=2))
     with pytest.raises(UserError, match="nothing: no such folder"):
-        bart.new_model(TrainConfig(pretrained=str(tmp_path / "nothing")), tokenizer)
+        bart.new_model(SummarizationTrain(pretrained=str(tmp_path / "nothing")), tokenizer)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pretrained encoder-decoder can be loaded from there"):
-        bart.new_model(TrainConfig(pretrained=str(tmp_path / "empty")), tokenizer)
+        bart.new_model(SummarizationTrain(pretrained=str(tmp_path / "empty")), tokenizer)
 
 
 def trained_once(model: torch.nn.Module, seed: int) -> torch.optim.Optimizer:
-    optimizer = make_optimizer(model, TrainConfig(learning_rate=0.1))
+    optimizer = make_optimizer(model, SummarizationTrain(learning_rate=0.1))
     torch.manual_seed(seed)
     for p in model.parameters():
         p.grad = torch.randn_like(p)
@@ -231,7 +231,7 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     state = LoopState({"a": 1}, step=5, best_step=5, best_value=0.25, train=[{"step": 5, "loss": 1.5}])
     checkpoints.save(model, optimizer, state)
     other = tiny_model(seed=9)
-    restored = make_optimizer(other, TrainConfig(learning_rate=0.1))
+    restored = make_optimizer(other, SummarizationTrain(learning_rate=0.1))
     path = checkpoints.path(checkpoints.choose())
     checkpoints.load(path, other, restored)
     assert checkpoints.read_state(path) == state

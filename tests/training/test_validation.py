@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from hanflow.config import TrainConfig
 from hanflow.data.shards import Shard
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
+from hanflow.tasks.summarization import SummarizationTrain
 from hanflow.training import evaluation as validate
 from hanflow.training.backends.torch import TorchBackend
 from hanflow.training.evaluation import Validator
@@ -32,7 +32,7 @@ def language_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tasks.make_shards(tmp_path_factory.mktemp("lm"), "language_modeling", tasks.reviews(150)).shards
 
 
-def validator(shards: Path, task: str, config: TrainConfig) -> Validator:
+def validator(shards: Path, task: str, config: SummarizationTrain) -> Validator:
     """The validator of a model that has learnt nothing yet."""
     learnt = get_task(task)
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
@@ -79,7 +79,7 @@ def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path:
     pq.write_table(table.set_column(column, "label", pa.array(labels, pa.string())), path)
     rewritten(chain.corpus, "corpus")
     shards = tmp_path / "unknown"
-    tokenize(tasks.ENCODING, task="classification", output=str(shards), corpus=str(chain.corpus))
+    tokenize(tasks.ENCODING["classification"], task="classification", output=str(shards), corpus=str(chain.corpus))
     assert read_manifest(shards, "shards").details["facts"]["labels"] == ["0", "1"]
 
     config = tasks.settings("classification")
@@ -97,7 +97,7 @@ def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path:
 
 def test_a_stop_is_heard_between_two_batches_of_generation(shards: Path) -> None:
     """Beam search takes minutes where a cluster waits two: what is not given up ends in SIGKILL."""
-    config = TrainConfig(architecture=ARCHITECTURE, validation_rows=4, precision="fp32")
+    config = SummarizationTrain(architecture=ARCHITECTURE, validation_rows=4, precision="fp32")
     subject = validator(shards, "summarization", config)
     asked = 0
 
@@ -121,7 +121,7 @@ def test_a_stop_is_heard_between_two_batches_of_generation(shards: Path) -> None
 
 
 def test_scores_do_not_depend_on_how_rows_are_batched(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TrainConfig(architecture=ARCHITECTURE, validation_rows=4, validation_beams=2, precision="fp32")
+    config = SummarizationTrain(architecture=ARCHITECTURE, validation_rows=4, validation_beams=2, precision="fp32")
     whole = validator(shards, "summarization", config).run(LoopState({}, step=1), lambda: False)
     monkeypatch.setattr(validate, "BATCH_TOKENS", 64)
     single = validator(shards, "summarization", config).run(LoopState({}, step=1), lambda: False)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch.multiprocessing
 
-from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.storage.artifacts import Manifest
+from hanflow.tasks.summarization import SummarizationTrain
 from hanflow.training.backends import torch as torch_ddp
 from hanflow.training.checkpoints.local import Checkpoints
 from hanflow.training.checkpoints.resume import identity_of, resume
@@ -66,10 +66,10 @@ def test_workers_share_the_processors_that_this_process_may_use(monkeypatch: pyt
 def _resume(rank: int, port: int, folder: str) -> None:
     _begin(rank, port, folder)
     backend = torch_ddp.TorchBackend("fp32")
-    identity = identity_of(TrainConfig(), Manifest("shards", "classification", {}, {}))
+    identity = identity_of(SummarizationTrain(), Manifest("shards", "classification", {}, {}))
 
     def state_of(place: Path) -> LoopState:
-        return resume(Checkpoints(place, 2), TrainConfig(checkpoints=str(place)), identity, backend)
+        return resume(Checkpoints(place, 2), SummarizationTrain(checkpoints=str(place)), identity, backend)
 
     shared = Path(folder) / "shared"
     assert state_of(shared).step == 0

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from hanflow.config import TokenizeConfig
 from hanflow.steps.tokenize import run as tokenize
+from hanflow.tasks.summarization import SummarizationTokenize
 from tests.support import tasks
 from tests.support.corpora import ARCHITECTURE, petitions, write_corpus
 from tests.support.forked import Zygote
@@ -29,7 +29,7 @@ def make_shards(folder: Path, task: str) -> Path:
         return tasks.make_shards(folder, task, tasks.reviews(240)).shards
     rows = petitions(72)
     corpus = write_corpus(folder / "corpus", {"train": rows[:60], "validation": rows[60:], "test": rows[:1]})
-    config = TokenizeConfig(vocabulary_size=500, max_source_tokens=64, max_target_tokens=24)
+    config = SummarizationTokenize(vocabulary_size=500, max_source_tokens=64, max_target_tokens=24)
     tokenize(config, task=task, output=str(folder / "shards"), corpus=str(corpus))
     return folder / "shards"
 

@@ -7,6 +7,7 @@ those of a JobSet. A single worker can run in the caller's process: `train`. A w
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import traceback
@@ -16,9 +17,10 @@ from typing import Any
 import torch
 
 from hanflow.config import to_mapping
-from hanflow.config.worker_spec import WorkerSpec, parse_arguments
+from hanflow.config.worker_spec import WorkerSpec
 from hanflow.data.shards import Shard
 from hanflow.errors import UNEXPECTED, UserError
+from hanflow.experiment import parse_text, settings_of, step_config
 from hanflow.progress import setup_logging
 from hanflow.reports.training import render
 from hanflow.signals import obey_sigterm
@@ -126,6 +128,28 @@ def _save_model(output: str, run: TrainingRun, result: TrainingResult, shards: M
         lineage = artifacts.lineage(shards)
         manifest = Manifest("model", run.task.name, settings, counts, details, lineage)
         return artifacts.write_manifest(target, manifest)
+
+
+def parse_arguments(argv: Sequence[str]) -> WorkerSpec:
+    """The work that `hanflow.config.worker_spec.train_arguments` describes; settings left out have their defaults.
+
+    Raises:
+        UserError: settings are wrong.
+        SystemExit: wrong usage.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--task", required=True)
+    task = first.parse_known_args(argv)[0].task
+    parser = argparse.ArgumentParser("python -m hanflow.training.workers.worker", parents=[first], allow_abbrev=False)
+    for name in ("shards", "output"):
+        parser.add_argument(f"--{name}", required=True)
+    names = [s.name for s in settings_of("train", task)]
+    for name in names:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}")
+    options = vars(parser.parse_args(argv))
+    texts = {name: options[f"set_{name}"] for name in names if options[f"set_{name}"] is not None}
+    values = {name: parse_text("train", name, text, task) for name, text in texts.items()}
+    return WorkerSpec(task, step_config("train", values, task), options["shards"], options["output"])
 
 
 def main(argv: Sequence[str]) -> int:

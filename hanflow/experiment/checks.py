@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hanflow.config.building import build
-from hanflow.config.cluster import JobConfig, cluster_problems, job_problems
-from hanflow.config.experiment import Experiment, changed
-from hanflow.config.training import TrainConfig
+from hanflow.config import JobConfig, build, changed, job_problems
+from hanflow.config.cluster import cluster_problems
+from hanflow.experiment.sections import Experiment, section_class, suggestion
+from hanflow.tasks import chosen_task
 
 
 def cross_checks(experiment: Experiment) -> list[str]:
@@ -27,11 +27,7 @@ def cross_checks(experiment: Experiment) -> list[str]:
             f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
         )
     problems += _member_problems(experiment)
-    if experiment.evaluate.engine == "transformers" and experiment.evaluate.compute_type != "float32":
-        problems.append(
-            f"evaluate.compute_type={experiment.evaluate.compute_type} needs CTranslate2: set evaluate.engine=ctranslate2, "
-            "or leave it auto"
-        )
+    problems += chosen_task(experiment.task).check_settings(experiment.evaluate)
     if not experiment.export.formats:
         problems.append("export.formats: is empty; name at least one format, or auto")
     if "ctranslate2" in experiment.export.formats and not experiment.export.compute_types:
@@ -61,8 +57,8 @@ def _member_problems(experiment: Experiment) -> list[str]:
             problems.append(f"combine.members: two are named {name}")
         names.append(name)
         own = {key: value for key, value in member.items() if key not in ("name", "job")}
-        _, found = build(TrainConfig, own, "train", require=False)
-        job, wrong = build(JobConfig, {**changed(experiment.job), **(member.get("job") or {})}, "job", require=False)
+        _, found = build(section_class("train", experiment.task), own, "train", False, suggestion(experiment.task))
+        job, wrong = build(JobConfig, {**changed(experiment.job), **(member.get("job") or {})}, "job", False)
         found += wrong or job_problems(job)
         problems += [f"combine.members: {name}: {problem}" for problem in found]
     if weights and len(weights) != len(members):

@@ -8,10 +8,9 @@ from typing import Any
 
 import yaml
 
-from hanflow.config.building import build
-from hanflow.config.checks import cross_checks
-from hanflow.config.experiment import SECTIONS, Experiment, settings_of
 from hanflow.errors import ConfigError, UserError
+from hanflow.experiment.checks import cross_checks
+from hanflow.experiment.sections import SECTIONS, Experiment, build_experiment, settings_of
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require: bool = True) -> Experiment:
@@ -28,6 +27,8 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require:
     """
     values = _read_yaml(Path(path), ())
     problems: list[str] = []
+    parted = [text.partition("=") for text in overrides]
+    task = str(next((raw for key, _, raw in reversed(parted) if key.strip() == "task"), values.get("task") or ""))
     for text in overrides:
         key, separator, raw = text.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -37,7 +38,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require:
         if not dot:
             values[section] = raw
             continue
-        value = parse_text(section, name, raw)
+        value = parse_text(section, name, raw, task)
         target = values.setdefault(section, {})
         if not isinstance(target, dict):
             continue  # reported below, as a section that is no mapping
@@ -47,18 +48,18 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require:
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
-    experiment, found = build(Experiment, values, "", require)
+    experiment, found = build_experiment(values, require)
     problems += found
-    if not problems:
+    if experiment is not None and not problems:
         problems += cross_checks(experiment)
-    if problems:
+    if experiment is None or problems:
         raise ConfigError(problems)
     return experiment
 
 
-def parse_text(step: str, name: str, text: str) -> Any:
+def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
     """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
-    if any(s.name == name and s.type is str for s in (settings_of(step) if step in SECTIONS else ())):
+    if section in SECTIONS and any(s.name == name and s.type is str for s in settings_of(section, task)):
         return text
     try:
         return yaml.safe_load(text) if text.strip() else None

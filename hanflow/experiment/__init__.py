@@ -1,0 +1,32 @@
+"""All settings of a run together: the sections of the steps, extended by its task; YAML files, overrides, cross checks.
+
+A setting is declared once, in `hanflow.config` or by the task that alone has it; experiment files, `--set`, the steps' own
+command lines and the parameters of the Kubeflow pipelines are all made from these classes.
+"""
+
+from hanflow.experiment.loading import load_experiment, parse_text
+from hanflow.experiment.sections import (
+    SECTIONS,
+    STEPS,
+    Experiment,
+    Setting,
+    all_settings,
+    build_experiment,
+    member_settings,
+    settings_of,
+    step_config,
+)
+
+__all__ = [
+    "SECTIONS",
+    "STEPS",
+    "Experiment",
+    "Setting",
+    "all_settings",
+    "build_experiment",
+    "load_experiment",
+    "member_settings",
+    "parse_text",
+    "settings_of",
+    "step_config",
+]

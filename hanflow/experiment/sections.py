@@ -1,0 +1,185 @@
+"""All settings of a run, and how the outside sees each: `train.epochs` in a file and on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hanflow.config import (
+    ClusterConfig,
+    CombineConfig,
+    EvaluateConfig,
+    ExportConfig,
+    JobConfig,
+    PreprocessConfig,
+    TokenizeConfig,
+    TrainConfig,
+    build,
+    changed,
+)
+from hanflow.config.fields import setting
+from hanflow.errors import ConfigError, UserError
+from hanflow.tasks import chosen_task
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every setting of one run; the classes of the sections are those that its task extends (`Task.settings`)."""
+
+    name: str = setting("experiment", "Name of the run; output folders and the model card carry it.")
+    task: str = setting(
+        "summarization", "What is learnt: a task of hanflow or of an installed package, or `module:Class`."
+    )
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    combine: CombineConfig = field(default_factory=CombineConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    job: JobConfig = field(default_factory=JobConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    @property
+    def pipeline(self) -> str:
+        """Name of the pipeline that runs it."""
+        return "ensemble" if self.combine.members else self.task
+
+
+STEPS: dict[str, type] = {
+    "preprocess": PreprocessConfig,
+    "tokenize": TokenizeConfig,
+    "train": TrainConfig,
+    "combine": CombineConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+}
+"""Step → the settings that it has for every task."""
+
+
+SECTIONS: dict[str, type] = {**STEPS, "job": JobConfig, "cluster": ClusterConfig}
+"""Section of an experiment → its settings: the steps', and what says where the train step's workers and the steps run."""
+
+
+def section_class(section: str, task: str = "") -> type:
+    """The settings class of a section: the one by which the task extends it, if it does.
+
+    Raises:
+        UserError: no such task.
+    """
+    return chosen_task(task).settings.get(section, SECTIONS[section]) if task else SECTIONS[section]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as the outside sees it: `train.epochs` on the command line."""
+
+    step: str
+    name: str
+    type: type
+    default: Any
+    help: str
+    required: bool
+    choices: tuple[str, ...] = ()
+
+    @property
+    def dotted(self) -> str:
+        return f"{self.step}.{self.name}"
+
+
+def settings_of(section: str, task: str = "") -> list[Setting]:
+    """The settings of one section, in the order they are declared; with a task, its own as well."""
+    cls = section_class(section, task)
+    hints = typing.get_type_hints(cls)
+    defaults = cls()
+    return [
+        Setting(
+            section,
+            f.name,
+            hints[f.name],
+            getattr(defaults, f.name),
+            f.metadata["help"],
+            f.metadata["required"],
+            f.metadata["choices"],
+        )
+        for f in dataclasses.fields(cls)
+    ]
+
+
+def all_settings(task: str = "") -> list[Setting]:
+    """The settings of all sections; with a task, its own as well."""
+    return [s for section in SECTIONS for s in settings_of(section, task)]
+
+
+def step_config(section: str, values: Mapping[str, Any], task: str = "") -> Any:
+    """The config of one section from plain values.
+
+    Args:
+        task: what is learnt: its own settings are known as well.
+
+    Raises:
+        ConfigError: unknown keys, wrong types or values out of range; all of them in one message.
+    """
+    config, problems = build(section_class(section, task), values, section, True, suggestion(task))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def build_experiment(values: Mapping[str, Any], require: bool = True) -> tuple[Experiment | None, list[str]]:
+    """An experiment, or None, and everything that is wrong with the values.
+
+    Args:
+        values: the sections as YAML gives them, and `name` and `task`.
+        require: whether required settings must be there.
+    """
+    problems: list[str] = []
+    task = str(values.get("task") or "summarization")
+    try:
+        chosen_task(task)
+    except UserError as error:
+        return None, [str(error)]
+    arguments: dict[str, Any] = {"task": task}
+    if values.get("name") is not None:
+        arguments["name"] = str(values["name"])
+    known = [f.name for f in dataclasses.fields(Experiment)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1) or [
+                s.dotted for s in all_settings(task) if s.name == key
+            ]
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            problems.append(f"{key}: no such setting; {hint}")
+    for section in SECTIONS:
+        given = values.get(section)
+        config, found = build(
+            section_class(section, task), {} if given is None else given, section, require, suggestion(task)
+        )
+        problems += found
+        arguments[section] = config
+    return (None, problems) if problems else (Experiment(**arguments), [])
+
+
+def suggestion(task: str = "") -> typing.Callable[[str], str]:
+    """What to say behind a key that is no setting of that task."""
+
+    def suggest(key: str) -> str:
+        known = [s.dotted for s in all_settings(task)]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+        if not near:  # a right name in the wrong section
+            near = [dotted for dotted in known if dotted.split(".")[1] == key.split(".")[-1]][:1]
+        return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+
+    return suggest
+
+
+def member_settings(experiment: Experiment) -> list[dict[str, Any]]:
+    """Name and settings of every member of an ensemble: what the train section sets, below what is its own.
+
+    Settings left at their default are left out.
+    """
+    shared = changed(experiment.train)
+    return [{**shared, **member} for member in experiment.combine.members]

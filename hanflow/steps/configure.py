@@ -1,0 +1,92 @@
+"""The form of a pipeline → the settings of every step, checked before anything else starts.
+
+Each step gets its own settings alone, so that Kubeflow's cache runs again just the steps whose settings have changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from hanflow.config import to_mapping
+from hanflow.errors import UserError
+from hanflow.experiment import STEPS, Experiment, member_settings
+from hanflow.experiment.form import MEMBERS, from_form
+from hanflow.progress import emit, setup_logging, speak_for
+
+PLACED = ("preprocess", "tokenize", "train", "evaluate", "export")
+"""Steps whose pods have CPUs and memory of their own."""
+OUTPUTS = (
+    *STEPS,
+    "job",
+    "members",
+    "node_selector",
+    "tolerations",
+    *(f"{step}_{resource}" for step in PLACED for resource in ("cpu", "memory")),
+)
+"""Names of what `run` returns, in order."""
+
+
+def run(
+    task: str,
+    *,
+    base: Mapping[str, Any],
+    form: Mapping[str, Any],
+    own: str,
+    members: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The settings of every step of a pipeline.
+
+    Args:
+        task: what is learnt.
+        base: settings that the pipeline starts from: section → name → value.
+        form: parameters that every pipeline has.
+        own: the parameters of this task alone, as lines of YAML (`max_source_tokens: 512`).
+        members: of an ensemble; empty: one model is trained.
+        settings: further settings, section → name → value; they win.
+
+    Returns:
+        Name of `OUTPUTS` → value.
+
+    Raises:
+        ConfigError: everything that is wrong with them.
+    """
+    setup_logging()
+    speak_for("configure")
+    values = {**form, **(yaml.safe_load(own) or {})}
+    if members:
+        values.pop("model", None)
+        values[MEMBERS] = list(members)
+    try:
+        experiment = from_form(task, base, values, settings)
+    except UserError as error:
+        emit("failed", message=str(error), expected=True)
+        raise
+    return outputs_of(experiment)
+
+
+def outputs_of(experiment: Experiment) -> dict[str, Any]:
+    """What the steps of a pipeline are given, from an experiment."""
+    cluster = to_mapping(experiment.cluster)
+    job = to_mapping(experiment.job)
+    trained = []
+    for member in member_settings(experiment) if experiment.combine.members else []:
+        own = {key: value for key, value in member.items() if key not in ("name", "job")}
+        trained.append({"name": member["name"], "settings": own, "job": {**job, **(member.get("job") or {})}})
+    return {
+        **{step: to_mapping(getattr(experiment, step)) for step in STEPS},
+        "job": job,
+        "members": trained,
+        "node_selector": cluster["node_selector"],
+        "tolerations": cluster["tolerations"],
+        **{f"{step}_{kind}": cluster[f"{step}_{kind}"] for step in PLACED for kind in ("cpu", "memory")},
+    }
+
+
+def job_of(base: Mapping[str, Any], runtime: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings of the job that a form asks for, unchecked: for what cleans up even after `run` has failed."""
+    further = (settings or {}).get("job") or {}
+    return {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
