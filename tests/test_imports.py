@@ -23,7 +23,6 @@ UPWARD = {
 CIRCLES = [
     ["hanflow.reports.evaluation", "hanflow.steps.evaluate"],
     ["hanflow.serving.inputs", "hanflow.serving.predict"],
-    ["hanflow.training.workers.processes", "hanflow.training.workers.worker"],
 ]
 
 
