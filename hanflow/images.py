@@ -1,7 +1,7 @@
-"""The image references; repository and tag are set in one place for every pipeline, job and manifest.
+"""References of the container images; every pipeline, job and manifest takes repository and tag from here.
 
 `hanflow compile` and `hanflow submit` take `--image-repository` and `--image-tag` for images pushed elsewhere
-(`add_options`, `from_options`). A step that starts jobs of its own learns from `images_of_this_step` which were meant.
+(`add_options`, `from_options`). A step that creates jobs gets the same images from `images_of_this_step`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TAG = "0.1.0"
 
 REPOSITORY_VARIABLE = "HANFLOW_IMAGE_REPOSITORY"
 TAG_VARIABLE = "HANFLOW_IMAGE_TAG"
-"""A pipeline sets these two in the train step's environment."""
+"""A pipeline sets both variables in the train step's environment."""
 
-# The grammar of https://github.com/distribution/reference, a host in lower case.
+# The grammar of https://github.com/distribution/reference, with the host in lower case.
 _PATH_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _HOST = r"[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?(?::[0-9]+)?"
 _REPOSITORY = re.compile(rf"(?:{_HOST}/)?{_PATH_PART}(?:/{_PATH_PART})*")
@@ -32,7 +32,7 @@ class Images:
     """Where the images are: `<repository>/hanflow-{cpu,gpu,tpu,demo}:<tag>`.
 
     Raises:
-        UserError: a repository or tag that no registry would take.
+        UserError: a repository or tag that no registry accepts.
     """
 
     repository: str = REPOSITORY
@@ -47,27 +47,27 @@ class Images:
             )
         if not _TAG.fullmatch(self.tag):
             raise UserError(
-                f"image tag {self.tag!r}: expected at most 128 letters, digits, '_', '.', '-', the first no '.' or '-'"
+                f"image tag {self.tag!r}: expected at most 128 letters, digits, '_', '.' and '-', not beginning with '.' or '-'"
             )
 
     @property
     def cpu(self) -> str:
-        """Every KFP step, and PyTorchJob workers without GPUs."""
+        """Image of all KFP steps, and of PyTorchJob workers without GPUs."""
         return self._of("cpu")
 
     @property
     def gpu(self) -> str:
-        """PyTorchJob workers."""
+        """Image of PyTorchJob workers with GPUs."""
         return self._of("gpu")
 
     @property
     def tpu(self) -> str:
-        """JobSet workers."""
+        """Image of JobSet workers on TPU slices."""
         return self._of("tpu")
 
     @property
     def demo(self) -> str:
-        """The page of `hanflow demo`: the cpu image and Streamlit."""
+        """Image of the page of `hanflow demo`: the cpu image and Streamlit."""
         return self._of("demo")
 
     def _of(self, kind: str) -> str:
@@ -76,9 +76,6 @@ class Images:
 
 DEFAULT = Images()
 CPU = DEFAULT.cpu
-GPU = DEFAULT.gpu
-TPU = DEFAULT.tpu
-DEMO = DEFAULT.demo
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -97,15 +94,15 @@ def from_options(options: argparse.Namespace) -> Images:
     """The images that the options of `add_options` name.
 
     Raises:
-        UserError: a repository or tag that no registry would take.
+        UserError: a repository or tag that no registry accepts.
     """
     return Images(options.image_repository, options.image_tag)
 
 
 def images_of_this_step() -> Images:
-    """The images that belong to the running step: those its pipeline was compiled for, else the default ones.
+    """The images that its pipeline passed to the running step, else the default ones.
 
     Raises:
-        UserError: a repository or tag that no registry would take.
+        UserError: a repository or tag that no registry accepts.
     """
     return Images(os.environ.get(REPOSITORY_VARIABLE) or REPOSITORY, os.environ.get(TAG_VARIABLE) or TAG)

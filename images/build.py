@@ -1,7 +1,7 @@
 """Build the images with podman or docker: `make images`, or `.venv/bin/python images/build.py cpu gpu --builder docker`.
 
-pip's own configuration (indices, folders of wheels, certificates; `pip config list`) is lent to the build as a secret,
-folders over HTTP on this machine. Nothing of it stays in an image.
+pip's configuration (indices, folders of wheels, certificates; `pip config list`) is passed to the build as a secret; folders
+are served over HTTP on this machine. Nothing of it stays in an image.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SOURCES = (
     "timeout",
     "default-timeout",
 )
-"""The settings of pip that say where packages come from."""
+"""pip's settings of where packages come from."""
 FOLDER_KEYS = ("index-url", "extra-index-url", "find-links")
 
 
 @dataclass(frozen=True)
 class PipSettings:
-    """What of pip's configuration a build needs."""
+    """The part of pip's configuration that a build needs."""
 
     values: Mapping[str, str]
     """Setting → value, for the section [global] of a pip.conf."""
@@ -56,13 +56,13 @@ class PipSettings:
 
     @property
     def folders(self) -> list[Path]:
-        """Folders of this machine that packages come from, and that exist."""
+        """Existing folders of this machine that packages come from."""
         sources = [(key, source) for key in FOLDER_KEYS for source in self.values.get(key, "").split()]
         found = (_folder(key, source) for key, source in sources)
         return list(dict.fromkeys(folder for folder in found if folder is not None and folder.is_dir()))
 
     def served(self, addresses: Mapping[Path, str]) -> PipSettings:
-        """The same with folders replaced by the addresses where they are served, e.g. `http://127.0.0.1:4711`."""
+        """The same with folders replaced by the addresses at which they are served, e.g. `http://127.0.0.1:4711`."""
         values = dict(self.values)
         for key in FOLDER_KEYS:
             if key in values:
@@ -75,7 +75,7 @@ class PipSettings:
 
 
 def parse_pip_settings(listed: str) -> PipSettings:
-    """Settings from the output of `pip config list`; the environment outranks [install], and that [global]."""
+    """Settings from the output of `pip config list`; the environment overrides [install], which overrides [global]."""
     found: dict[str, str] = {}
     for section in ("global.", "install.", ":env:."):
         for line in listed.splitlines():
@@ -109,7 +109,7 @@ def _address(key: str, source: str, addresses: Mapping[Path, str]) -> str:
 
 @contextlib.contextmanager
 def serve(folders: Sequence[Path]) -> Iterator[dict[Path, str]]:
-    """Serve folders to this machine alone: folder → address. A mount would leave its empty folder in every layer."""
+    """Serve folders to this machine only: folder → address. (A mount would leave an empty folder in every layer.)"""
     with contextlib.ExitStack() as stack:
         addresses = {}
         for folder in folders:
@@ -143,7 +143,7 @@ class Build:
         return str(getattr(self.images, self.kind))
 
     def command(self, pip: PipSettings, conf: Path) -> list[str]:
-        """The builder's command line; `conf` is the file that holds `pip`."""
+        """The builder's command line; `conf` is the file that `pip` was written to."""
         command = [self.builder, "build", "--file", f"images/{DOCKERFILES.get(self.kind, self.kind)}/Dockerfile"]
         command += ["--target", self.kind, "--tag", self.reference]
         if self.builder == "podman":
@@ -163,7 +163,7 @@ def find_builder(wanted: str) -> str:
     """`podman` or `docker`: the wanted one, else the first that is installed.
 
     Raises:
-        UserError: there is none.
+        UserError: it is not installed.
     """
     for name in [wanted] if wanted else ["podman", "docker"]:
         if shutil.which(name):
@@ -172,15 +172,15 @@ def find_builder(wanted: str) -> str:
 
 
 def revision() -> str:
-    """The commit that is built, marked where files differ from it; empty outside a clone."""
-    told = subprocess.run(
+    """The commit that is built, marked as dirty if files differ from it; empty outside a clone."""
+    described = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    return told.stdout.strip()
+    return described.stdout.strip()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -209,24 +209,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tempfile.NamedTemporaryFile("w", prefix="pip-", suffix=".conf", encoding="utf-8") as conf,
     ):
         settings = pip.served(addresses)
-        conf.write(settings.text())  # readable by its owner only: an index's address may hold a password
+        conf.write(settings.text())  # readable only by its owner: the address of an index may contain a password
         conf.flush()
         for kind in kinds:
             flags = tuple(shlex.split(options.flags))
             build = Build(builder, kind, images, options.base, revision(), bool(addresses), flags)
             done = subprocess.run(build.command(settings, Path(conf.name)), cwd=ROOT, check=False)
             if done.returncode:
-                print(f"error: {build.reference} was not built; the builder's last lines say why", file=sys.stderr)
+                print(f"error: {build.reference} was not built; see the builder's last lines", file=sys.stderr)
                 return 1
             print(f"{build.reference}: {_megabytes(builder, build.reference):,.0f} MB", flush=True)
     return 0
 
 
 def _megabytes(builder: str, reference: str) -> float:
-    told = subprocess.run(
+    inspected = subprocess.run(
         [builder, "image", "inspect", "--format", "{{.Size}}", reference], capture_output=True, text=True, check=True
     )
-    return int(told.stdout) / 1e6
+    return int(inspected.stdout) / 1e6
 
 
 if __name__ == "__main__":

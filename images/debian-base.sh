@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a base image from Debian's package archive, for machines that reach no registry: images/debian-base.sh NAME:TAG
-# Needs root, debootstrap and podman. What it makes is what docker.io/library/debian:bookworm-slim is: a minimal Debian 12
-# without documentation.
+# Builds a base image from Debian's package archive, for machines that cannot reach a registry: images/debian-base.sh NAME:TAG
+# Needs root, debootstrap and podman. Like docker.io/library/debian:bookworm-slim, it is a minimal Debian 12 without
+# documentation.
 set -euo pipefail
 name=${1:?usage: images/debian-base.sh NAME:TAG}
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}

@@ -1,4 +1,4 @@
-"""What an image installs, and whether it did: run inside a build by its Python, needs the standard library only.
+"""Which distributions an image installs, and checks afterwards. Runs inside a build; needs only the standard library.
 
 python3 pins.py requirements pyproject.toml wandb > requirements.txt
 python3 pins.py torch /opt/hanflow/lib/python3.11/site-packages cpu
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as PyPA's specification of names compares it."""
+    """A distribution's name in the normal form of PyPA's specification of names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
@@ -27,7 +27,7 @@ def name_of(requirement: str) -> str:
 
 
 def requirements(pyproject: Path, extras: Sequence[str], without: Sequence[str] = ()) -> list[str]:
-    """The project's dependencies and those of some extras, less the distributions in `without`."""
+    """The project's dependencies and those of some extras, except the distributions in `without`."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     found = list(project["dependencies"])
     for extra in extras:
@@ -42,7 +42,7 @@ def pinned(lines: Sequence[str]) -> dict[str, str]:
 
 
 def floating(installed: dict[str, str], pins: dict[str, str]) -> list[str]:
-    """Installed distributions whose version no constraint names; a wheel's local version (`+cpu`) does not count."""
+    """Installed distributions whose version is not in the constraints; a wheel's local version (`+cpu`) does not count."""
     return [
         f"{name}=={version} ({'constraints say ' + pins[name] if name in pins else 'no constraint'})"
         for name, version in sorted(installed.items())
@@ -55,11 +55,11 @@ def torch_problem(site_packages: Path, wanted: str) -> str | None:
     cuda = runpy.run_path(str(site_packages / "torch" / "version.py"))["cuda"]
     if wanted == "cpu" and cuda is not None:
         return (
-            f"torch was built for CUDA {cuda}: this image would be 7 GB larger for nothing; "
-            "give PIP_EXTRA_INDEX_URL=… PyTorch's index of CPU wheels (named on its installation page)"
+            f"torch was built for CUDA {cuda}: this image would be 7 GB larger than it needs to be; "
+            "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (named on its installation page)"
         )
     if wanted == "cuda" and cuda is None:
-        return "torch was built without CUDA: build this image without an index or folder of CPU wheels"
+        return "torch was built without CUDA: build this image without PyTorch's index or a folder of CPU wheels"
     return None
 
 
@@ -75,7 +75,11 @@ def main(arguments: Sequence[str]) -> int | str:
     if command == "exact":
         pins = pinned([line for path in rest for line in Path(path).read_text(encoding="utf-8").splitlines()])
         installed = {normalized(found.name): found.version for found in distributions()}
-        return "\n".join(["not pinned exactly:", *problems]) if (problems := floating(installed, pins)) else 0
+        return (
+            "\n".join(["without an exact version in the constraints:", *problems])
+            if (problems := floating(installed, pins))
+            else 0
+        )
     return f"{command}: unknown; known are requirements, torch and exact"
 
 

@@ -15,14 +15,12 @@ STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/compon
 
 # What still breaks a rule. Each list only shrinks: an entry that nothing needs any more fails its test.
 UPWARD = {
-    ("data", "tasks"),
     ("models", "data"),
     ("models", "loading"),
     ("reports", "steps"),
 }
 CIRCLES = [
     ["hanflow.reports.evaluation", "hanflow.steps.evaluate"],
-    ["hanflow.serving.inputs", "hanflow.serving.predict"],
 ]
 
 

@@ -19,7 +19,7 @@ def predict(
 
     Args:
         bundle: URI of the bundle.
-        input: URI of the texts: csv, tsv, jsonl or one text a line; each also .gz.
+        input: URI of the texts: csv, tsv, jsonl, parquet, AI-Hub json or one text a line; each also .gz.
         predictions: The folder with `predictions.FORMAT`.
         metrics: Rows, empty texts, texts that were cut, rows a second.
         column: Column of the texts; empty: by its usual names.
@@ -33,7 +33,8 @@ def predict(
 
     from hanflow.progress import setup_logging
     from hanflow.serving.bundle import open_bundle
-    from hanflow.serving.predict import Request, run
+    from hanflow.serving.inputs import Request
+    from hanflow.serving.predict import run
 
     setup_logging()
     folder = Path(predictions.path)
@@ -45,8 +46,8 @@ def predict(
         output_format=format,
         with_input=with_input,
     )
-    told = run(open_bundle(bundle), request)
-    for name, value in (("rows", told.rows), ("empty", told.empty), ("cut", told.cut)):
+    summary = run(open_bundle(bundle), request)
+    for name, value in (("rows", summary.rows), ("empty", summary.empty), ("cut", summary.cut)):
         metrics.log_metric(name, value)
-    metrics.log_metric("rows_per_second", round(told.rows / told.seconds, 2) if told.seconds else 0.0)
+    metrics.log_metric("rows_per_second", round(summary.rows / summary.seconds, 2) if summary.seconds else 0.0)
     return predictions.uri

@@ -41,12 +41,12 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--port: {options.port} is no port; give one from 1 to 65535, e.g. 8501")
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
-    from hanflow.data.text_files import Source, read_rows
+    from hanflow.data.readers import read_texts, text_source
     from hanflow.serving.bundle import open_bundle
 
     opened = [open_bundle(bundle) for bundle in options.bundles]
     if options.examples:
-        next(read_rows(Source(options.examples, usual=opened[0].input_names)))
+        next(read_texts(text_source(options.examples, usual=opened[0].input_names)))
     arguments = command(options.bundles, options.host, options.port, options.examples or str(SAMPLE))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 from hanflow.errors import UserError
 
 if TYPE_CHECKING:
-    from hanflow.serving.predict import Request, Told
+    from hanflow.serving.inputs import Request
+    from hanflow.serving.predict import PredictSummary
 
-FORMATS = ("lines", "csv", "tsv", "jsonl")
-"""`text_files.FORMATS`, written out: --help waits for no import. A test compares."""
+FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "json")
+"""`readers.FORMATS`, written out: --help waits for no import. A test compares."""
 
-OUTPUT_FORMATS = (*FORMATS, "pairs")
-"""`output.OUTPUT_FORMATS`, likewise."""
+OUTPUT_FORMATS = ("lines", "csv", "tsv", "jsonl", "pairs")
+"""`writers.OUTPUT_FORMATS`, likewise."""
 
 DESCRIPTION = """\
-One prediction for every input text, in order. Input: .csv, .tsv or .jsonl with a column for the texts, or one text a
-line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and encoded as the bundle's
+One prediction for every input text, in order. Input: .csv, .tsv, .jsonl or .parquet with a column for the
+texts, AI-Hub's .json, or one text a line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and encoded as the bundle's
 model learnt them. Killed or interrupted, the same command goes on where it stopped."""
 
 
@@ -103,7 +104,8 @@ def run(options: argparse.Namespace) -> int:
         given = "-"
     from hanflow.progress import log, setup_logging
     from hanflow.serving.bundle import open_bundle
-    from hanflow.serving.predict import Request, run
+    from hanflow.serving.inputs import Request
+    from hanflow.serving.predict import run
     from hanflow.signals import Terminated, obey_sigterm
 
     setup_logging()
@@ -123,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
         restart=options.restart,
     )
     try:
-        told = run(open_bundle(options.bundle, _changes(options)), request)
+        summary = run(open_bundle(options.bundle, _changes(options)), request)
     except (KeyboardInterrupt, Terminated) as error:
         status = error.exit_status if isinstance(error, Terminated) else 128 + signal.SIGINT
         print(f"{'terminated' if status > 130 else 'interrupted'}; {_what_is_left(request)}", file=sys.stderr)
@@ -134,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
         log.filters.clear()
-    print(_summary(told, request), file=sys.stderr)
+    print(_summary(summary, request), file=sys.stderr)
     return 0
 
 
@@ -173,14 +175,14 @@ def _what_is_left(request: Request) -> str:
     return f"what is done is in {request.output}.partial, and the same command goes on there"
 
 
-def _summary(told: Told, request: Request) -> str:
-    new = told.rows - told.already
-    before = f" ({told.already:,} of them by an earlier run)" if told.already else ""
-    speed = f" in {told.seconds:.1f} s, {new / told.seconds:,.1f} rows/s" if new and told.seconds else ""
+def _summary(summary: PredictSummary, request: Request) -> str:
+    new = summary.rows - summary.already
+    before = f" ({summary.already:,} of them by an earlier run)" if summary.already else ""
+    speed = f" in {summary.seconds:.1f} s, {new / summary.seconds:,.1f} rows/s" if new and summary.seconds else ""
     notes = [
         f"{count:,} {what}"
-        for count, what in ((told.empty, "empty inputs"), (told.cut, "inputs cut to what the model reads"))
+        for count, what in ((summary.empty, "empty inputs"), (summary.cut, "inputs cut to what the model reads"))
         if count
     ]
     place = "" if request.output == "-" else f" → {request.output}"
-    return f"{told.rows:,} rows{before}{speed}{'; ' + ', '.join(notes) if notes else ''}{place}"
+    return f"{summary.rows:,} rows{before}{speed}{'; ' + ', '.join(notes) if notes else ''}{place}"

@@ -19,8 +19,8 @@ TOKENIZATIONS = ("morpheme", "character", "word", "model", "dacon")
 
 DESCRIPTION = """\
 ROUGE-1, -2, -L and -Lsum of predictions against references, row by row, for Korean: texts are brought to NFKC and cut
-by a named tokenization, whose name stands in every score. Files are .csv, .tsv or .jsonl with a column for the texts, or
-hold one text a line; each also .gz. A .jsonl reference may be a list of texts."""
+by a named tokenization, whose name stands in every score. Files are .csv, .tsv, .jsonl or .parquet with a column for the
+texts, or hold one text a line; each also .gz. A reference in .jsonl or .parquet may be a list of texts."""
 
 
 def add(commands: Any) -> None:
@@ -74,21 +74,26 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows and not Path(options.rows).parent.is_dir():
         raise UserError(f"--rows: {options.rows}: its folder does not exist; make it first")
-    from hanflow.data.text_files import Source
+    from hanflow.data.readers import text_source
     from hanflow.metrics.intervals import mean_intervals
     from hanflow.steps.score import score_files, write_rows
 
     names = list(dict.fromkeys(options.tokenization or TOKENIZATIONS[:1]))
     tokenizations = [_model(options.tokenizer) if name == "model" else name for name in names]
-    predictions = Source(
+    predictions = text_source(
         options.predictions,
         options.prediction_column or options.column,
-        "prediction",
-        "--prediction-column",
-        options.encoding,
+        column_option="--prediction-column",
+        encoding=options.encoding,
     )
     references = [
-        Source(path, options.reference_column or options.column, "reference", "--reference-column", options.encoding)
+        text_source(
+            path,
+            options.reference_column or options.column,
+            ("reference",),
+            column_option="--reference-column",
+            encoding=options.encoding,
+        )
         for path in options.references
     ]
     found = score_files(predictions, references, tokenizations)

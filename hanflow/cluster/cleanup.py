@@ -1,4 +1,4 @@
-"""Remove what a run left on a cluster: `python -m hanflow.cluster.cleanup --run ID`, or the pipeline's exit handler."""
+"""Remove the jobs of a run from a cluster: `python -m hanflow.cluster.cleanup --run ID`, or the pipeline's exit handler."""
 
 from __future__ import annotations
 
@@ -9,44 +9,42 @@ from collections.abc import Sequence
 
 from hanflow.cluster.client import Cluster, ClusterError, NotFound
 from hanflow.cluster.job import RUN_LABEL, label_value
-from hanflow.cluster.submission import PATHS
+from hanflow.cluster.runtimes import RUNTIMES
 from hanflow.errors import UserError
 from hanflow.progress import log, setup_logging
 
 
-def remove_jobs(run_id: str, namespace: str = "") -> list[str]:
-    """Delete every PyTorchJob and JobSet of a run; returns their names.
+def remove_jobs(run_id: str, namespace: str = "", *, cluster: Cluster | None = None) -> list[str]:
+    """Delete all jobs of a run, of every kind; returns their names.
 
     Args:
-        run_id: id of the run, as the jobs were given it.
+        run_id: id of the run, as its jobs were labelled.
         namespace: of the jobs; empty: that of this pod, or of the kubeconfig's context.
+        cluster: where, if it is connected already.
 
     Raises:
+        UserError: the id is empty.
         ClusterError: the cluster refuses, or cannot be reached.
     """
     if not run_id:
-        raise UserError("no run was named: without its id every job would be meant")
-    return reap(Cluster(namespace), run_id)
-
-
-def reap(cluster: Cluster, run_id: str) -> list[str]:
-    """`remove_jobs` on an open cluster."""
+        raise UserError("no run id was given: an empty one would match the jobs of other runs")
+    cluster = cluster or Cluster(namespace)
     selector = {"labelSelector": f"{RUN_LABEL}={label_value(run_id)}"}
     removed, refusals = [], []
-    for kind, path in PATHS.items():
+    for runtime in RUNTIMES.values():
         try:
-            found = cluster.request("GET", path, query=selector)["items"]
+            found = cluster.request("GET", runtime.path, query=selector)["items"]
         except NotFound:
             continue  # a cluster without that kind of job
         except ClusterError as error:
-            refusals.append(error)  # the other kind may still be allowed
+            refusals.append(error)  # another kind may still be allowed
             continue
         for job in found:
             name = job["metadata"]["name"]
             with contextlib.suppress(NotFound):
-                cluster.request("DELETE", f"{path}/{name}", body={"propagationPolicy": "Background"})
+                cluster.request("DELETE", f"{runtime.path}/{name}", body={"propagationPolicy": "Background"})
             removed.append(name)
-            log.info("removed %s %s", kind, name)
+            log.info("removed %s %s", runtime.kind, name)
     if refusals:
         raise ClusterError("\n".join(map(str, refusals)))
     return removed

@@ -1,202 +1,234 @@
-"""A job from its submission to its end, as its objects tell it."""
+"""Decisions of the launcher: what to do next, given what the API server reported about a job.
+
+Nothing here has a clock, a network or a thread: `launcher.py` reports objects and the time, and carries out the decisions.
+`now` is always seconds of one monotonic clock.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import queue
-import time
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from hanflow.cluster import status as pods
-from hanflow.cluster.client import Cluster, ClusterError
-from hanflow.cluster.job import JOB_LABEL
-from hanflow.cluster.log_stream import LogFollower
-from hanflow.cluster.submission import PATHS
-from hanflow.cluster.waiting import Waits
-from hanflow.cluster.watch import Change, Watch
+from hanflow.cluster import status
+from hanflow.cluster.job import QUEUE_LABEL
 from hanflow.errors import UserError
-from hanflow.progress import log
 
-TICK_SECONDS = 1.0
-INCIDENT_SECONDS = 400.0
-"""Workers that lose a peer notice within that time (the timeout of a collective, and some): one incident, not several."""
-SETTLE_SECONDS = 5.0
-"""How long pods may be behind their job in what the cluster tells."""
-DRAIN_SECONDS = 15.0
-"""How long the rest of rank 0's log may take."""
 TAIL_LINES = 20
-_PODS = "/api/v1/namespaces/{namespace}/pods"
+"""Lines of a pod's log in the message of a failure."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Waiting times of the launcher, in seconds."""
+
+    tick: float = 1.0
+    """Without a change for so long, the pods that wait are looked at."""
+    incident: float = 400.0
+    """Workers that lose a peer notice within this time (the timeout of a collective, and a margin): one incident."""
+    settle: float = 5.0
+    """How long the reported pods may lag behind their job."""
+    log_rest: float = 15.0
+    """How long the rest of rank 0's log may take once its pod has ended."""
+    log_retry: float = 2.0
+    """Before a broken log stream is opened again."""
+    watch_retry: float = 1.0
+    """Before the objects are listed again after a watch broke."""
+    repeat: float = 300.0
+    """A reason for waiting that stays the same is logged again after this time."""
+    stuck: float = 600.0
+    """How long a container may wait for what is usually a mistake (a missing image or Secret) before the job fails."""
+    events: float = 10.0
+    """Between two requests for the warnings about a job that does not run."""
+    removal_poll: float = 1.0
+    """Between two looks at a job that is being removed."""
+    removal: float = 180.0
+    """How long an earlier attempt's job may take to disappear (its pods get their grace period)."""
+    remove: float = 60.0
+    """How long removing the job at the end is retried."""
+    terminate: float = 0.9
+    """The same after SIGTERM: a step that is terminated has about a second."""
 
 
 class JobFailed(UserError):
-    """The job did not succeed; the message gives the pods' reasons and the last lines of their logs."""
+    """The job did not succeed; the message has the pods' reasons and the last lines of their logs."""
 
 
-class Life:
-    """One job, watched.
+@dataclass(frozen=True)
+class Decision:
+    """What the launcher is to do."""
+
+    messages: Sequence[tuple[int, str]] = ()
+    """To log: level and text."""
+    streams: Sequence[Mapping[str, Any]] = ()
+    """The pods whose logs are to be streamed, if they are not yet."""
+    read_events: bool = False
+    """Whether to ask for the warnings about the job."""
+    failure: str = ""
+    """Why the job is to be given up; empty: it is not."""
+
+
+@dataclass
+class _Incident:
+    """Pods that ended for what is taken to be one cause."""
+
+    since: float
+    pods: set[str] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
+
+
+class JobFollower:
+    """What is known about one job, and what follows from it.
 
     Args:
-        cluster: where; its namespace is the job's.
-        job: as the cluster has it.
-        hours: how long it may take from its creation on.
-        restarts: how many incidents that may pass a PyTorchJob survives (a JobSet counts for itself).
+        job: as the API server has it.
+        hours: how long it may take from its creation on, waiting included.
+        restarts: how many retryable incidents it survives; None: its controller counts them itself.
+        started: when it was created.
     """
 
-    def __init__(self, cluster: Cluster, job: Mapping[str, Any], hours: float, restarts: int):
-        self.cluster, self.job, self.restarts = cluster, job, restarts
-        self.kind, self.name, self.uid = job["kind"], job["metadata"]["name"], job["metadata"]["uid"]
-        self.hours, self.until = hours, time.monotonic() + hours * 3600 - _age(job)
-        self.pods: dict[str, dict[str, Any]] = {}
-        self.endings: dict[str, pods.Ending] = {}
-        self.incidents: list[dict[str, Any]] = []
-        self.log = LogFollower(cluster)
-        self.waits = Waits(cluster, self.name)
-        self.phase = pods.Phase("")
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        *,
+        hours: float,
+        restarts: int | None,
+        started: float,
+        timing: Timing | None = None,
+    ):
+        self.name, self.uid = job["metadata"]["name"], job["metadata"]["uid"]
+        self.phase = status.Phase("")
+        self.pods: dict[str, Mapping[str, Any]] = {}
+        """Those that exist, by uid."""
+        self.ended: dict[str, status.Termination] = {}
+        """How pods ended, by uid; also of pods that are gone."""
+        self._hours, self._deadline, self._restarts = hours, started + hours * 3600, restarts
+        self._timing = timing or Timing()
+        self._incidents: list[_Incident] = []
+        self._waiting_since: dict[tuple[str, str], float] = {}
+        self._logged_at: dict[str, float] = {}
+        self._events_at = float("-inf")
 
-    def follow(self) -> None:
-        """Return when the job has succeeded.
+    def on_job(self, kind: str, jobs: Iterable[Mapping[str, Any]], now: float) -> Decision:
+        """The watch of the job reported a change of this kind (LIST, ADDED, MODIFIED, DELETED)."""
+        own = [job for job in jobs if job["metadata"]["uid"] == self.uid]
+        if (kind == "DELETED" and own) or (kind == "LIST" and not own):
+            return Decision(failure="it was deleted by somebody else, or together with its Workflow")
+        messages = [message for job in own for message in self._new_phase(job)]
+        return Decision(messages, failure=self._overdue(now))
 
-        Raises:
-            JobFailed: it has not, and never will.
-        """
-        with self._watches() as inbox:
-            while not self.phase.over:
-                self._check_deadline()
-                try:
-                    change = inbox.get(timeout=TICK_SECONDS)
-                except queue.Empty:
-                    hopeless = self.waits.tell(self.pods.values(), self.phase)
-                    if hopeless:
-                        raise self._failure(hopeless) from None
-                    continue
-                self._take(change)
-            self._settle(inbox)
-            self.log.drain(DRAIN_SECONDS)
-        if self.phase.name == "failed":
-            raise self._failure(self.phase.message or "the cluster does not say why")
+    def _new_phase(self, job: Mapping[str, Any]) -> list[tuple[int, str]]:
+        before, self.phase = self.phase, status.phase(job)
+        if self.phase.name == before.name or self.phase.finished:
+            return []
+        queue = job["metadata"].get("labels", {}).get(QUEUE_LABEL)
+        waits = f", waiting in Kueue's queue {queue}" if self.phase.name == "suspended" and queue else ""
+        reason = f" ({self.phase.message})" if self.phase.message else ""
+        return [(logging.INFO, f"job {self.name} is {self.phase.name}{waits}{reason}")]
 
-    @contextlib.contextmanager
-    def _watches(self) -> Iterator[queue.Queue[Change]]:
-        inbox: queue.Queue[Change] = queue.Queue()
-        watches = [
-            Watch(self.cluster, PATHS[self.kind], {"fieldSelector": f"metadata.name={self.name}"}, inbox, name="job"),
-            Watch(self.cluster, _PODS, {"labelSelector": f"{JOB_LABEL}={self.name}"}, inbox, name="pods"),
+    def on_pods(self, kind: str, pods: Sequence[Mapping[str, Any]], now: float) -> Decision:
+        """The watch of the pods reported a change of this kind (LIST: these are all pods that exist)."""
+        deleted, present = (pods, []) if kind == "DELETED" else ([], pods)
+        if kind == "LIST":
+            listed = {pod["metadata"]["uid"] for pod in pods}
+            deleted = [pod for uid, pod in self.pods.items() if uid not in listed]
+        for pod in deleted:
+            self.pods.pop(pod["metadata"]["uid"], None)
+        self.pods.update({pod["metadata"]["uid"]: pod for pod in present})
+        messages: list[tuple[int, str]] = []
+        failure = self._overdue(now)
+        for pod, gone in [*((pod, True) for pod in deleted), *((pod, False) for pod in present)]:
+            uid, end = pod["metadata"]["uid"], status.termination(pod, deleted=gone)
+            if end is not None and uid not in self.ended:
+                self.ended[uid] = end
+                if end.kind != "succeeded":
+                    messages.append((logging.WARNING, f"pod {end.pod} failed ({end.kind}): {end.text}"))
+                    failure = failure or self._count(end, now)
+        # A log whose pod is gone gets no more lines.
+        streams: list[Mapping[str, Any]] = [
+            {**pod, "status": {"phase": "Failed"}} for pod in deleted if status.rank_zero([pod])
         ]
-        for watch in watches:
-            watch.start()
-        try:
-            yield inbox
-        finally:
-            for watch in watches:
-                watch.stop()
+        zero = status.rank_zero(self.pods.values())
+        if zero is not None and status.has_started(zero):
+            streams.append(zero)
+        return Decision(messages, streams=streams, failure=failure)
 
-    def _take(self, change: Change) -> None:
-        if change.kind == "BROKEN":
-            raise change.error or ClusterError("a watch broke")
-        if change.source == "job":
-            own = [job for job in change.objects if job["metadata"]["uid"] == self.uid]
-            if (change.kind == "DELETED" and own) or (change.kind == "LIST" and not own):
-                raise self._failure("it vanished: somebody deleted it, or its Workflow")
-            for job in own:
-                self._take_job(job)
-        elif change.kind == "LIST":
-            now = {pod["metadata"]["uid"]: pod for pod in change.objects}
-            for pod in [pod for uid, pod in self.pods.items() if uid not in now]:
-                self._take_pod(pod, deleted=True)
-            for pod in now.values():
-                self._take_pod(pod)
-        else:
-            for pod in change.objects:
-                self._take_pod(pod, deleted=change.kind == "DELETED")
+    def _count(self, end: status.Termination, now: float) -> str:
+        """Group the ends of pods into incidents; why the job is given up after too many of them, else empty."""
+        last = self._incidents[-1] if self._incidents else None
+        if last is None or end.pod in last.pods or now - last.since > self._timing.incident:
+            last = _Incident(now)
+            self._incidents.append(last)
+        last.pods.add(end.pod)
+        last.kinds.add(end.kind)
+        counted = sum("preempted" not in incident.kinds for incident in self._incidents)
+        if self._restarts is not None and counted > self._restarts and end.kind != "permanent":
+            return f"it failed {counted} times, and job.max_restarts={self._restarts}"
+        return ""
 
-    def _take_job(self, job: dict[str, Any]) -> None:
-        before, self.job, self.phase = self.phase, job, pods.phase(job)
-        if self.phase.name != before.name and not self.phase.over:
-            queue_name = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
-            waits = f", waiting for Kueue's queue {queue_name}" if self.phase.name == "suspended" and queue_name else ""
-            told = f" ({self.phase.message})" if self.phase.message else ""
-            log.info("job %s is %s%s%s", self.name, self.phase.name, waits, told)
+    def on_quiet(self, now: float) -> Decision:
+        """Nothing has changed for a while: say why pods wait, and give up where waiting cannot help."""
+        reasons = [reason for reason in map(status.waiting, self.pods.values()) if reason is not None]
+        self._waiting_since = {
+            (reason.pod, reason.reason): self._waiting_since.get((reason.pod, reason.reason), now) for reason in reasons
+        }
+        messages = [m for reason in reasons for m in self._once(f"pod {reason.pod} waits: {reason.text}", now)]
+        failure = self._overdue(now)
+        for reason in reasons:
+            stuck = now - self._waiting_since[reason.pod, reason.reason] > self._timing.stuck
+            if reason.reason in status.HOPELESS or (reason.reason in status.STUCK and stuck):
+                failure = failure or f"pod {reason.pod} cannot start: {reason.text}"
+        waits = self.phase.name in ("pending", "suspended", "restarting")
+        read_events = waits and now - self._events_at > self._timing.events
+        if read_events:
+            self._events_at = now
+        return Decision(messages, read_events=read_events, failure=failure)
 
-    def _take_pod(self, pod: dict[str, Any], *, deleted: bool = False) -> None:
-        uid, name = pod["metadata"]["uid"], pod["metadata"]["name"]
-        if deleted:
-            self.pods.pop(uid, None)
-        else:
-            self.pods[uid] = pod
-        ending = pods.ending(pod, deleted=deleted)
-        if ending is not None and uid not in self.endings:
-            self.endings[uid] = ending
-            if ending.kind != "succeeded":
-                log.warning("pod %s failed (%s): %s", name, ending.kind, ending.text)
-                self._count(ending)
-        zero = pods.rank_zero(self.pods.values())
-        if zero is not None and pods.has_started(zero):
-            self.log.follow(zero)
-        elif deleted and pods.rank_zero([pod]) is not None:
-            self.log.follow({**pod, "status": {"phase": "Failed"}})  # what it said can no longer be asked for
+    def on_events(self, events: Sequence[Mapping[str, Any]], now: float) -> Decision:
+        """Warnings about the job itself: a quota, a missing service account, a webhook that refuses."""
+        texts = [f"{event.get('reason')}: {event.get('message')}" for event in events[-5:]]
+        return Decision([message for text in texts for message in self._once(text, now)])
 
-    def _count(self, ending: pods.Ending) -> None:
-        """Group the endings of pods into incidents, and give up after too many that may not pass after all."""
-        now = time.monotonic()
-        last = self.incidents[-1] if self.incidents else None
-        if last is None or ending.pod in last["pods"] or now - last["at"] > INCIDENT_SECONDS:
-            last = {"at": now, "pods": set(), "kinds": set()}
-            self.incidents.append(last)
-        last["pods"].add(ending.pod)
-        last["kinds"].add(ending.kind)
-        counted = sum("preempted" not in incident["kinds"] for incident in self.incidents)
-        if self.kind == "PyTorchJob" and counted > self.restarts and ending.kind != "permanent":
-            raise self._failure(f"it failed {counted} times, and job.max_restarts={self.restarts}")
+    def _once(self, text: str, now: float) -> list[tuple[int, str]]:
+        """The warning, unless it was logged a short while ago."""
+        if now - self._logged_at.get(text, float("-inf")) < self._timing.repeat:
+            return []
+        self._logged_at[text] = now
+        return [(logging.WARNING, text)]
 
-    def _check_deadline(self) -> None:
-        if time.monotonic() > self.until:
-            raise self._failure(f"it took longer than job.deadline_hours={self.hours:g}; it was {self.phase.name}")
+    def _overdue(self, now: float) -> str:
+        if now <= self._deadline or self.phase.finished:
+            return ""
+        return f"it took longer than job.deadline_hours={self._hours:g}; it was {self.phase.name}"
 
-    def _settle(self, inbox: queue.Queue[Change]) -> None:
-        """Take in what the pods' watch still has to say: a job may be told to have ended before its pods are."""
-        until = time.monotonic() + SETTLE_SECONDS
-        while time.monotonic() < until and not self._settled():
-            with contextlib.suppress(queue.Empty):
-                change = inbox.get(timeout=TICK_SECONDS / 4)
-                if change.source == "pods" and change.kind != "BROKEN":
-                    with contextlib.suppress(JobFailed):
-                        self._take(change)
-
-    def _settled(self) -> bool:
+    @property
+    def settled(self) -> bool:
+        """Whether the reported pods have caught up with the end of the job."""
         if self.phase.name == "failed":
-            return any(ending.kind != "succeeded" for ending in self.endings.values())
-        zero = pods.rank_zero(self.pods.values())
-        return zero is not None and pods.ending(zero) is not None
+            return any(end.kind != "succeeded" for end in self.ended.values())
+        zero = status.rank_zero(self.pods.values())
+        return zero is not None and status.termination(zero) is not None
 
-    def _failure(self, why: str) -> JobFailed:
-        """The failure with everything that helps to mend it."""
-        failed = [ending for ending in self.endings.values() if ending.kind not in ("succeeded", "preempted")]
-        failed = failed or [ending for ending in self.endings.values() if ending.kind == "preempted"]
-        told = [f"job {self.name} failed: {why}"]
-        told += [f"pod {ending.pod}: {ending.text}" for ending in failed[-4:]]
-        zero = pods.rank_zero(self.pods.values())
-        others = {ending.pod for ending in failed} - {zero["metadata"]["name"] if zero else ""}
-        if zero is not None and pods.has_started(zero):
-            self.log.drain(DRAIN_SECONDS)
-        if self.log.last:
-            told += ["last lines of rank 0:", *(f"  {line}" for line in list(self.log.last)[-TAIL_LINES:])]
-        for name in sorted(others)[:2]:
-            lines = self._tail(name)
-            if lines:
-                told += [f"last lines of pod {name}:", *(f"  {line}" for line in lines)]
-        return JobFailed("\n".join(told))
+    def failures(self) -> list[status.Termination]:
+        """The pods' failures that explain that of the job, the newest four: real ones, else preemptions."""
+        failed = [end for end in self.ended.values() if end.kind not in ("succeeded", "preempted")]
+        failed = failed or [end for end in self.ended.values() if end.kind == "preempted"]
+        return failed[-4:]
 
-    def _tail(self, pod: str) -> list[str]:
-        try:
-            with self.cluster.stream(f"{_PODS}/{pod}/log", query={"tailLines": TAIL_LINES}, patience=5.0) as lines:
-                return [line.decode("utf-8", "replace") for line in lines]
-        except ClusterError:
-            return []  # gone with its pod
+    def failure(
+        self, reason: str, rank_zero_log: Sequence[str] = (), other_logs: Mapping[str, Sequence[str]] | None = None
+    ) -> JobFailed:
+        """The error with everything that helps to find the cause.
 
-
-def _age(job: Mapping[str, Any]) -> float:
-    """Seconds since the job was created; 0 for one that is new."""
-    created = datetime.datetime.fromisoformat(job["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
-    return max((datetime.datetime.now(datetime.UTC) - created).total_seconds(), 0.0)
+        Args:
+            reason: why the job failed.
+            rank_zero_log: last lines of rank 0.
+            other_logs: pod → last lines, of further pods that failed.
+        """
+        lines = [f"job {self.name} failed: {reason}"]
+        lines += [f"pod {end.pod}: {end.text}" for end in self.failures()]
+        for title, tail in {"rank 0": rank_zero_log, **{f"pod {p}": t for p, t in (other_logs or {}).items()}}.items():
+            if tail:
+                lines += [f"last lines of {title}:", *(f"  {line}" for line in list(tail)[-TAIL_LINES:])]
+        return JobFailed("\n".join(lines))

@@ -1,21 +1,26 @@
-"""The train step's job on a cluster: submitted or adopted, followed to its end, and removed whatever happens.
+"""The train step's job on a cluster: submitted or adopted, followed to its end, and removed however that is.
 
-A step that is tried again finds its job by name: one that runs or has succeeded is adopted, one that failed or was made
-from other settings is replaced.
+A step that is retried finds its job by name: one that runs or has succeeded is adopted, one that failed or was made from
+other settings is replaced. `follow.py` decides, this module acts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import datetime
+import os
+import queue
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hanflow.cluster.client import Cluster
-from hanflow.cluster.follow import Life
-from hanflow.cluster.job import Origin, build
-from hanflow.cluster.own_pod import own_pod, run_of, workflow_of
-from hanflow.cluster.pod import PodExtras
-from hanflow.cluster.submission import find, remove, submit
+from hanflow.cluster import status
+from hanflow.cluster.client import Change, Cluster, ClusterError, Conflict, NotFound, Watch
+from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing
+from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, RUN_LABEL, Origin, PodExtras
+from hanflow.cluster.log_stream import LogStream
+from hanflow.cluster.runtimes import BY_KIND, build, pod_count
 from hanflow.config import JobConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
@@ -23,10 +28,8 @@ from hanflow.images import images_of_this_step
 from hanflow.progress import log
 from hanflow.signals import Terminated
 
-REMOVE_SECONDS = 60.0
-"""How long removing the job is tried."""
-TERMINATE_SECONDS = 0.9
-"""What a step has between SIGTERM and its end, about."""
+PODS = "/api/v1/namespaces/{namespace}/pods"
+EVENTS = "/api/v1/namespaces/{namespace}/events"
 
 
 @dataclass(frozen=True)
@@ -45,22 +48,25 @@ def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras 
     """The job of a train step, named after the run that this process belongs to.
 
     Args:
+        job: where the workers run, and with what resources.
+        spec: what the workers do.
         run_id: id of the run; empty: that of this pod, else the URI of the output.
-        extras: what the pipeline gives the pods.
+        extras: what the pipeline passes on to the pods.
 
     Raises:
+        ConfigError: settings of the job that cannot work.
         UserError: a path that the job's pods cannot see.
         ClusterError: the cluster cannot be reached.
     """
-    _check_reach(spec, extras or PodExtras())
+    check_paths(spec, extras or PodExtras())
     cluster = Cluster(job.namespace)
     pod = own_pod(cluster)
     origin = Origin(run_id or run_of(pod) or spec.output, owner=workflow_of(pod, cluster))
     return Attempt(cluster, build(job, spec, origin, extras, images_of_this_step()))
 
 
-def _check_reach(spec: WorkerSpec, extras: PodExtras) -> None:
-    """Refuse local paths: the pods of a job see buckets, and volumes that the pipeline mounts, and nothing else.
+def check_paths(spec: WorkerSpec, extras: PodExtras) -> None:
+    """Refuse local paths: the pods of a job see buckets and the volumes that the pipeline mounts, nothing else.
 
     Raises:
         UserError: names the URI.
@@ -79,30 +85,282 @@ def _check_reach(spec: WorkerSpec, extras: PodExtras) -> None:
             )
 
 
-def launch(cluster: Cluster, body: Mapping[str, Any], *, hours: float = 168.0, restarts: int = 3) -> None:
-    """See a job through to its end; whatever that is, the job is not there any more afterwards.
+def own_pod(cluster: Cluster) -> dict[str, Any] | None:
+    """The pod that this process runs in; None: there is none, or its service account may not read pods."""
+    if not cluster.inside:
+        return None
+    name = next((os.environ[key] for key in ("KFP_POD_NAME", "POD_NAME", "HOSTNAME") if os.environ.get(key)), "")
+    try:
+        # The pod's own namespace, which may differ from the job's.
+        return cluster.request("GET", f"/api/v1/namespaces/{cluster.own_namespace}/pods/{name}", patience=30.0)
+    except ClusterError as error:
+        log.warning("the step's own pod cannot be read, so the job gets no owner: %s", error)
+        return None
+
+
+def run_of(pod: Mapping[str, Any] | None) -> str:
+    """The run's id: that of Kubeflow Pipelines, else the name of Argo's Workflow; empty: the pod belongs to neither."""
+    labels = (pod or {}).get("metadata", {}).get("labels") or {}
+    return labels.get("pipeline/runid") or labels.get("workflows.argoproj.io/workflow") or ""
+
+
+def workflow_of(pod: Mapping[str, Any] | None, cluster: Cluster) -> dict[str, Any] | None:
+    """An owner reference to the Workflow of the step's pod (the pod itself outlives a terminated run)."""
+    metadata = (pod or {}).get("metadata", {})
+    if metadata.get("namespace") != cluster.namespace:
+        return None  # an owner and what it owns share a namespace
+    for owner in metadata.get("ownerReferences") or ():
+        if owner["kind"] == "Workflow":
+            return {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    return None
+
+
+def launch(
+    cluster: Cluster,
+    body: Mapping[str, Any],
+    *,
+    hours: float = 168.0,
+    restarts: int = 3,
+    timing: Timing | None = None,
+) -> None:
+    """Run a job to its end; afterwards the job is gone from the cluster, whatever the end was.
 
     Args:
         cluster: where; its namespace is the job's.
-        body: the job, from `jobs.build`.
+        body: the job, from `hanflow.cluster.runtimes.build`.
         hours: how long it may take, waiting included.
-        restarts: how many incidents that may pass a PyTorchJob survives (a JobSet counts for itself).
+        restarts: how many retryable incidents it survives, where its controller does not count them itself.
+        timing: waiting times.
 
     Raises:
-        JobFailed: it failed, vanished, took too long or can never start; says why.
-        ClusterError: the cluster refuses the job, or went away for good.
+        JobFailed: it failed, was deleted, took too long or can never start; the message says why.
+        ClusterError: the cluster refuses the job, or cannot be reached any more.
     """
-    job, hurry = None, False
+    timing = timing or Timing()
+    job, seconds = None, timing.remove
     try:
-        job = submit(cluster, body)
-        Life(cluster, job, hours, restarts).follow()
+        job = submit(cluster, body, timing)
+        follow(cluster, job, hours=hours, restarts=restarts, timing=timing)
         log.info("job %s succeeded", job["metadata"]["name"])
     except (Terminated, KeyboardInterrupt):
-        hurry = True
+        seconds = timing.terminate
         raise
     finally:
         try:
-            remove(cluster, body, job, TERMINATE_SECONDS if hurry else REMOVE_SECONDS)
+            remove(cluster, body, job, seconds)
         except (Terminated, KeyboardInterrupt):
-            remove(cluster, body, job, TERMINATE_SECONDS)
+            remove(cluster, body, job, timing.terminate)
             raise
+
+
+def submit(cluster: Cluster, body: Mapping[str, Any], timing: Timing) -> dict[str, Any]:
+    """Create the job, or adopt that of an earlier attempt; returns it as the cluster has it.
+
+    Raises:
+        ClusterError: the cluster refuses; a job of that name belongs to another run, or does not go away.
+    """
+    kind, name = body["kind"], body["metadata"]["name"]
+    until = time.monotonic() + timing.removal
+    while True:
+        found = find(cluster, body)
+        if found is None:
+            with contextlib.suppress(Conflict):  # created in between: look again
+                try:
+                    created = cluster.request("POST", BY_KIND[kind].path, body=body)
+                except NotFound:
+                    raise ClusterError(f"the cluster does not know {kind}: install {BY_KIND[kind].operator}") from None
+                log.info(
+                    "submitted %s %s to namespace %s: %d pods; kubectl describe %s %s",
+                    kind, name, cluster.namespace, pod_count(body), kind.lower(), name,
+                )  # fmt: skip
+                return created
+        elif found["metadata"].get("deletionTimestamp"):
+            log.info("waiting: job %s of an earlier attempt is being removed", name)
+        else:
+            obstacle = _obstacle(found, body)
+            if obstacle is None:
+                log.info("adopted job %s of an earlier attempt: it is %s", name, status.phase(found).name)
+                return found
+            log.info("replacing job %s of an earlier attempt: %s", name, obstacle)
+            _delete(cluster, {**found, "kind": kind})
+        if time.monotonic() > until:
+            raise ClusterError(
+                f"job {name} of an earlier attempt does not go away; look at its finalizers: "
+                f"kubectl get {kind.lower()} {name} -o yaml"
+            )
+        time.sleep(timing.removal_poll)
+
+
+def _obstacle(found: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
+    """Why an existing job cannot be adopted; None: it can."""
+    metadata = found["metadata"]
+    if not _same_run(found, body):
+        raise ClusterError(f"job {metadata['name']} exists already and belongs to another run; rename or remove it")
+    if status.phase(found).name == "failed":
+        return "it failed"
+    if (metadata.get("annotations") or {}).get(DIGEST_ANNOTATION) != body["metadata"]["annotations"][DIGEST_ANNOTATION]:
+        return "it was made from other settings"
+    return None
+
+
+def _same_run(found: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    return (found["metadata"].get("labels") or {}).get(RUN_LABEL) == body["metadata"]["labels"][RUN_LABEL]
+
+
+def find(cluster: Cluster, body: Mapping[str, Any], patience: float | None = None) -> dict[str, Any] | None:
+    """The job of that kind and name; None: there is none."""
+    try:
+        return cluster.request("GET", f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}", patience=patience)
+    except NotFound:
+        return None
+
+
+def _delete(cluster: Cluster, found: Mapping[str, Any], patience: float | None = None) -> None:
+    """Delete exactly that job, not one of the same name that was created since."""
+    options = {"propagationPolicy": "Background", "preconditions": {"uid": found["metadata"]["uid"]}}
+    with contextlib.suppress(NotFound, Conflict):
+        path = f"{BY_KIND[found['kind']].path}/{found['metadata']['name']}"
+        cluster.request("DELETE", path, body=options, patience=patience)
+
+
+def remove(cluster: Cluster, body: Mapping[str, Any], job: Mapping[str, Any] | None, patience: float) -> None:
+    """Remove the job if it is there; an error is logged and changes nothing about how the step ends.
+
+    Args:
+        cluster: where.
+        body: the job as it was to be created.
+        job: as the cluster has it; None: it is not known whether it was created.
+        patience: seconds to keep trying while the API server is away.
+    """
+    name = body["metadata"]["name"]
+    try:
+        if job is None:  # submitting was interrupted: the job may exist, and it may belong to another run
+            job = find(cluster, body, patience)
+            if job is None or not _same_run(job, body):
+                return
+        _delete(cluster, {**job, "kind": body["kind"]}, patience)
+        log.info("removed job %s", name)
+    except ClusterError as error:
+        log.error(
+            "job %s could not be removed (%s); it goes with its Workflow, or: kubectl delete %s %s",
+            name, error, body["kind"].lower(), name,
+        )  # fmt: skip
+
+
+def follow(
+    cluster: Cluster, job: Mapping[str, Any], *, hours: float, restarts: int, timing: Timing | None = None
+) -> None:
+    """Stream rank 0's log and report what happens to the job; returns when it has succeeded.
+
+    Raises:
+        JobFailed: it did not, and never will.
+        ClusterError: the API server refuses, or cannot be reached any more.
+    """
+    timing, runtime = timing or Timing(), BY_KIND[job["kind"]]
+    follower = JobFollower(
+        job,
+        hours=hours,
+        restarts=None if runtime.counts_restarts else restarts,
+        started=time.monotonic() - _age(job),
+        timing=timing,
+    )
+    logs = LogStream(cluster, timing.log_retry)
+
+    def carry_out(decision: Decision) -> None:
+        for level, text in decision.messages:
+            log.log(level, "%s", text)
+        for pod in decision.streams:
+            logs.follow(pod)
+        if decision.read_events:
+            for suffix in ("", *runtime.children):
+                events = _warnings(cluster, follower.name + suffix)
+                carry_out(follower.on_events(events, time.monotonic()))
+
+    with _watches(cluster, job, timing) as changes:
+        while not follower.phase.finished:
+            decision = _decide(follower, _next(changes, timing.tick))
+            carry_out(decision)
+            if decision.failure:
+                raise _failure(cluster, follower, logs, decision.failure, timing)
+        # The job's end may be reported before that of its pods.
+        until = time.monotonic() + timing.settle
+        while time.monotonic() < until and not follower.settled:
+            change = _next(changes, timing.tick / 4)
+            if change is not None and change.source == "pods" and change.kind != "BROKEN":
+                carry_out(_decide(follower, change))
+        logs.finish(timing.log_rest)
+    if follower.phase.name == "failed":
+        reason = follower.phase.message or "its status gives no reason"
+        raise _failure(cluster, follower, logs, reason, timing)
+
+
+@contextlib.contextmanager
+def _watches(cluster: Cluster, job: Mapping[str, Any], timing: Timing) -> Iterator[queue.Queue[Change]]:
+    changes: queue.Queue[Change] = queue.Queue()
+    name, path = job["metadata"]["name"], BY_KIND[job["kind"]].path
+    selectors = {
+        "job": (path, {"fieldSelector": f"metadata.name={name}"}),
+        "pods": (PODS, {"labelSelector": f"{JOB_LABEL}={name}"}),
+    }
+    watches = [
+        Watch(cluster, path, selector, changes, name=source, retry_seconds=timing.watch_retry)
+        for source, (path, selector) in selectors.items()
+    ]
+    for watch in watches:
+        watch.start()
+    try:
+        yield changes
+    finally:
+        for watch in watches:
+            watch.stop()
+
+
+def _next(changes: queue.Queue[Change], seconds: float) -> Change | None:
+    try:
+        return changes.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
+def _decide(follower: JobFollower, change: Change | None) -> Decision:
+    now = time.monotonic()
+    if change is None:
+        return follower.on_quiet(now)
+    if change.kind == "BROKEN":
+        raise change.error or ClusterError(f"the watch of the {change.source} ended")
+    report = follower.on_job if change.source == "job" else follower.on_pods
+    return report(change.kind, change.objects, now)
+
+
+def _warnings(cluster: Cluster, name: str) -> list[dict[str, Any]]:
+    """Events of type Warning about an object."""
+    query = {"fieldSelector": f"involvedObject.name={name},type=Warning"}
+    try:
+        items: list[dict[str, Any]] = cluster.request("GET", EVENTS, query=query, patience=5.0)["items"]
+        return items
+    except ClusterError:
+        return []  # they help, but nothing depends on them
+
+
+def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:
+    """The failure with the last lines of rank 0 and of two other pods that failed."""
+    zero = status.rank_zero(follower.pods.values())
+    if zero is not None and status.has_started(zero):
+        logs.finish(timing.log_rest)
+    others = {end.pod for end in follower.failures()} - {zero["metadata"]["name"] if zero else ""}
+    return follower.failure(reason, list(logs.last), {pod: _tail(cluster, pod) for pod in sorted(others)[:2]})
+
+
+def _tail(cluster: Cluster, pod: str) -> list[str]:
+    """The last lines of a pod's log; none if the pod is gone."""
+    try:
+        with cluster.stream(f"{PODS}/{pod}/log", query={"tailLines": TAIL_LINES}, patience=5.0) as lines:
+            return [line.decode("utf-8", "replace") for line in lines]
+    except ClusterError:
+        return []
+
+
+def _age(job: Mapping[str, Any]) -> float:
+    """Seconds since the job was created; 0 if the clocks disagree."""
+    created = datetime.datetime.fromisoformat(job["metadata"]["creationTimestamp"].replace("Z", "+00:00"))
+    return max((datetime.datetime.now(datetime.UTC) - created).total_seconds(), 0.0)

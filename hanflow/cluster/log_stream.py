@@ -1,4 +1,4 @@
-"""Rank 0's log as the step's own: streamed, taken up again after a break, no line twice."""
+"""Rank 0's log as part of the step's own: streamed, resumed after a break, no line twice."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import threading
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from hanflow.cluster.client import Cluster, ClusterError, Gone
+from hanflow.cluster.client import Cluster, ClusterError, Expired
 
 KEPT_LINES = 30
 """Last lines kept for the message of a failure."""
-RETRY_SECONDS = 2.0
 
 
-class LogFollower:
+class LogStream:
     """Streams the log of one pod after another; a pod that was made anew is another pod.
 
     Args:
         cluster: where the pods are.
+        retry_seconds: pause before a broken stream is opened again.
         out: where the lines go; None: standard error.
     """
 
-    def __init__(self, cluster: Cluster, out: TextIO | None = None):
-        self._cluster, self._out = cluster, out
+    def __init__(self, cluster: Cluster, retry_seconds: float, out: TextIO | None = None):
+        self._cluster, self._retry_seconds, self._out = cluster, retry_seconds, out
         self._threads: dict[str, threading.Thread] = {}
         self._ended: set[str] = set()
         self._stopped = threading.Event()
@@ -33,7 +33,7 @@ class LogFollower:
         """The newest lines."""
 
     def follow(self, pod: Mapping[str, Any]) -> None:
-        """Stream that pod's log, unless it is streamed already; to be called again when the pod has changed."""
+        """Stream that pod's log unless it is streamed already; to be called again when the pod has changed."""
         uid = pod["metadata"]["uid"]
         if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
             self._ended.add(uid)
@@ -43,64 +43,55 @@ class LogFollower:
             self._threads[uid] = thread
             thread.start()
 
-    def drain(self, seconds: float) -> None:
-        """Wait until everything that ended pods said has been told, at most so long; then stop."""
+    def finish(self, seconds: float) -> None:
+        """Wait until the logs of pods that have ended are printed to their end, at most so long each; then stop."""
         for uid, thread in self._threads.items():
             if uid in self._ended:
                 thread.join(seconds)
         self._stopped.set()
 
     def _stream(self, uid: str, name: str, container: str) -> None:
-        since, told = "", 0
-        path = f"/api/v1/namespaces/{{namespace}}/pods/{name}/log"
+        path = f"/api/v1/namespaces/{{namespace}}/pods/{name}"
+        # `sinceTime` has a resolution of seconds: `printed` lines of the second `since` were printed already.
+        since, printed = "", 0
         while not self._stopped.is_set():
-            was_over = uid in self._ended
+            pod_had_ended = uid in self._ended
             query = {"container": container, "follow": "true", "timestamps": "true"}
             if since:
                 query["sinceTime"] = since
             try:
-                with self._cluster.stream(path, query=query) as lines:
-                    if self._uid(name) != uid:
-                        return  # made anew under the same name: the log is its successor's, who has a thread of its own
-                    # `sinceTime` counts in seconds: of its second, so many lines were told already.
+                with self._cluster.stream(f"{path}/log", query=query) as lines:
+                    if self._cluster.request("GET", path, patience=0.0)["metadata"]["uid"] != uid:
+                        return  # made anew under the same name: this log is that of its successor
                     seen = 0
                     for raw in lines:
                         if self._stopped.is_set():
                             return
                         stamp, _, text = raw.decode("utf-8", "replace").partition(" ")
                         second = _second(stamp)
-                        if second is None:  # the kubelet speaks, not the container
+                        if second is None or second < since:  # without a time: a message of the kubelet
                             continue
-                        if second < since:
-                            continue
-                        if second == since:
-                            seen += 1
-                            if seen <= told:
-                                continue
-                            told = seen
-                        else:
-                            since, told, seen = second, 1, 1
-                        self._tell(text)
-                if was_over:
+                        if second > since:
+                            since, printed, seen = second, 0, 0
+                        seen += 1
+                        if seen > printed:
+                            printed = seen
+                            self._print(text)
+                if pod_had_ended:
                     return
-            except (ClusterError, Gone):
-                if was_over:
+            except (ClusterError, Expired):
+                if pod_had_ended:
                     return
-            self._stopped.wait(0.2 if uid in self._ended else RETRY_SECONDS)
+            self._stopped.wait(0.2 if uid in self._ended else self._retry_seconds)
 
-    def _uid(self, name: str) -> str:
-        return self._cluster.request("GET", f"/api/v1/namespaces/{{namespace}}/pods/{name}", patience=0.0)["metadata"][
-            "uid"
-        ]
-
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         self.last.append(text)
-        # Raw: a worker's lines carry their own time and level.
+        # Unchanged: a worker's lines have their own time and level.
         print(f"[rank 0] {text}", file=self._out or sys.stderr, flush=True)
 
 
 def _second(stamp: str) -> str | None:
-    """The whole second of a log line's time (RFC 3339), as `sinceTime` wants it; None: no time."""
+    """The whole second of a log line's time (RFC 3339), as `sinceTime` takes it; None: not a time."""
     try:
         time = datetime.datetime.fromisoformat(f"{stamp[:19]}+00:00")
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the objects of a job say: its phase, why pods wait, how they ended. Pure functions over plain data."""
+"""What the status of a job and its pods means: phase, why a pod waits, how it ended. Pure functions over plain data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hanflow.cluster.job import ELASTIC_LABEL, PERMANENT, STOPPED
+from hanflow.cluster.job import ELASTIC_LABEL
+from hanflow.errors import PERMANENT, STOPPED
 
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
-"""Reasons of waiting containers that no time heals."""
+"""Reasons of waiting containers that waiting never cures."""
 STUCK = ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError")
-"""Reasons that usually are mistakes: an image that is not there, a Secret that is missing."""
+"""Reasons that are usually mistakes, such as a missing image or Secret."""
 _DISRUPTED = (
     "Evicted",
     "Preempted",
@@ -26,33 +27,34 @@ _DISRUPTED = (
 
 @dataclass(frozen=True)
 class Phase:
-    """Where a job stands."""
+    """The state of a job."""
 
     name: str
     """pending, suspended, running, restarting, succeeded or failed."""
     message: str = ""
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         return self.name in ("succeeded", "failed")
 
 
 def phase(job: Mapping[str, Any]) -> Phase:
-    """The phase of a PyTorchJob or a JobSet."""
+    """The phase of a PyTorchJob or a JobSet, from its conditions."""
     status = job.get("status") or {}
-    held = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
+    conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
     terminal = {"Completed": "Succeeded", "Failed": "Failed"}.get(status.get("terminalState", ""))
     names = (
         ("Failed", "failed"),
         ("Succeeded", "succeeded"),
-        ("Completed", "succeeded"),  # a JobSet's word
+        ("Completed", "succeeded"),  # of a JobSet
         ("Suspended", "suspended"),
         ("Restarting", "restarting"),
+        ("RestartingJobSet", "restarting"),
         ("Running", "running"),
     )
     for condition, name in names:
-        if condition in held or condition == terminal:
-            found = held.get(condition, {})
+        if condition in conditions or condition == terminal:
+            found = conditions.get(condition, {})
             text = ": ".join(part for part in (found.get("reason"), found.get("message")) if part)
             return Phase(name, text)
     ready = sum(r.get("ready", 0) for r in status.get("replicatedJobsStatus") or ())
@@ -60,49 +62,49 @@ def phase(job: Mapping[str, Any]) -> Phase:
 
 
 @dataclass(frozen=True)
-class Ending:
+class Termination:
     """How a pod ended."""
 
     pod: str
     kind: str
-    """succeeded; preempted (its node went, or it was asked to stop); permanent (a person must mend it); passing."""
+    """succeeded; preempted (its node was lost, or it was asked to stop); permanent (a restart cannot help); retryable."""
     text: str
-    """For people: exit status, reasons, the last words of the container."""
+    """For people: exit status, reasons, the last error message of the container."""
 
 
-def ending(pod: Mapping[str, Any], *, deleted: bool = False) -> Ending | None:
+def termination(pod: Mapping[str, Any], *, deleted: bool = False) -> Termination | None:
     """How the pod ended; None: it has not.
 
     Args:
         pod: as the API gives it.
-        deleted: the cluster no longer has it; if nothing says how it ended it was taken away.
+        deleted: the cluster no longer has it; without another reason in its status it counts as preempted.
     """
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("phase") == "Succeeded":
-        return Ending(name, "succeeded", "succeeded")
+        return Termination(name, "succeeded", "succeeded")
     ended = _ended_containers(status)
     if status.get("phase") != "Failed":
-        return Ending(name, "preempted", "was deleted while it ran") if deleted and not ended else None
+        return Termination(name, "preempted", "it was deleted while it ran") if deleted and not ended else None
     disrupted = [c for c in status.get("conditions") or () if c["type"] == "DisruptionTarget" and c["status"] == "True"]
     codes = [container["exitCode"] for container in ended]
     parts = []
     if disrupted or status.get("reason") in _DISRUPTED:
         kind = "preempted"
-        said = disrupted[0] if disrupted else status
-        parts.append(_joined(status.get("reason") or said.get("reason"), said.get("message")))
+        source = disrupted[0] if disrupted else status
+        parts.append(_joined(status.get("reason") or source.get("reason"), source.get("message")))
     elif STOPPED in codes:
         kind = "preempted"
     elif any(code in PERMANENT for code in codes):
         kind = "permanent"
     else:
-        kind = "passing"
+        kind = "retryable"
         parts.append(_joined(status.get("reason"), status.get("message")))
     for container in ended:
         if container["exitCode"]:
             reason = container.get("reason")
-            told = f" ({reason})" if reason and reason != "Error" else ""
-            parts.append(f"exit status {container['exitCode']}{told}{_last_words(container)}")
-    return Ending(name, kind, "; ".join(part for part in parts if part) or "failed without a word")
+            note = f" ({reason})" if reason and reason != "Error" else ""
+            parts.append(f"exit status {container['exitCode']}{note}{_last_error(container)}")
+    return Termination(name, kind, "; ".join(part for part in parts if part) or "it failed without giving a reason")
 
 
 def _ended_containers(status: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -110,8 +112,8 @@ def _ended_containers(status: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [c["state"]["terminated"] for c in containers if (c.get("state") or {}).get("terminated")]
 
 
-def _last_words(container: Mapping[str, Any]) -> str:
-    """The error at the end of what the container said, or its last line."""
+def _last_error(container: Mapping[str, Any]) -> str:
+    """The error message at the end of the container's output, or its last line."""
     lines = [line.strip() for line in (container.get("message") or "").splitlines() if line.strip()]
     errors = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     words = lines[errors[-1] :] if errors else lines[-1:]
@@ -132,7 +134,7 @@ class Waiting:
 
 
 def waiting(pod: Mapping[str, Any]) -> Waiting | None:
-    """Why the pod waits; None: it does not, or the cluster does not say."""
+    """Why the pod waits; None: it does not wait, or its status gives no reason."""
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     if status.get("phase") not in (None, "Pending", "Running"):
         return None

@@ -1,4 +1,4 @@
-"""Where the train step's workers run, and what a cluster gives the steps."""
+"""Where the train step's workers run, and the resources of the steps' own pods."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hanflow.config.tpu import tpu_slice
 
 @dataclass(frozen=True)
 class JobConfig:
-    """Where the workers of the train step run, and with what."""
+    """Where the workers of the train step run, and with what resources."""
 
     runtime: str = setting(
         "local",
@@ -20,47 +20,55 @@ class JobConfig:
     )
     workers: int = setting(1, "PyTorchJob: pods, the master included.", at_least=1)
     min_workers: int = setting(
-        0, "PyTorchJob: go on with as few pods as this when some are lost (elastic); 0: all are needed.", at_least=0
+        0,
+        "PyTorchJob: training goes on with as few pods as this when others are lost (elastic); 0: it needs all.",
+        at_least=0,
     )
     gpus: int = setting(1, "PyTorchJob: GPUs of a pod, one process each (0: one process on CPUs).", at_least=0)
     accelerator: str = setting(
         "",
         "Kind of accelerator. PyTorchJob: GKE's name of the GPU, e.g. nvidia-l4 (empty: any). TPU: generation and size, e.g. v4-32.",
     )
-    topology: str = setting("", "Shape of the TPU slice in chips, e.g. 2x2x4; empty: the usual one of the accelerator.")
+    topology: str = setting("", "Topology of the TPU slice in chips, e.g. 2x2x4; empty: the usual one of that size.")
     slices: int = setting(1, "TPU slices that train together.", at_least=1)
-    image: str = setting("", "Image of the workers; empty: hanflow's own for that runtime.")
-    cpu: str = setting("4", "CPUs that a pod asks for, e.g. 4 or 500m.")
-    memory: str = setting("16Gi", "Memory that a pod asks for and is held to.")
-    shared_memory: str = setting("8Gi", "Size of /dev/shm of a pod with GPUs; counts as its memory.")
-    scratch: str = setting("100Gi", "Most disk of a pod under /tmp: shards, model and checkpoints on their way.")
+    image: str = setting("", "Image of the workers; empty: hanflow's image for that runtime.")
+    cpu: str = setting("4", "CPUs that each pod requests, e.g. 4 or 500m.")
+    memory: str = setting("16Gi", "Memory of each pod: its request and its limit.")
+    shared_memory: str = setting("8Gi", "Size of /dev/shm of each pod with GPUs; counts as its memory.")
+    scratch: str = setting(
+        "100Gi", "Limit of each pod's disk under /tmp, for shards, model and checkpoints in transit."
+    )
     namespace: str = setting("", "Namespace of the job; empty: that of the step, or of the kubeconfig's context.")
-    service_account: str = setting("hanflow", "Service account of the pods: what they may read and write in gs://.")
+    service_account: str = setting(
+        "hanflow", "Service account of the pods; it decides what they may read and write in gs://."
+    )
     queue: str = setting("", "Kueue's LocalQueue that admits the job; empty: none.")
     priority_class: str = setting("", "PriorityClass of the pods; empty: the cluster's default.")
     spot: bool = setting(
-        False, "Run on spot nodes: cheaper, taken away at any time; training goes on from checkpoints."
+        False, "Run on spot nodes: cheaper, but reclaimed at any time; training resumes from checkpoints."
     )
     node_selector: dict = setting({}, 'Further labels that nodes must have, e.g. {"pool": "training"}.')
-    tolerations: list = setting([], 'Further taints that pods bear, as Kubernetes writes them, e.g. [{"key": "team"}].')
-    environment: dict = setting({}, 'Environment of the workers, e.g. {"NCCL_DEBUG": "INFO"}; never secrets.')
+    tolerations: list = setting(
+        [], 'Further tolerations of the pods, as Kubernetes writes them, e.g. [{"key": "team"}].'
+    )
+    environment: dict = setting({}, 'Environment variables of the workers, e.g. {"NCCL_DEBUG": "INFO"}; never secrets.')
     secrets: dict = setting(
         {},
-        'Environment taken from Secrets of the namespace: variable to secret/key, e.g. {"WANDB_API_KEY": "wandb/api-key"}.',
+        'Environment variables from Secrets of the namespace: variable to secret/key, e.g. {"WANDB_API_KEY": "wandb/api-key"}.',
     )
     max_restarts: int = setting(
-        3, "Restarts after failures that may pass; lost nodes and host maintenance do not count.", at_least=0
+        3, "Restarts after failures that a restart may cure; lost nodes and host maintenance do not count.", at_least=0
     )
-    deadline_hours: float = setting(168.0, "The job fails when it takes longer, waiting for nodes included.", above=0)
+    deadline_hours: float = setting(168.0, "The job fails after this many hours, waiting for nodes included.", above=0)
 
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """What Kubeflow gives the steps' own pods; requests and limits are the same. Without meaning for `hanflow run`."""
+    """Resources of the steps' own pods in Kubeflow, requests and limits alike. `hanflow run` ignores them."""
 
     preprocess_cpu: str = setting("2", "CPUs of the preprocess step, e.g. 2 or 500m.")
     preprocess_memory: str = setting("8Gi", "Memory of the preprocess step.")
-    tokenize_cpu: str = setting("4", "CPUs of the tokenize step: it uses them all.")
+    tokenize_cpu: str = setting("4", "CPUs of the tokenize step, which uses them all.")
     tokenize_memory: str = setting("16Gi", "Memory of the tokenize step.")
     train_cpu: str = setting(
         "4", "CPUs of the train step's own pod; 500m is enough where a job trains (job.runtime is not local)."
@@ -68,30 +76,26 @@ class ClusterConfig:
     train_memory: str = setting(
         "16Gi", "Memory of the train step's own pod; 2Gi is enough where a job trains (job.runtime is not local)."
     )
-    evaluate_cpu: str = setting("4", "CPUs of the evaluate step: it generates on them.")
+    evaluate_cpu: str = setting("4", "CPUs of the evaluate step, which generates on them.")
     evaluate_memory: str = setting("16Gi", "Memory of the evaluate step.")
     export_cpu: str = setting("2", "CPUs of the export step.")
-    export_memory: str = setting("16Gi", "Memory of the export step: the model in several formats at once.")
+    export_memory: str = setting("16Gi", "Memory of the export step, which holds the model in several formats at once.")
     node_selector: dict = setting(
-        {}, "Labels that the steps' nodes must have; the train step's nodes are left to job.node_selector."
+        {}, "Labels that the steps' nodes must have; those of the train step's nodes are in job.node_selector."
     )
-    tolerations: list = setting([], 'Taints that the steps bear, as Kubernetes writes them, e.g. [{"key": "team"}].')
+    tolerations: list = setting(
+        [], 'Tolerations of the steps\' pods, as Kubernetes writes them, e.g. [{"key": "team"}].'
+    )
 
 
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?")
-
-
 _SECRET_KEY = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[-._a-zA-Z0-9]+")
-
-
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
-
-
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def job_problems(job: JobConfig) -> list[str]:
-    """What is wrong with the settings of a job beyond each one's own limits; tells no secret that was misplaced."""
+    """Problems among the settings of a job, beyond each one's own limits; never quotes a misplaced secret."""
     problems = []
     if job.runtime == "tpu":
         try:
@@ -99,7 +103,7 @@ def job_problems(job: JobConfig) -> list[str]:
         except ValueError as error:
             problems.append(f"job.accelerator, job.topology: {error}")
         if job.min_workers:
-            problems.append("job.min_workers: a TPU slice trains whole or not at all; set it to 0")
+            problems.append("job.min_workers: a TPU slice cannot train with some of its hosts; set it to 0")
     elif job.min_workers > job.workers:
         problems.append(f"job.min_workers={job.min_workers} is more than job.workers={job.workers}")
     for name in ("cpu", "memory", "shared_memory", "scratch"):
@@ -109,17 +113,17 @@ def job_problems(job: JobConfig) -> list[str]:
             )
     for name, value in job.environment.items():
         if not _VARIABLE.fullmatch(str(name)):
-            problems.append(f"job.environment: {name!r} is no name of an environment variable")
+            problems.append(f"job.environment: {name!r} is not the name of an environment variable")
         elif _SECRET_NAME.search(name):
             problems.append(
                 f"job.environment: {name} looks like a secret, and settings are logged and stored: put it into a Secret "
-                "and name that in job.secrets"
+                "and refer to that in job.secrets"
             )
         elif isinstance(value, (dict, list)):
             problems.append(f"job.environment: {name}: expected text")
     for name, place in job.secrets.items():
         if not _VARIABLE.fullmatch(str(name)):
-            problems.append(f"job.secrets: {name!r} is no name of an environment variable")
+            problems.append(f"job.secrets: {name!r} is not the name of an environment variable")
         elif not (isinstance(place, str) and _SECRET_KEY.fullmatch(place)):
             problems.append(
                 f"job.secrets: {name}: expected secret/key, the name of a Secret and a key in it (never the secret itself)"
@@ -131,6 +135,7 @@ def job_problems(job: JobConfig) -> list[str]:
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
+    """Problems among the resources of the steps' pods, beyond each one's own limits."""
     problems = [
         f"cluster.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {value!r}"
         for name, value in asdict(cluster).items()

@@ -1,4 +1,4 @@
-"""TPU slices on GKE: chips, hosts and shape from a generation and a size. Pure, standard library only."""
+"""TPU slices on GKE: chips, hosts and topology from a generation and a size."""
 
 from __future__ import annotations
 
@@ -10,27 +10,25 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Generation:
-    """What GKE calls a generation of TPUs, and how its hosts are built."""
+    """A generation of TPUs: its names on GKE, and the shape of its slices."""
 
     label: str
     """Value of the node label `cloud.google.com/gke-tpu-accelerator`."""
     dimensions: int
-    """Of its torus: 3 (v4, v5p) or 2."""
+    """Dimensions of a slice's topology: 3 (v4, v5p) or 2."""
     cores: int
-    """What its names count for a chip: v4-32 has 32 cores on 16 chips; v6e-16 has 16 chips."""
-    machine: str
-    """Machine type of its hosts, with `{chips}` chips."""
+    """What the names count for each chip: v4-32 has 32 cores on 16 chips, v6e-16 has 16 chips."""
 
 
 GENERATIONS = {
-    "v4": Generation("tpu-v4-podslice", 3, 2, "ct4p-hightpu-{chips}t"),
-    "v5p": Generation("tpu-v5p-slice", 3, 2, "ct5p-hightpu-{chips}t"),
-    "v5e": Generation("tpu-v5-lite-podslice", 2, 1, "ct5lp-hightpu-{chips}t"),
-    "v6e": Generation("tpu-v6e-slice", 2, 1, "ct6e-standard-{chips}t"),
+    "v4": Generation("tpu-v4-podslice", 3, 2),
+    "v5p": Generation("tpu-v5p-slice", 3, 2),
+    "v5e": Generation("tpu-v5-lite-podslice", 2, 1),
+    "v6e": Generation("tpu-v6e-slice", 2, 1),
 }
 _ALIASES = {"v5litepod": "v5e"}
-_LONGEST = 24  # chips along one side of a cube
-_CHIPS_A_HOST = 4  # of every slice that has more than one host
+_LONGEST_SIDE = 24  # chips, of a three-dimensional slice
+_CHIPS_PER_HOST = 4  # of every slice with more than one host
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 
 
@@ -45,7 +43,7 @@ class Slice:
     hosts: int
 
     @property
-    def chips_a_host(self) -> int:
+    def chips_per_host(self) -> int:
         return self.chips // self.hosts
 
     @property
@@ -53,26 +51,16 @@ class Slice:
         """Value of `cloud.google.com/gke-tpu-accelerator`."""
         return GENERATIONS[self.generation].label
 
-    @property
-    def machine(self) -> str:
-        """Machine type of the node pool's hosts."""
-        return GENERATIONS[self.generation].machine.format(chips=self.chips_a_host)
-
-    @property
-    def name(self) -> str:
-        """Generation and size, e.g. v4-32."""
-        return f"{self.generation}-{self.chips * GENERATIONS[self.generation].cores}"
-
 
 def tpu_slice(accelerator: str, topology: str = "") -> Slice:
-    """The slice of that name and shape.
+    """The slice of that name and topology.
 
     Args:
-        accelerator: generation and size (`v4-32`, `v5litepod-16`), or the generation alone beside a topology.
+        accelerator: generation and size (`v4-32`, `v5litepod-16`), or the generation alone with a topology.
         topology: chips along each side (`2x2x4`); empty: the most cubic one of that size.
 
     Raises:
-        ValueError: no such slice exists, or the two do not fit; says what exists.
+        ValueError: no such slice exists, or the two contradict each other; names what exists.
     """
     known = ", ".join(GENERATIONS)
     found = re.fullmatch(r"(v[0-9]+[a-z]*)(?:-([0-9]+))?", accelerator.strip().lower())
@@ -83,7 +71,7 @@ def tpu_slice(accelerator: str, topology: str = "") -> Slice:
         raise ValueError(f"{accelerator!r}: no such TPU generation; known: {known}")
     kind = GENERATIONS[generation]
     if not topology and size is None:
-        raise ValueError(f"{accelerator!r}: say how large, e.g. {generation}-{16 * kind.cores}, or give a topology")
+        raise ValueError(f"{accelerator!r}: add the size, e.g. {generation}-{16 * kind.cores}, or set a topology")
     if topology:
         sides = _sides(topology, generation)
     else:
@@ -94,12 +82,12 @@ def tpu_slice(accelerator: str, topology: str = "") -> Slice:
         sides = min(fitting, key=sum)
     chips = math.prod(sides)
     if size is not None and int(size) != chips * kind.cores:
-        counted = "cores, two a chip" if kind.cores == 2 else "chips"
+        counted = "cores, two per chip" if kind.cores == 2 else "chips"
         raise ValueError(
             f"{accelerator} and topology {topology} do not fit: {topology} has {chips} chips, which is "
             f"{generation}-{chips * kind.cores} (the name counts {counted})"
         )
-    return Slice(generation, "x".join(map(str, sides)), chips, hosts=max(chips // _CHIPS_A_HOST, 1))
+    return Slice(generation, "x".join(map(str, sides)), chips, hosts=max(chips // _CHIPS_PER_HOST, 1))
 
 
 def _sides(topology: str, generation: str) -> tuple[int, ...]:
@@ -124,7 +112,7 @@ def _sides(topology: str, generation: str) -> tuple[int, ...]:
 def _shapes(dimensions: int) -> list[tuple[int, ...]]:
     if dimensions == 2:
         return list(_FLAT)
-    fours = range(4, _LONGEST + 1, 4)
+    fours = range(4, _LONGEST_SIDE + 1, 4)
     small = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
     return [*small, *(s for s in itertools.combinations_with_replacement(fours, 3))]
 

@@ -1,8 +1,7 @@
-"""What the workers of a job do: one train step, and the command lines that do it."""
+"""What the workers of a train step do, and the command lines that do it in the containers of a job."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from hanflow.config import TrainConfig, to_mapping
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What the workers do: one train step."""
+    """One train step, as each of its workers gets it."""
 
     task: str
     config: TrainConfig
@@ -23,24 +22,29 @@ class WorkerSpec:
     """URI of the model artifact to write."""
 
 
-def train_arguments(work: WorkerSpec) -> list[str]:
-    """The command line of `hanflow.training.workers.worker` for that work: every setting, whatever the image's defaults."""
-    arguments = ["--task", work.task, "--shards", work.shards, "--output", work.output]
-    for name, value in to_mapping(work.config).items():
+def torchrun_command(spec: WorkerSpec) -> list[str]:
+    """The command of a container that starts one worker for each GPU through torchrun, which reads PET_… variables."""
+    return ["python", "-m", "hanflow.training.workers.torchrun", *_escaped(train_arguments(spec))]
+
+
+def train_command(spec: WorkerSpec) -> list[str]:
+    """The command of a container that is one worker itself (a host of a TPU slice)."""
+    return ["python", "-m", "hanflow.training.workers.worker", *_escaped(train_arguments(spec))]
+
+
+def train_arguments(spec: WorkerSpec) -> list[str]:
+    """The arguments of `python -m hanflow.training.workers.worker`: every setting, so that the image's defaults do not matter."""
+    arguments = ["--task", spec.task, "--shards", spec.shards, "--output", spec.output]
+    for name, value in to_mapping(spec.config).items():
         arguments.append(f"--{name.replace('_', '-')}={as_text(value)}")
     return arguments
 
 
-def _escaped(arguments: Sequence[str]) -> list[str]:
-    """Kubernetes replaces $(VARIABLE) in commands, and $$ by $: what the settings say stays as it is."""
-    return [argument.replace("$", "$$") for argument in arguments]
-
-
 def as_text(value: Any) -> str:
-    """A setting's value as command lines and variables take it: what reads it gets the same value."""
+    """A setting's value as text for command lines and variables; parsing it gives the same value."""
     if isinstance(value, str):
         return value
-    # Not JSON: YAML 1.1 reads its 1e-05 as text. Without escapes where they are not needed: Korean stays readable.
+    # Not JSON: YAML 1.1 reads its 1e-05 as text. Escapes only where they are needed, so that Korean stays readable.
     for unicode in (True, False):
         written = yaml.safe_dump(value, default_flow_style=True, allow_unicode=unicode, width=10**9)
         written = written.removesuffix("\n...\n").strip()
@@ -49,11 +53,6 @@ def as_text(value: Any) -> str:
     return written
 
 
-def pytorch_command(work: WorkerSpec) -> list[str]:
-    """What a PyTorchJob's container runs: torchrun as the operator's PET_* say, and an exit status that tells why."""
-    return ["python", "-m", "hanflow.training.workers.torchrun", *_escaped(train_arguments(work))]
-
-
-def tpu_command(work: WorkerSpec) -> list[str]:
-    """What a JobSet's container runs: one process a host."""
-    return ["python", "-m", "hanflow.training.workers.worker", *_escaped(train_arguments(work))]
+def _escaped(arguments: list[str]) -> list[str]:
+    """Arguments for Kubernetes, which replaces $(VARIABLE) in commands, and $$ by $."""
+    return [argument.replace("$", "$$") for argument in arguments]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import ijson
 
-from hanflow.config import PreprocessConfig
 from hanflow.data.lines import BAD_BYTE, ROW_LIMIT, TOO_LONG, as_utf8
-from hanflow.data.records import as_text
-from hanflow.data.schema import ColumnMapping, Row, without_surrogates
+from hanflow.data.records import Unusable, as_text
+from hanflow.data.schema import ColumnMapping, Row, Source, without_surrogates
 from hanflow.errors import UserError
 
 BATCH = 256
@@ -24,16 +24,21 @@ LAYOUTS = (
 )
 
 
-def read(path: str, mapping: ColumnMapping, config: PreprocessConfig) -> Iterator[list[Row]]:
+def read(file: str, mapping: ColumnMapping) -> Iterator[list[Row]]:
     """The rows of an AI-Hub JSON file.
 
     A dialogue's raw columns are id, topic, dialogue and summary; a document's are id, title, document, abstractive.
 
+    Args:
+        file: where its bytes can be read twice.
+        mapping: finds the roles' columns; has the name for messages.
+
     Raises:
         UserError: no JSON, or neither of the two layouts.
     """
-    speaker = speaker_prefix(config.speaker_format)
-    layout = _layout(path, config)
+    path, source = mapping.path, replace(mapping.source, path=file)
+    speaker = speaker_prefix(source.speaker_format)
+    layout = _layout(path, source)
     if layout == "data":
         names = ("id", "topic", "dialogue", "summary")
 
@@ -41,13 +46,13 @@ def read(path: str, mapping: ColumnMapping, config: PreprocessConfig) -> Iterato
             return _dialogue(record, speaker)
     else:
         names, convert = ("id", "title", "document", "abstractive"), _document
-    chosen = mapping.resolve(names)
+    chosen = {role: names[place] for role, place in mapping.resolve(names).items()}
     rows: list[Row] = []
     number = 0
     try:
-        for record in ijson.items(_stream(path, config), f"{layout}.item", use_float=True):
+        for record in ijson.items(_Stream(as_utf8(source)), f"{layout}.item", use_float=True):
             number += 1
-            rows.append(_row(number, record, convert, names, chosen, mapping, config))
+            rows.append(_row(number, record, convert, chosen, mapping))
             if number == 1 and rows[0].reason == _NO_LAYOUT:
                 raise _unknown(path, f"the first entry of {layout!r} is not such a record")
             if len(rows) == BATCH:
@@ -62,29 +67,22 @@ _NO_LAYOUT = "not a record of the file's layout"
 
 
 def _row(
-    number: int,
-    record: Any,
-    convert: Callable[[Any], dict[str, Any]],
-    names: tuple[str, ...],
-    chosen: dict[str, int],
-    mapping: ColumnMapping,
-    config: PreprocessConfig,
+    number: int, record: Any, convert: Callable[[Any], dict[str, Any]], chosen: dict[str, str], mapping: ColumnMapping
 ) -> Row:
+    values: dict[str, Any] = dict(mapping.absent)
     try:
         columns = convert(record)
-    except (KeyError, TypeError, AttributeError):
-        return Row(number, None, json.dumps(record, ensure_ascii=False, default=str)[:ROW_LIMIT], _NO_LAYOUT)
-    values = {}
-    for role in mapping.roles:
-        text = as_text(columns[names[chosen[role]]]) if role in chosen else ""
-        if text is None:
-            shown = json.dumps(record, ensure_ascii=False, default=str)
-            return Row(number, None, shown, f"{names[chosen[role]]} is no text")
-        values[role] = without_surrogates(text)
+        for role, name in chosen.items():
+            value = as_text(columns[name], name, mapping.source.join_lists)
+            values[role] = without_surrogates(value) if isinstance(value, str) else [*map(without_surrogates, value)]
+    except (KeyError, TypeError, AttributeError, Unusable) as error:
+        shown = json.dumps(record, ensure_ascii=False, default=str)[:ROW_LIMIT]
+        return Row(number, None, shown, str(error) if isinstance(error, Unusable) else _NO_LAYOUT)
+    text = "".join(value if isinstance(value, str) else "".join(value) for value in values.values())
     reason = ""
-    if sum(map(len, values.values())) > ROW_LIMIT:
+    if len(text) > ROW_LIMIT:
         reason = TOO_LONG
-    elif any(BAD_BYTE in text for text in values.values()):
+    elif BAD_BYTE in text:
         reason = "not valid text in the file's encoding"
     return Row(number, None, json.dumps(values, ensure_ascii=False), reason) if reason else Row(number, values, None)
 
@@ -147,14 +145,10 @@ class _Stream:
         return taken
 
 
-def _stream(path: str, config: PreprocessConfig) -> _Stream:
-    return _Stream(as_utf8(path, config.encoding))
-
-
-def _layout(path: str, config: PreprocessConfig) -> str:
-    """`data` (dialogues) or `documents`, told from the first such list; nothing behind it is read."""
+def _layout(path: str, source: Source) -> str:
+    """`data` (dialogues) or `documents`, by the first such list; nothing behind it is read."""
     try:
-        for prefix, event, _ in ijson.parse(_stream(path, config), use_float=True):
+        for prefix, event, _ in ijson.parse(_Stream(as_utf8(source)), use_float=True):
             if event == "start_array" and prefix in ("data", "documents"):
                 return str(prefix)
             if event == "start_array" and prefix == "":
@@ -172,9 +166,9 @@ def _unknown(path: str, found: str) -> UserError:
 
 
 def _broken(path: str, records: int, error: Exception) -> UserError:
-    told = " ".join(str(error).split())[:120]
-    if "trailing garbage" in told and not records:
+    problem = " ".join(str(error).split())[:120]
+    if "trailing garbage" in problem and not records:
         return UserError(f"{path}: holds more than one JSON value; if it has one object a line, name the file .jsonl")
     return UserError(
-        f"{path}: is no valid JSON after record {records} ({told}); the file is cut short or damaged: fetch it again"
+        f"{path}: is no valid JSON after record {records} ({problem}); the file is cut short or damaged: fetch it again"
     )

@@ -91,9 +91,9 @@ class BatchPlan:
         """The batches of one epoch (counted from 0), every row in exactly one of them, or with `epoch_tokens` at most."""
         random = np.random.default_rng((self.seed, epoch))
         batches: list[Batch] = []
-        riding: list[list[np.ndarray]] = [[] for _ in self.shapes]
-        for i, ((members, _), shape) in enumerate(zip(self._groups, self.shapes, strict=True)):
-            rows = np.concatenate([*riding[i], random.permutation(members) if self.shuffle else members])
+        leftover: list[list[np.ndarray]] = [[] for _ in self.shapes]
+        for i, ((group, _), shape) in enumerate(zip(self._groups, self.shapes, strict=True)):
+            rows = np.concatenate([*leftover[i], random.permutation(group) if self.shuffle else group])
             if self.shuffle:
                 rows = self._like_beside_like(rows, shape[0])
             whole = len(rows) // shape[0] * shape[0]
@@ -104,7 +104,7 @@ class BatchPlan:
             if later is None:
                 batches.append(Batch(rows[whole:], shape))
             else:
-                riding[later].append(rows[whole:])
+                leftover[later].append(rows[whole:])
         if self.shuffle:
             batches = [batches[i] for i in random.permutation(len(batches))]
         if self._epoch_tokens and batches:

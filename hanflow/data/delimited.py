@@ -1,4 +1,4 @@
-"""Files of one row a line: csv, tsv, txt.
+"""Files of one row a line: csv, tsv and txt read, csv and tsv written.
 
 The usual line has no quote and the right number of columns: it is split and that is all. Everything else goes the slow
 way, which never lets one bad line take the next one with it.
@@ -8,44 +8,106 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
+from itertools import chain
 from operator import itemgetter
+from typing import Any, TextIO
 
-from hanflow.config import PreprocessConfig
-from hanflow.data.delimited_format import left_open, unquoted
 from hanflow.data.lines import ROW_LIMIT, Block, empty, line_blocks
 from hanflow.data.schema import ColumnMapping, Row, without_surrogates
 from hanflow.errors import UserError
 
-LOOKAHEAD = 10_000
+LOOKAHEAD = 100_000
 """Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of a cell that spreadsheets take for a formula."""
 
-def read(path: str, kind: str, mapping: ColumnMapping, config: PreprocessConfig) -> Iterator[list[Row]]:
-    """The rows of a csv, tsv or txt file; see `hanflow.data.readers.read`.
+_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+"""Beginning of a cell that `safe_cell` may have written."""
+
+_RETURN = "\ufdd1"
+"""Stands for a carriage return inside a quoted cell, which the csv module takes for a line end or an error: a code
+point that Unicode keeps for such inner uses."""
+
+
+def safe_cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula: such a one gets an apostrophe, which reading takes away again."""
+    return f"'{text}" if text.startswith(FORMULA) or _GUARDED.match(text) else text
+
+
+def unguarded(cell: str) -> str:
+    """The text of a cell that `safe_cell` may have guarded."""
+    return cell[1:] if _GUARDED.match(cell) else cell
+
+
+def csv_writer(stream: TextIO, delimiter: str = ",") -> Any:
+    """A `csv.writer` whose rows end by newline alone.
+
+    Set to end them so itself, it leaves a carriage return inside a text unquoted (before Python 3.13): two broken rows.
 
     Args:
-        path: the file.
-        kind: `csv`, `tsv` or `txt`.
-        mapping: finds the roles' columns in the header.
-        config: `encoding` is looked at.
+        stream: opened with `newline=""`.
+        delimiter: between two cells.
     """
-    blocks = line_blocks(path, config.encoding)
+    return csv.writer(_NewlineEnds(stream), delimiter=delimiter)
+
+
+class _NewlineEnds:
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, line: str) -> int:
+        return self._stream.write(line.removesuffix("\r\n") + "\n")
+
+
+def read_table(kind: str, mapping: ColumnMapping) -> Iterator[list[Row]]:
+    """The rows of a file with a header; empty lines are passed over.
+
+    Args:
+        kind: `csv` or `tsv`.
+        mapping: finds the roles' columns in the header.
+    """
+    return _Table("," if kind == "csv" else "\t", line_blocks(mapping.source), mapping).rows()
+
+
+def read_lines(mapping: ColumnMapping, may_be_table: bool) -> Iterator[list[Row]]:
+    """The rows of a file with one text a line.
+
+    Args:
+        mapping: the role that texts play; finds the roles' columns if the file is a table.
+        may_be_table: whether a file whose first line has tabs and names a column that is looked for is read as tsv, as
+            NSMC's .txt files are.
+    """
+    blocks = line_blocks(mapping.source)
     first = next(blocks, None)
     if first is None:  # nothing but a byte-order mark
-        raise empty(path)
-    if kind == "txt" and not (_is_table(first, mapping)):
-        return _texts(first, blocks, mapping)
-    return _Table(path, "," if kind == "csv" else "\t", first, blocks, mapping, config).rows()
+        raise empty(mapping.path)
+    following = chain([first], blocks)
+    if may_be_table and "\t" in first.lines[0] and mapping.find(_header(first.lines[0], "\t")):
+        yield from _Table("\t", following, mapping).rows()
+        return
+    if len(mapping.required) > 1:
+        raise UserError(
+            f"{mapping.path}: a .txt file holds one text a line, but this task needs {' and '.join(mapping.required)}; "
+            f"give a tsv, csv, jsonl or parquet file with a column for each (a .txt whose first line is a header with "
+            f"tabs is read as tsv)"
+        )
+    absent, role, keep_empty = mapping.absent, mapping.text_role, mapping.source.every_row
+    number = 0
+    for block in following:
+        rows = []
+        for index, line in enumerate(block.lines):
+            number += 1
+            if index in block.bad:
+                rows.append(Row(number, None, line, block.bad[index]))
+            elif line or keep_empty:
+                rows.append(Row(number, {**absent, role: line}, line))
+        yield rows
 
 
-def _is_table(first: Block, mapping: ColumnMapping) -> bool:
-    """Whether a .txt file is a TSV (as NSMC's are): its first line has tabs and names a column that is looked for."""
-    header = first.lines[0]
-    return "\t" in header and bool(mapping.find(_fields_of_header(header, "\t")))
-
-
-def _fields_of_header(line: str, delimiter: str) -> list[str]:
+def _header(line: str, delimiter: str) -> list[str]:
     try:
         fields = next(csv.reader([line.replace("\r", " ")], delimiter=delimiter, strict=True), [])
     except csv.Error:
@@ -53,53 +115,13 @@ def _fields_of_header(line: str, delimiter: str) -> list[str]:
     return [field.strip() for field in fields]
 
 
-def _texts(first: Block, following: Iterator[Block], mapping: ColumnMapping) -> Iterator[list[Row]]:
-    """The rows of a file with one text a line; empty lines are passed over."""
-    if len(mapping.required) > 1:
-        raise UserError(
-            f"{mapping.path}: a .txt file holds one text a line, but this task needs {' and '.join(mapping.required)}; "
-            f"give a tsv, csv, jsonl or parquet file with a column for each (a .txt whose first line is a header with "
-            f"tabs is read as tsv)"
-        )
-    absent = dict.fromkeys(mapping.roles, "")
-    role = (*mapping.required, *mapping.roles)[0]
-    number = 0
-    for block in _chain(first, following):
-        rows = []
-        for index, line in enumerate(block.lines):
-            number += 1
-            if index in block.bad:
-                rows.append(Row(number, None, line, block.bad[index]))
-            elif line:
-                rows.append(Row(number, {**absent, role: line}, line))
-        yield rows
-
-
-def _chain(first: Block, following: Iterator[Block]) -> Iterator[Block]:
-    yield first
-    yield from following
-
-
 class _Table:
     """A delimited file with a header."""
 
-    def __init__(
-        self,
-        path: str,
-        delimiter: str,
-        first: Block,
-        following: Iterator[Block],
-        mapping: ColumnMapping,
-        config: PreprocessConfig,
-    ):
-        self.path, self.delimiter, self.following, self.mapping, self.config = (
-            path,
-            delimiter,
-            following,
-            mapping,
-            config,
-        )
-        self.lines, self.bad = first.lines, first.bad
+    def __init__(self, delimiter: str, blocks: Iterator[Block], mapping: ColumnMapping):
+        self.delimiter, self.blocks, self.mapping = delimiter, blocks, mapping
+        self.lines: list[str] = []
+        self.bad: dict[int, str] = {}
         self.number = 0
         """Number of the last line before `lines`."""
         csv.field_size_limit(ROW_LIMIT + 1)  # Python's own limit is 131,072 characters
@@ -108,14 +130,17 @@ class _Table:
         """The rows, a block's worth at a time."""
         start = self._read_header()
         delimiter, width, roles, pick = self.delimiter, self.width, self.mapping.roles, self.pick
+        guarded = f"{delimiter}'"
         while True:
             rows: list[Row] = []
-            lines, bad = self.lines, self.bad
-            index, number = start, self.number
-            while index < len(lines):  # `lines` grows when a quoted row reaches into the next block
+            lines, bad, number = self.lines, self.bad, self.number
+            index, end = start, len(lines)  # `lines` grows when a quoted row reaches into the next block
+            while index < end:
                 line = lines[index]
                 fields = line.split(delimiter)
-                if len(fields) == width and '"' not in line and index not in bad:
+                if len(fields) == width and '"' not in line and index not in bad and line:
+                    if "'" in line and (guarded in line or line.startswith("'")):
+                        fields = [unguarded(field) for field in fields]
                     fields.append("")  # what roles without a column pick
                     index += 1
                     rows.append(Row(number + index, dict(zip(roles, pick(fields), strict=True)), line))
@@ -126,35 +151,35 @@ class _Table:
                     index += used
                 else:
                     index += 1
-            self.number += len(lines)
             yield rows
             start = 0
-            if not self._extend(fresh=True):
+            self.number += index
+            self.lines = lines[index:]  # what was fetched for the last row and is none of it
+            self.bad = {place - index: reason for place, reason in bad.items() if place >= index}
+            if not self.lines and not self._extend():
                 return
 
-    def _extend(self, fresh: bool = False) -> bool:
-        """Fetch the next block: in place of the lines at hand, or behind them. False at the end of the file."""
-        block = next(self.following, None)
+    def _extend(self) -> bool:
+        """Fetch the next block, behind the lines at hand. False at the end of the file."""
+        block = next(self.blocks, None)
         if block is None:
             return False
-        if fresh:
-            self.lines, self.bad = block.lines, block.bad
-        else:
-            self.bad.update((len(self.lines) + index, reason) for index, reason in block.bad.items())
-            self.lines += block.lines
+        self.bad.update((len(self.lines) + index, reason) for index, reason in block.bad.items())
+        self.lines += block.lines
         return True
 
     def _read_header(self) -> int:
         """Find the columns; returns the index of the first line after the header."""
+        self._extend()
         index = next((i for i, line in enumerate(self.lines) if line.strip()), None)
         if index is None:
-            raise empty(self.path)
+            raise empty(self.mapping.path)
         if index in self.bad:
             raise UserError(
-                f"{self.path}: line {index + 1}, the header, cannot be read: {self.bad[index]}; "
-                f"give the file's encoding in preprocess.encoding"
+                f"{self.mapping.path}: line {index + 1}, the header, cannot be read: {self.bad[index]}; "
+                f"give the file's encoding in {self.mapping.source.encoding_option}"
             )
-        header = _fields_of_header(self.lines[index], self.delimiter)
+        header = _header(self.lines[index], self.delimiter)
         chosen = self.mapping.resolve(header)
         self.width = len(header)
         # A field "" is appended to every row, for the roles that have no column.
@@ -170,10 +195,12 @@ class _Table:
         if '"' not in line:
             return 1, Row(number, None, line, self._wrong_width(len(fields)))
         used, found, problem = (self._quoted_csv if self.delimiter == "," else self._quoted_tsv)(index, fields)
-        if found is None:
-            return used, Row(number, None, "\n".join(self.lines[index : index + used]), problem)
-        values = [_utterances(value) for value in self.pick([*found, ""])]
         raw = line if used == 1 else "\n".join(self.lines[index : index + used])
+        if found is None:
+            return used, Row(number, None, raw, problem)
+        values = [unguarded(value) for value in self.pick([*found, ""])]
+        if self.mapping.source.join_lists:
+            values = [_utterances(value) for value in values]
         return used, Row(number, dict(zip(self.mapping.roles, values, strict=True)), raw)
 
     def _wrong_width(self, found: int) -> str:
@@ -193,17 +220,13 @@ class _Table:
     def _quoted_tsv(self, index: int, fields: list[str]) -> tuple[int, list[str] | None, str]:
         """A line of tsv with quotes: most writers of tsv quote nothing, so the plain reading comes first."""
         plain = len(fields) == self.width
-        if plain and not (self.width > 1 and left_open(fields[-1])):
-            return 1, [unquoted(field) for field in fields], ""
-        used, found, _ = self._quoted(index)
-        if (
-            found is not None
-            and len(found) == self.width
-            and not self._whole_lines(index + 1, index + used - (not plain))
-        ):
-            return used, found, ""
+        if not plain or (self.width > 1 and _left_open(fields[-1])):
+            used, found, _ = self._quoted(index)
+            fits = found is not None and len(found) == self.width
+            if fits and not self._whole_lines(index + 1, index + used - (not plain)):
+                return used, found, ""
         if plain:
-            return 1, [unquoted(field) for field in fields], ""
+            return 1, [_unquoted(field) for field in fields], ""
         return 1, None, self._wrong_width(len(fields))
 
     def _whole_lines(self, start: int, stop: int) -> bool:
@@ -221,7 +244,7 @@ class _Table:
             return 1, None, f"the quotes do not fit together: {error}"
         except StopIteration:
             return 1, None, self._wrong_width(0)
-        return parser.line_num, found, ""
+        return parser.line_num, [field.replace(_RETURN, "\r") for field in found], ""
 
     def _ahead(self, index: int) -> Iterator[str]:
         """The lines from one on, as far as one row may reach."""
@@ -231,11 +254,23 @@ class _Table:
                 return
             if place in self.bad:
                 return
-            line = self.lines[place].replace("\r", " ")
+            line = self.lines[place].replace("\r", _RETURN)
             size += len(line)
             if size > ROW_LIMIT:
                 return
             yield line + "\n"
+
+
+def _left_open(field: str) -> bool:
+    """Whether a field begins with a quote that nothing closes in it."""
+    return field.startswith('"') and field.count('"') % 2 == 1
+
+
+def _unquoted(field: str) -> str:
+    """The content of a properly quoted field; others as they are."""
+    if len(field) > 1 and field[0] == field[-1] == '"' and '"' not in field[1:-1].replace('""', ""):
+        return field[1:-1].replace('""', '"')
+    return field
 
 
 def _utterances(value: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -17,12 +18,10 @@ import pyarrow.parquet as pq
 from hanflow.config import PreprocessConfig
 from hanflow.data.lines import RAW_LIMIT
 from hanflow.data.readers import read
-from hanflow.data.schema import Row
+from hanflow.data.schema import Column, RejectedRow, Row, corpus_source
 from hanflow.errors import UserError
 from hanflow.progress import Progress, log
 from hanflow.storage.artifacts import SPLITS
-from hanflow.tasks.base import Task
-from hanflow.tasks.data import Rejected
 
 TRAIN, VALIDATION, TEST = range(len(SPLITS))
 
@@ -44,9 +43,17 @@ _REJECTED = pa.schema([("file", pa.string()), ("row", pa.int64()), ("reason", pa
 class Intake:
     """The first pass: what was read, accepted and rejected so far."""
 
-    task: Task
+    columns: tuple[Column, ...]
+    """Columns of the corpus."""
+    text_roles: tuple[str, ...]
+    """Those whose lengths are counted."""
+    split_role: str
+    """The one whose text may stand in one split only."""
+    clean: Callable[[Mapping[str, str], PreprocessConfig], dict[str, str]]
+    """Raw row (role → text) → corpus row; raises RejectedRow."""
     config: PreprocessConfig
     folder: Path
+    """Where the files are written."""
     read: int = 0
     rejected: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -54,15 +61,15 @@ class Intake:
     """Kind of reason → its first row, as `file:row: reason`."""
 
     def __post_init__(self) -> None:
-        self.roles = tuple(column.role for column in self.task.columns)
+        self.roles = tuple(column.role for column in self.columns)
         # What makes two rows the same: their texts, not an id or a topic that may differ.
-        self.compared = [c.role for c in self.task.columns if c.required and c.role != self.task.split_role]
+        self.compared = [c.role for c in self.columns if c.required and c.role != self.split_role]
         # The seed salts the digests: their order is then the seeded order that the splits are drawn in.
         self.salt = (self.config.seed % (1 << 128)).to_bytes(16, "little")
         self.seen: set[bytes] = set()
         self.held_out: dict[bytes, int] = {}
         """Digest of a text of a given validation or test source → the split."""
-        self.lengths: dict[str, list[np.ndarray]] = {role: [np.zeros(0, np.int64)] for role in self.task.text_roles}
+        self.lengths: dict[str, list[np.ndarray]] = {role: [np.zeros(0, np.int64)] for role in self.text_roles}
         self.digests: list[bytes] = []
         self.splits: list[np.ndarray] = []
 
@@ -93,7 +100,7 @@ class Intake:
         left = self.config.limit_rows or None
         accepted = 0
         for path in files:
-            for rows in read(path, self.task.columns, self.config, self.folder):
+            for rows in read(corpus_source(path, self.columns, self.config), self.folder):
                 if left is not None:
                     rows = rows[:left]
                     left -= len(rows)
@@ -109,7 +116,7 @@ class Intake:
 
     def _take(self, split: int, path: str, rows: list[Row]) -> int:
         """Clean some rows and keep the good ones; returns how many those are."""
-        clean, config, salt, split_role = self.task.clean, self.config, self.salt, self.task.split_role
+        clean, config, salt, split_role = self.clean, self.config, self.salt, self.split_role
         compared, seen, held_out, accepted = self.compared, self.seen, self.held_out, self._accepted
         digests = []
         self.read += len(rows)
@@ -124,7 +131,7 @@ class Intake:
                 hasher = blake2b(text.encode(), digest_size=16, salt=salt)
                 digest = hasher.digest()
                 if held_out and held_out.get(digest, split) != split:
-                    raise Rejected(f"the text is also in the {SPLITS[held_out[digest]]} split")
+                    raise RejectedRow(f"the text is also in the {SPLITS[held_out[digest]]} split")
                 if config.deduplicate:
                     if compared:
                         for role in compared:
@@ -133,9 +140,9 @@ class Intake:
                     else:
                         whole = digest
                     if whole in seen:
-                        raise Rejected("the row is a duplicate of an earlier one")
+                        raise RejectedRow("the row is a duplicate of an earlier one")
                     seen.add(whole)
-            except Rejected as error:
+            except RejectedRow as error:
                 self._reject(path, row, str(error))
                 continue
             digests.append(digest)
@@ -188,22 +195,21 @@ class Intake:
         Raises:
             UserError: with the reasons' counts and the first example.
         """
+        reasons = "".join(f"\n  {count:,} × {reason}" for reason, count in self.reasons.most_common(5))
         if not self.read:
             given = ", ".join(
                 filter(None, (self.config.source, self.config.validation_source, self.config.test_source))
             )
             raise UserError(f"{given}: no rows, only headers or blank lines; give a source with data")
         if self.rejected == self.read:
-            told = "".join(f"\n  {count:,} × {reason}" for reason, count in self.reasons.most_common(5))
             raise UserError(
-                f"all {self.read:,} rows were rejected:{told}\nthe first: {next(iter(self.examples.values()))}\n"
+                f"all {self.read:,} rows were rejected:{reasons}\nthe first: {next(iter(self.examples.values()))}\n"
                 f"check that preprocess.columns and preprocess.encoding fit these files, or loosen the rules "
                 f"(preprocess.drop_short_sources, min_source_chars, max_source_chars, deduplicate)"
             )
         if not any(len(found) and found[0] == TRAIN for found in self.splits):
-            told = "".join(f"\n  {count:,} × {reason}" for reason, count in self.reasons.most_common(5))
             raise UserError(
-                f"{self.config.source}: no usable row to train on; rejected in all sources:{told or ' none'}"
+                f"{self.config.source}: no usable row to train on; rejected in all sources:{reasons or ' none'}"
             )
 
     def split_array(self) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""A file that grows by commits: killed at any moment, the next start goes on behind the last one.
+"""A file that grows by commits: killed at any moment, the next start resumes after the last commit.
 
-`NAME.partial` grows beside `NAME`; `NAME.partial.json` says how many of its bytes are whole, and for what they were made.
-A commit syncs the bytes first and replaces the state after, so the state never tells of bytes that are not there.
+`NAME.partial` grows beside `NAME`; the state in `NAME.partial.json` holds how many of its bytes are committed, and what
+they were made from. A commit syncs the bytes first and replaces the state after, so that the state never counts bytes
+that are not on the disk.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ class PartialFile:
     """Use by `opened`.
 
     Args:
-        path: the file that there will be.
-        identity: what the content depends on, plain JSON data; a state with another one is not gone on from.
+        path: the finished file.
+        identity: what the content depends on, plain JSON data; a state with another identity is not resumed.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]):
@@ -31,13 +32,13 @@ class PartialFile:
         self.partial = path.with_name(f"{path.name}.partial")
         self.state_path = path.with_name(f"{path.name}.partial.json")
         self.done: dict[str, Any] = {}
-        """What the last commit told; empty: a new beginning."""
+        """What was given with the last commit; empty: nothing is committed yet."""
         self._identity = json.loads(json.dumps(identity))
         self._bytes = 0
         self._stream: BinaryIO | None = None
 
     def commit(self, content: bytes, done: Mapping[str, Any]) -> None:
-        """Append bytes, and from now on go on behind them.
+        """Append bytes; from now on, an interrupted run resumes after them.
 
         Raises:
             UserError: they cannot be written.
@@ -51,10 +52,10 @@ class PartialFile:
             self._write_state(done, complete=False)
 
     def finish(self) -> None:
-        """Give the file its name.
+        """Rename the partial file to its final name and remove the state.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: the file system refuses.
         """
         with self._writing():
             self._write_state(self.done, complete=True)
@@ -68,8 +69,8 @@ class PartialFile:
             yield
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror or error}); mend that, and the same command goes on "
-                "where this one stopped, or give another --output"
+                f"{self.path}: cannot be written ({error.strerror or error}); once that is solved, the same command "
+                "resumes where this one stopped; or give another --output"
             ) from error
 
     def _write_state(self, done: Mapping[str, Any], complete: bool) -> None:
@@ -84,13 +85,13 @@ class PartialFile:
         _sync_folder(self.path.parent)
 
     def _begin(self, restart: bool, resumable: bool) -> None:
-        """Lock the file and cut it to what is whole."""
+        """Lock the file and cut it to what is committed."""
         self._stream = stream = self.partial.open("ab")
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{self.partial}: another process writes it; wait for it, or give another --output"
+                f"{self.partial}: another process is writing it; let it finish, or give another --output"
             ) from None
         except OSError as error:  # a file system without locks
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
@@ -103,21 +104,21 @@ class PartialFile:
             return
         if state is None:
             raise UserError(
-                f"{self.partial}: is there without its state ({self.state_path.name}), so nobody knows what it holds; "
-                "remove it, or begin anew with --restart"
+                f"{self.partial}: exists without its state ({self.state_path.name}), so its content is unknown; "
+                "remove it, or start over with --restart"
             )
         differing = _differences(state["identity"], self._identity)
         if differing:
             raise UserError(
-                f"{self.partial}: was begun for something else: {'; '.join(differing)}; give what it was begun with, or "
-                "begin anew with --restart"
+                f"{self.partial}: was started with other settings or inputs: {'; '.join(differing)}; give the same ones, "
+                "or start over with --restart"
             )
         if not resumable:
             os.ftruncate(stream.fileno(), 0)
             return
         if size < state["bytes"]:
             raise UserError(
-                f"{self.partial}: has {size:,} bytes, {state['bytes']:,} were written: it was changed; begin anew with "
+                f"{self.partial}: has {size:,} bytes, {state['bytes']:,} were committed: it was changed; start over with "
                 "--restart"
             )
         os.ftruncate(stream.fileno(), state["bytes"])
@@ -131,12 +132,12 @@ class PartialFile:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{self.state_path}: is no state of a prediction ({error!r}); remove it, or begin anew with --restart"
+                f"{self.state_path}: is damaged or no state of a prediction ({error!r}); remove it, or start over with --restart"
             ) from None
         return state
 
     def completed(self) -> bool:
-        """Whether an earlier process was killed between the last rename and the removal of its state; that is made up for."""
+        """Whether an earlier process finished the file but was killed before it removed the state; removes it then."""
         if self.partial.exists() or not self.path.exists() or not self.state_path.exists():
             return False
         state = self._state()
@@ -148,14 +149,14 @@ class PartialFile:
 
     @contextmanager
     def opened(self, restart: bool, resumable: bool = True) -> Iterator[None]:
-        """Begin, or go on; what is committed stays whatever ends the block.
+        """Start, or resume; what is committed stays, whatever ends the block.
 
         Args:
-            restart: begin anew, whatever is there.
-            resumable: whether the content can be made from its middle on; else a beginning of the same is begun anew.
+            restart: start over, whatever exists.
+            resumable: whether the content can be produced from its middle on; else a partial file is started over.
 
         Raises:
-            UserError: it belongs to something else, is written by another process, or cannot be written.
+            UserError: it was started with another identity, another process is writing it, or it cannot be written.
         """
         try:
             with self._writing():

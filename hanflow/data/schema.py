@@ -1,15 +1,38 @@
-"""A raw row, and which raw column plays which role."""
+"""What is read: a raw file and how to read it, its rows, and which raw column plays which role."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple
 
 from hanflow.config import PreprocessConfig
 from hanflow.errors import UserError
-from hanflow.tasks.data import Column
+from hanflow.progress import log
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the corpus, and the raw columns that can fill it."""
+
+    role: str
+    """Name in the corpus."""
+    aliases: tuple[str, ...]
+    """Raw column names that mean it, the preferred one first, compared without case."""
+    required: bool = True
+    """Whether a raw file without it is refused; else it is left empty."""
+    text: bool = False
+    """Whether it carries text: the tokenizer is trained on it, its lengths are reported."""
+    input: bool = False
+    """Whether it is what a person gives to have something predicted; its text stands in one split only."""
+
+
+class RejectedRow(Exception):
+    """A row cannot be used; the message is the reason kept beside it."""
 
 
 class Row(NamedTuple):
@@ -17,16 +40,46 @@ class Row(NamedTuple):
 
     number: int
     """As a person counts in that file, from 1: the line where the row begins, or the record of a file without lines."""
-    values: dict[str, str] | None
-    """Role → raw text, "" for optional roles that the file does not have; None: the row cannot be used."""
+    values: dict[str, Any] | None
+    """Role → raw text, "" for optional roles that the file does not have; None: the row cannot be used. With
+    `Source.join_lists` off, a list of texts where one text was looked for is a `list[str]`."""
     raw: str | None
-    """The row as it stands in the file, for showing; None: nothing better than `values`."""
+    """The row as it stands in the file, to be shown; None: nothing better than `values`."""
     reason: str = ""
     """Why the row cannot be used."""
 
     def shown(self) -> str:
         """The raw text that is kept of a rejected row."""
         return self.raw if self.raw is not None else json.dumps(self.values, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw file and how to read it. Whoever reads, the rules are the same; `every_row` alone decides what becomes of
+    rows that cannot be used."""
+
+    path: str
+    """Local path, URI, or `-` for standard input; a name that ends in .gz is decompressed."""
+    columns: tuple[Column, ...]
+    """What is looked for."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Role → the raw column that a person named for it; the aliases of that role then count for nothing."""
+    format: str = "auto"
+    """One of `readers.FORMATS`, or `auto`: by the ending of the path, anything unknown holds lines."""
+    encoding: str = "auto"
+    """A codec's name, or `auto`: by byte-order mark, else UTF-8, else CP949 where only that fits."""
+    speaker_format: str = "#Person{n}#: "
+    """What stands before each utterance of an AI-Hub dialogue."""
+    every_row: bool = False
+    """True: each row of the file must come out, in order and as it stands, so the first bad row is an error and an
+    empty line of a file of lines is an empty text. False: bad rows come out with their reasons, and empty lines of a
+    file of lines are passed over."""
+    join_lists: bool = True
+    """Whether a list of texts becomes one text, one item a line; else it stays a list."""
+    column_option: str = "preprocess.columns"
+    """What a person names columns with, for messages."""
+    encoding_option: str = "preprocess.encoding"
+    """What a person names the encoding with, for messages."""
 
 
 def without_surrogates(text: str) -> str:
@@ -37,65 +90,86 @@ def without_surrogates(text: str) -> str:
 class ColumnMapping:
     """Which raw column of one file plays which role."""
 
-    def __init__(self, path: str, columns: Sequence[Column], config: PreprocessConfig):
-        self.path = path
-        self.columns = tuple(columns)
-        self.roles = tuple(column.role for column in columns)
-        self.required = tuple(column.role for column in columns if column.required)
-        self.given = check_columns(config.columns, columns)
+    def __init__(self, source: Source):
+        self.source, self.path = source, source.path
+        self.roles = tuple(column.role for column in source.columns)
+        self.required = tuple(column.role for column in source.columns if column.required)
+        self.text_role = (*self.required, *self.roles)[0]
+        """The role of the texts in a file without columns."""
+        self.absent = dict.fromkeys(self.roles, "")
+        self.present: frozenset[str] = frozenset()
+        """Roles that the file has a column for; filled when its first columns are known."""
+        self._names = dict(source.names)
 
     def find(self, found: Sequence[str]) -> dict[str, int]:
         """Role → index in `found` of the raw column that plays it; roles without one are left out.
 
-        A role that the settings name is looked for by that name only, else by its aliases, the first that exists.
-        Names are compared without case and surrounding blanks.
+        A role that a person named a column for is looked for by that name only, else by its aliases and its own name,
+        the first that exists. Names are compared without case and surrounding blanks.
         """
         places: dict[str, int] = {}
         for index, name in reversed(list(enumerate(found))):  # of two columns of one name the first wins
             places[_key(name)] = index
         chosen = {}
-        for column in self.columns:
-            wanted = (self.given[column.role],) if column.role in self.given else column.aliases
+        for column in self.source.columns:
+            named = self._names.get(column.role)
+            wanted = (*column.aliases, column.role) if named is None else (named,)
             place = next((places[_key(name)] for name in wanted if _key(name) in places), None)
             if place is not None:
                 chosen[column.role] = place
         return chosen
 
-    def missing(self, chosen: Mapping[str, int]) -> list[str]:
-        """The roles that must have a raw column and have none."""
-        return [role for role in self.roles if role not in chosen and (role in self.required or role in self.given)]
+    def missing(self, chosen: Container[str]) -> list[str]:
+        """The roles that must have a raw column (required, or named by a person) and have none."""
+        return [role for role in self.roles if role not in chosen and (role in self.required or role in self._names)]
 
     def resolve(self, found: Sequence[str]) -> dict[str, int]:
-        """`find`, complete.
+        """`find`, complete. Where one role is required, the only column of a file plays it, whatever its name.
 
         Raises:
-            UserError: a role that is required or named in the settings has no column.
+            UserError: a role that is required or named by a person has no column.
         """
         chosen = self.find(found)
+        if not chosen and len(found) == len(self.required) == 1 and not self._names and not _DELIMITER.search(found[0]):
+            _log_only_column(self.path, found[0], self.text_role)
+            self._names[self.text_role] = found[0]  # for all rows to come: jsonl may have other keys later
+            chosen = {self.text_role: 0}
         if self.missing(chosen):
             raise self.refusal(found)
+        self.present = frozenset(chosen)
         return chosen
 
     def refusal(self, found: Sequence[str]) -> UserError:
         """Why no row of this file can be used, what was looked for, and what to do."""
-        chosen = self.find(found)
-        aliases = {column.role: column.aliases for column in self.columns}
+        chosen, option = self.find(found), self.source.column_option
+        aliases = {column.role: column.aliases for column in self.source.columns}
         looked_for = " and ".join(
-            f"{role} (preprocess.columns says {self.given[role]!r})"
-            if role in self.given
+            f"{role} ({option} names {self._names[role]!r})"
+            if role in self._names
             else f"{role} (looked for {', '.join(aliases[role])})"
             for role in self.missing(chosen)
         )
         names = [name.strip()[:50] for name in found[:20]]
-        example = {role: names[chosen[role]] if chosen.get(role, 99) < len(names) else "..." for role in self.required}
+        cure = f"name it with {option}"
+        if not option.startswith("--"):
+            example = {r: names[chosen[r]] if chosen.get(r, 99) < len(names) else "..." for r in self.required}
+            cure = f"say which column plays which role: {option}='{json.dumps(example, ensure_ascii=False)}'"
         return UserError(
-            f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}; "
-            f"say which column plays which role: preprocess.columns='{json.dumps(example, ensure_ascii=False)}'"
+            f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}; {cure}"
         )
+
+
+_DELIMITER = re.compile(r"[,;|\t]")
+"""What makes the name of an only column look like several, divided by another delimiter than the one that was tried."""
 
 
 def _key(name: str) -> str:
     return name.strip().casefold()
+
+
+@cache  # a file may be read twice
+def _log_only_column(path: str, name: str, role: str) -> None:
+    log.warning("%s: its only column, %r, is taken for %s", path, name, role)
 
 
 def check_columns(given: Mapping[str, object], columns: Sequence[Column]) -> dict[str, str]:
@@ -115,3 +189,13 @@ def check_columns(given: Mapping[str, object], columns: Sequence[Column]) -> dic
                 f"""for example {{"{roles[0]}": "the raw column's name"}}"""
             )
     return {role: str(name) for role, name in given.items() if name is not None}
+
+
+def corpus_source(path: str, columns: Sequence[Column], config: PreprocessConfig) -> Source:
+    """A file as the preprocess step reads it: rows that cannot be used come out with their reasons.
+
+    Raises:
+        UserError: `preprocess.columns` has a role that is none of `columns`.
+    """
+    names = check_columns(config.columns, columns)
+    return Source(path, tuple(columns), names, encoding=config.encoding, speaker_format=config.speaker_format)

@@ -7,11 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hanflow.data.delimited_format import csv_writer, safe_cell
-from hanflow.data.text_files import FORMATS
+from hanflow.data.delimited import csv_writer, safe_cell
 from hanflow.strict_json import json_ready
 
-OUTPUT_FORMATS = (*FORMATS, "pairs")
+OUTPUT_FORMATS = ("lines", "csv", "tsv", "jsonl", "pairs")
 
 _LINE_ENDS = {"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 """Line ends to many readers of lines, but not to JSON, which would leave them as they are."""

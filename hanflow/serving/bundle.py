@@ -35,15 +35,8 @@ class Bundle:
     @property
     def input_names(self) -> tuple[str, ...]:
         """Usual names of a column with texts to predict from."""
-        return self._names(self.task.input_role)
-
-    @property
-    def id_names(self) -> tuple[str, ...]:
-        """Usual names of a column with the rows' ids."""
-        return self._names("id")
-
-    def _names(self, role: str) -> tuple[str, ...]:
-        return next(((role, *column.aliases) for column in self.task.columns if column.role == role), ())
+        role = self.task.input_role
+        return (role, *next((column.aliases for column in self.task.columns if column.role == role), ()))
 
     def predictor(self) -> Predictor:
         """The model, loaded.

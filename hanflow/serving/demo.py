@@ -13,7 +13,7 @@ from typing import Any
 
 import streamlit as st
 
-from hanflow.data.text_files import Source, read_rows
+from hanflow.data.readers import read_texts, text_source
 from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer, open_bundle
 from hanflow.tasks.predictor import Adjustable, Predictor
@@ -57,7 +57,7 @@ def opened(path: str) -> tuple[Bundle, Predictor]:
 def examples(path: str, names: tuple[str, ...]) -> list[str]:
     """The first texts of a file of examples."""
     found: list[str] = []
-    for row in read_rows(Source(path, usual=names)):
+    for row in read_texts(text_source(path, usual=names)):
         found += [row.texts[0]] if row.texts[0].strip() else []
         if len(found) == EXAMPLES:
             break

@@ -11,13 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hanflow.data.lines import STANDARD_INPUT
+from hanflow.data.readers import format_of
 from hanflow.data.resumable_file import PartialFile
-from hanflow.data.text_files import STANDARD_INPUT, format_of
 from hanflow.data.writers import OUTPUT_FORMATS, encoded
 from hanflow.errors import UserError
 from hanflow.progress import Progress, log
 from hanflow.serving.bundle import Bundle, answer
-from hanflow.serving.inputs import Inputs, check_first_rows, inputs_of
+from hanflow.serving.inputs import Inputs, Request, inputs_of
 from hanflow.storage import exists, is_remote, publish_file, work_folder
 from hanflow.storage.artifacts import program_version
 
@@ -42,36 +43,9 @@ SEARCH = (
 """Settings of the evaluate step that predictions depend on (batch_tokens only decides how fast they come)."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be predicted, and where to."""
-
-    input: str = STANDARD_INPUT
-    """File, folder, glob, or `-`: standard input."""
-    output: str = STANDARD_INPUT
-    """File to write, or `-`: standard output."""
-    column: str | None = None
-    """Column of the texts; None: by its usual names."""
-    input_format: str = "auto"
-    """One of `text_files.FORMATS`, or auto: by the ending; standard input holds lines."""
-    output_format: str = "auto"
-    """One of `output.OUTPUT_FORMATS`, or auto: by the ending; unknown endings get lines, standard output too, but of a task
-    whose predictions are labels pairs."""
-    encoding: str = "auto"
-    """Of the input, see `text_files.Source`."""
-    with_input: bool = False
-    """Whether the input text becomes a column too."""
-    chunk_rows: int = 2_000
-    """Most rows in memory at once."""
-    force: bool = False
-    """Whether an output that exists is replaced, once the new one is whole."""
-    restart: bool = False
-    """Whether what an interrupted run left is thrown away."""
-
-
 @dataclass
-class Told:
-    """What a run tells at its end."""
+class PredictSummary:
+    """What a run did."""
 
     rows: int = 0
     """Rows of the output."""
@@ -85,23 +59,23 @@ class Told:
     """Of predicting and writing alone."""
 
 
-def run(bundle: Bundle, request: Request) -> Told:
+def run(bundle: Bundle, request: Request) -> PredictSummary:
     """Predict every row of the input, one row of output each, in order.
 
-    Into a file, from files: interrupted at any moment, the same call goes on where it stopped, and the file becomes what
-    it would have been.
+    From files into a file: interrupted at any moment, the same call resumes where it stopped, and the file ends up the
+    same as without the interruption.
 
     Args:
         bundle: see `open_bundle`.
         request: input, output and form.
 
     Raises:
-        UserError: input or output cannot be used; says which and why.
+        UserError: input or output cannot be used.
     """
     if request.chunk_rows < 1:
-        raise UserError(f"--chunk-rows: {request.chunk_rows} rows are no chunk; give 1 or more")
+        raise UserError(f"--chunk-rows: {request.chunk_rows} is too few; give 1 or more")
     inputs = inputs_of(bundle, request)
-    check_first_rows(inputs)
+    inputs.check_first_rows()
     kind = request.output_format
     if kind == "auto":
         written = "pairs" if bundle.task.labels else "lines"
@@ -115,29 +89,29 @@ def run(bundle: Bundle, request: Request) -> Told:
     return _to_file(bundle, request, inputs, kind, Path(request.output))
 
 
-def _to_stream(bundle: Bundle, request: Request, inputs: Inputs, kind: str, stream: BinaryIO) -> Told:
-    told = Told()
+def _to_stream(bundle: Bundle, request: Request, inputs: Inputs, kind: str, stream: BinaryIO) -> PredictSummary:
+    summary = PredictSummary()
 
     def write(content: bytes, _: int) -> None:
         stream.write(content)
         stream.flush()
 
-    _predict(bundle, request, inputs, kind, told, None, write)
-    return told
+    _predict(bundle, request, inputs, kind, summary, None, write)
+    return summary
 
 
-def _to_bucket(bundle: Bundle, request: Request, inputs: Inputs, kind: str) -> Told:
-    """By way of a file on this machine, where an interrupted run goes on; it is uploaded when whole."""
+def _to_bucket(bundle: Bundle, request: Request, inputs: Inputs, kind: str) -> PredictSummary:
+    """By way of a file on this machine, where an interrupted run resumes; it is uploaded once complete."""
     if exists(request.output) and not request.force:
         raise UserError(f"--output: {request.output}: exists already; give another, or replace it with --force")
     path = work_folder(request.output) / request.output.rpartition("/")[2]
-    told = _to_file(bundle, replace(request, force=True), inputs, kind, path)
+    summary = _to_file(bundle, replace(request, force=True), inputs, kind, path)
     publish_file(path, request.output, replace=request.force)
     path.unlink()
-    return told
+    return summary
 
 
-def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: Path) -> Told:
+def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: Path) -> PredictSummary:
     if not path.parent.is_dir():
         raise UserError(f"--output: {path}: its folder does not exist; make it first")
     if path.is_dir():
@@ -156,30 +130,30 @@ def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: 
     }
     file = PartialFile(path, identity)
     if not request.restart and resumable and file.completed():
-        log.info("%s: was whole already", path)
-        return Told(rows=file.done["rows"], already=file.done["rows"])
+        log.info("%s: is complete already", path)
+        return PredictSummary(rows=file.done["rows"], already=file.done["rows"])
     if path.exists() and not request.force:
         raise UserError(f"--output: {path}: exists already; give another file, or replace it with --force")
-    told = Told()
+    summary = PredictSummary()
     with file.opened(request.restart, resumable):
-        told.already = told.rows = file.done.get("rows", 0)
+        summary.already = summary.rows = file.done.get("rows", 0)
         if not resumable:
-            log.info("%s cannot be read twice: if this is interrupted, it begins anew", request.input)
-        elif told.already:
-            log.info("%s: goes on behind row %s", file.partial, f"{told.already:,}")
+            log.info("%s cannot be read twice: after an interruption the work starts over", request.input)
+        elif summary.already:
+            log.info("%s: resumes after row %s", file.partial, f"{summary.already:,}")
         total = file.done.get("total")
         if resumable and total is None:
-            # A broken row shows now, not after hours of work.
+            # A bad row is found now, not after hours of work.
             total = sum(1 for _ in inputs.rows())
 
         def write(content: bytes, rows: int) -> None:
-            # One member a chunk: a gzip file may be a chain of them.
+            # One gzip member a chunk: a gzip file may be a chain of members.
             content = gzip.compress(content, mtime=0) if path.name.lower().endswith(".gz") else content
             file.commit(content, {"rows": rows, "total": total})
 
-        _predict(bundle, request, inputs, kind, told, total, write)
+        _predict(bundle, request, inputs, kind, summary, total, write)
         file.finish()
-    return told
+    return summary
 
 
 def _predict(
@@ -187,26 +161,26 @@ def _predict(
     request: Request,
     inputs: Inputs,
     kind: str,
-    told: Told,
+    summary: PredictSummary,
     total: int | None,
     write: Callable[[bytes, int], None],
 ) -> None:
     """Predict what is left of the rows.
 
     Args:
-        told: its `already` rows are passed over.
+        summary: its `already` rows are passed over; the others are counted here.
         total: rows in all; None: not known.
-        write: takes the bytes of some rows, and the rows that are done with them.
+        write: takes the bytes of some rows, and the number of rows done with them.
     """
-    rows = islice(inputs.rows(), told.already, None)
+    rows = islice(inputs.rows(), summary.already, None)
     predictor = bundle.predictor()
     started = time.monotonic()
-    with Progress(f"predicting ({predictor.description})", total, done=told.already) as progress:
+    with Progress(f"predicting ({predictor.description})", total, done=summary.already) as progress:
         for chunk in _chunks(rows, request.chunk_rows):
             texts = [text for _, text in chunk]
             found = answer(bundle, predictor, texts, progress)
-            told.empty += sum(found.empty)
-            told.cut += sum(cut > 0 for cut in found.cut)
+            summary.empty += sum(found.empty)
+            summary.cut += sum(cut > 0 for cut in found.cut)
             table: list[Mapping[str, Any]] = [
                 {
                     **names,
@@ -216,10 +190,10 @@ def _predict(
                 }
                 for i, ((names, text), prediction) in enumerate(zip(chunk, found.predictions.texts, strict=True))
             ]
-            content = encoded(kind, table, header=told.rows == 0)
-            told.rows += len(chunk)
-            write(content, told.rows)
-    told.seconds = time.monotonic() - started
+            content = encoded(kind, table, header=summary.rows == 0)
+            summary.rows += len(chunk)
+            write(content, summary.rows)
+    summary.seconds = time.monotonic() - started
 
 
 def _chunks(rows: Iterator[tuple[dict[str, Any], str]], most: int) -> Iterator[Sequence[tuple[dict[str, Any], str]]]:

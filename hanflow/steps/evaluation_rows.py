@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from hanflow.data.corpus import batches
-from hanflow.data.delimited_format import csv_writer, safe_cell
+from hanflow.data.delimited import csv_writer, safe_cell
 from hanflow.tasks.base import Task
 from hanflow.tasks.data import Predictions
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hanflow import system as collection
 from hanflow.config import PreprocessConfig, to_mapping
 from hanflow.data.ingest import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, TEST, TRAIN, VALIDATION, Intake
 from hanflow.data.readers import raw_files
@@ -28,6 +27,7 @@ from hanflow.reports.step_report import Report
 from hanflow.steps.runner import main
 from hanflow.storage import fingerprint, staged
 from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
+from hanflow.system import put_off
 from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
 
@@ -51,7 +51,10 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     ratios = _ratios(config)
     sources = _sources(config)
     with staged(output, "corpus") as folder:
-        with Intake(chosen, config, folder) as intake, collection.put_off():
+        with (
+            Intake(chosen.columns, chosen.text_roles, chosen.split_role, chosen.clean, config, folder) as intake,
+            put_off(),
+        ):
             for split, files in sources:
                 intake.read_source(split, files)
         intake.refuse_nothing()
@@ -73,9 +76,9 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
         )
         write_manifest(folder, Manifest("corpus", chosen.name, to_mapping(config), counts, details))
     if intake.rejected:
-        told = ", ".join(f"{count:,} × {reason}" for reason, count in intake.reasons.most_common(10))
+        reasons = ", ".join(f"{count:,} × {reason}" for reason, count in intake.reasons.most_common(10))
         log.warning(
-            "rejected %s of %s rows: %s (see rejected.parquet)", f"{intake.rejected:,}", f"{intake.read:,}", told
+            "rejected %s of %s rows: %s (see rejected.parquet)", f"{intake.rejected:,}", f"{intake.read:,}", reasons
         )
     return Report({"rows": sum(rows.values()), **rows, "rejected": intake.rejected}, html="report.html")
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hanflow.data.delimited_format import csv_writer
-from hanflow.data.text_files import Source, read, rereadable, unequal
+from hanflow.data.delimited import csv_writer
+from hanflow.data.lines import rereadable
+from hanflow.data.readers import read_texts
+from hanflow.data.schema import Source
 from hanflow.errors import UserError
 from hanflow.metrics.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
 from hanflow.progress import Progress
@@ -54,12 +56,12 @@ def score_files(
     """ROUGE of every row of a file of predictions; the texts are streamed, only the scores are kept.
 
     Args:
-        predictions: one text a row.
+        predictions: one text a row; see `readers.text_source`.
         references: files with as many rows; a row's references are those of all files together.
         tokenizations: ways to cut the texts; each gives its own scores.
 
     Raises:
-        UserError: a file cannot be used (`text_files.read`), a row has several predictions, or the files differ in rows.
+        UserError: a file cannot be used (`readers.read_texts`), a row has several predictions, or the files differ in rows.
     """
     total = _count([predictions, *references])
     parts: list[dict[str, np.ndarray]] = []
@@ -88,9 +90,9 @@ def _count(sources: Sequence[Source]) -> int | None:
     """The rows that all files hold, so that a mistake shows before the work; None if one can be read only once."""
     if not all(rereadable(source.path) for source in sources):
         return None
-    counts = {source.path: sum(1 for _ in read(source)) for source in sources}
+    counts = {source.path: sum(1 for _ in read_texts(source)) for source in sources}
     if len(set(counts.values())) > 1:
-        raise unequal(counts)
+        raise _unequal(counts)
     return counts[sources[0].path]
 
 
@@ -98,22 +100,32 @@ def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[_Chun
     sources = [predictions, *references]
     chunk = _Chunk()
     counts = dict.fromkeys((source.path for source in sources), 0)
-    for number, texts in enumerate(zip_longest(*map(read, sources)), start=1):
-        counts.update((source.path, number) for source, row in zip(sources, texts, strict=True) if row is not None)
-        if any(row is None for row in texts):
-            continue  # count on, to tell how many there are
-        if len(texts[0]) > 1:
+    for number, rows in enumerate(zip_longest(*map(read_texts, sources)), start=1):
+        counts.update((source.path, number) for source, row in zip(sources, rows, strict=True) if row is not None)
+        if any(row is None for row in rows):
+            continue  # count on, for the message
+        texts = rows[0].texts
+        if len(texts) > 1:
             raise UserError(
-                f"{predictions.path}: row {number} has {len(texts[0])} predictions; score each system by itself"
+                f"{predictions.path}: row {number} has {len(texts)} predictions; score each system by itself"
             )
-        chunk.add(texts[0][0], [text for row in texts[1:] for text in row])
+        chunk.add(texts[0], [text for row in rows[1:] for text in row.texts])
         if chunk.full:
             yield chunk
             chunk = _Chunk()
     if len(set(counts.values())) > 1:
-        raise unequal(counts)
+        raise _unequal(counts)
     if chunk.predictions:
         yield chunk
+
+
+def _unequal(rows: Mapping[str, int]) -> UserError:
+    """The error for files that do not hold the same number of rows: path → rows."""
+    counts = ", ".join(f"{path} {count:,}" for path, count in rows.items())
+    return UserError(
+        f"the files differ in rows: {counts}; give one prediction for every reference, in the same order (in a file of "
+        f"lines a newline inside a text makes two rows: give csv or jsonl then)"
+    )
 
 
 def write_rows(path: Path, scores: Mapping[str, np.ndarray]) -> None:

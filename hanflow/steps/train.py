@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hanflow.cluster import launcher
-from hanflow.cluster.pod import PodExtras
+from hanflow.cluster.job import PodExtras
 from hanflow.config import JobConfig, TrainConfig, job_problems, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UNEXPECTED, ConfigError, UserError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from hanflow.tasks.data import Column, Encoded, Metric, Predictions, ReportPart
+from hanflow.data.schema import Column
+from hanflow.tasks.data import Encoded, Metric, Predictions, ReportPart
 from hanflow.tasks.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Task(Protocol):
         """A raw row (role → text; absent optional roles are "") as a corpus row.
 
         Raises:
-            Rejected: the row cannot be used.
+            RejectedRow: the row cannot be used.
         """
         ...
 

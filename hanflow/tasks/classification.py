@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config import EvaluateConfig, PreprocessConfig, TrainConfig
 from hanflow.config.fields import setting
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.errors import UserError
 from hanflow.tasks.base import Config
 from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig, check_length
-from hanflow.tasks.data import Column, Encoded, Lines, Metric, Predictions, Rejected, ReportPart, Table
+from hanflow.tasks.data import Encoded, Lines, Metric, Predictions, ReportPart, Table
 from hanflow.text.encoding import cut_into_morphemes
 
 if TYPE_CHECKING:
@@ -113,11 +114,11 @@ class Classification(CommonTask):
     def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         text, label = self.clean_input(row["text"], config), row["label"].strip()
         if not text:
-            raise Rejected("the text is empty")
+            raise RejectedRow("the text is empty")
         if not label:
-            raise Rejected("the label is empty")
+            raise RejectedRow("the label is empty")
         if label in map(str, config.drop_labels):
-            raise Rejected(f"the label {label} is one of preprocess.drop_labels")
+            raise RejectedRow(f"the label {label} is one of preprocess.drop_labels")
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
 

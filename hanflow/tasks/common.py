@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config import EvaluateConfig, TokenizeConfig
 from hanflow.config.fields import setting
+from hanflow.data.schema import RejectedRow
 from hanflow.errors import UserError
 from hanflow.tasks.base import Config, Task
-from hanflow.tasks.data import Encoded, Predictions, Rejected, ReportPart
+from hanflow.tasks.data import Encoded, Predictions, ReportPart
 from hanflow.tasks.predictor import Predictor
 from hanflow.text.encoding import as_inputs, framed, plain_ids
 from hanflow.text.normalize import clean_text
@@ -211,9 +212,9 @@ def check_length(what: str, text: str, config: Config) -> None:
     """Refuse an input text of a length, in characters, that the settings do not want.
 
     Raises:
-        Rejected: it is too short or too long.
+        RejectedRow: it is too short or too long.
     """
     if len(text) < config.min_source_chars:
-        raise Rejected(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
+        raise RejectedRow(f"the {what} has {len(text)} characters, fewer than {config.min_source_chars}")
     if config.max_source_chars and len(text) > config.max_source_chars:
-        raise Rejected(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")
+        raise RejectedRow(f"the {what} has {len(text)} characters, more than {config.max_source_chars}")

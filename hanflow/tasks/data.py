@@ -52,26 +52,6 @@ ReportPart = Table | Lines
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the corpus, and the raw columns that can fill it."""
-
-    role: str
-    """Name in the corpus."""
-    aliases: tuple[str, ...]
-    """Raw column names that mean it, compared without case."""
-    required: bool = True
-    """Whether a raw file without it is refused; else it is left empty."""
-    text: bool = False
-    """Whether it carries text: the tokenizer is trained on it, its lengths are reported."""
-    input: bool = False
-    """Whether it is what a person gives to have something predicted; its text stands in one split only."""
-
-
-class Rejected(Exception):
-    """A row cannot be used; the message is the reason kept beside it."""
-
-
-@dataclass(frozen=True)
 class Encoded:
     """A batch of rows as token ids."""
 

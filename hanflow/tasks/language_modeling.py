@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config import EvaluateConfig, TokenizeConfig
 from hanflow.config.fields import setting
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.progress import log
 from hanflow.tasks.base import Config
 from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Column, Encoded, Metric, Predictions, Rejected
+from hanflow.tasks.data import Encoded, Metric, Predictions
 from hanflow.text.encoding import plain_ids, plain_text
 from hanflow.text.normalize import clean_text
 
@@ -85,7 +86,7 @@ class LanguageModeling(CommonTask):
     def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         text = self.clean_input(row["text"], config)
         if not text:
-            raise Rejected("the text is empty")
+            raise RejectedRow("the text is empty")
         check_length("text", text, config)
         return {"text": text, "id": row.get("id", "")}
 

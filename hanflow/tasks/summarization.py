@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config import PreprocessConfig, SearchConfig, TrainConfig
 from hanflow.config.fields import setting
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.tasks.base import Config
 from hanflow.tasks.common import CommonTask, TextTokenizeConfig, check_length
-from hanflow.tasks.data import Column, Metric, Predictions, Rejected
+from hanflow.tasks.data import Metric, Predictions
 from hanflow.text.encoding import plain_text
 from hanflow.text.normalize import clean_text
 
@@ -128,12 +129,12 @@ class Summarization(CommonTask):
         source = self.clean_input(row["source"], config)
         target = clean_text(row["target"], config, br="\n")
         if not source:
-            raise Rejected("the source text is empty")
+            raise RejectedRow("the source text is empty")
         if not target:
-            raise Rejected("the summary is empty")
+            raise RejectedRow("the summary is empty")
         check_length("source text", source, config)
         if config.drop_short_sources and len(source) <= len(target):
-            raise Rejected("the source text is no longer than its summary")
+            raise RejectedRow("the source text is no longer than its summary")
         return {"source": source, "target": target, "id": row.get("id", ""), "topic": row.get("topic", "")}
 
     def validation_settings(self, config: Config, longest: int, batch_tokens: int) -> SummarizationEvaluate:

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hanflow.cli import score
 from hanflow.cli.main import main
-from hanflow.data.text_files import Source, read
+from hanflow.data.readers import read_texts, text_source
 from hanflow.metrics import rouge
 from hanflow.steps import score as compare
 from hanflow.text import scoring_tokens as tokenizations
@@ -46,6 +46,10 @@ def failed(capsys: pytest.CaptureFixture[str], *options: str | Path) -> str:
     assert out == ""
     assert err.startswith("error: ")
     return err
+
+
+def texts_of(path: Path, encoding: str = "auto") -> list[list[str]]:
+    return [row.texts for row in read_texts(text_source(str(path), encoding=encoding))]
 
 
 def write_csv(path: Path, texts: Sequence[str], column: str = "prediction", delimiter: str = ",") -> Path:
@@ -139,12 +143,12 @@ def test_every_format_holds_the_same_texts(tmp_path: Path, kind: str, packed: st
     if packed:
         path = path.with_name(path.name + packed)
         path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
-    assert list(read(Source(str(path)))) == [[text] for text in texts]
+    assert texts_of(path) == [[text] for text in texts]
 
 
 def test_a_tsv_that_quotes_newlines_and_tabs(tmp_path: Path) -> None:
     texts = ["한\t칸", "두\n줄", 'a "b" c', "끝"]
-    assert list(read(Source(str(write_csv(tmp_path / "t.tsv", texts, delimiter="\t"))))) == [[text] for text in texts]
+    assert texts_of(write_csv(tmp_path / "t.tsv", texts, delimiter="\t")) == [[text] for text in texts]
 
 
 def test_windows_files(tmp_path: Path) -> None:
@@ -153,10 +157,10 @@ def test_windows_files(tmp_path: Path) -> None:
     for encoding in ("utf-8-sig", "cp949", "utf-16", "utf-8"):
         for name, skipped in (("a.csv", 1), ("a.txt", 0)):
             (tmp_path / name).write_bytes(content.encode(encoding))
-            rows = list(read(Source(str(tmp_path / name))))
+            rows = texts_of(tmp_path / name)
             assert rows == [["prediction"], ["국민 청원"], ["답하라"]][skipped:]
     (tmp_path / "a.csv").write_bytes(content.encode("utf-16-le"))
-    assert list(read(Source(str(tmp_path / "a.csv"), encoding="utf-16-le"))) == [["국민 청원"], ["답하라"]]
+    assert texts_of(tmp_path / "a.csv", "utf-16-le") == [["국민 청원"], ["답하라"]]
 
 
 def test_columns_are_named_or_known(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -179,17 +183,17 @@ def test_columns_are_named_or_known(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_a_guarded_formula_is_the_text_that_it_guards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from hanflow.data.delimited_format import FORMULA, safe_cell
+    from hanflow.data.delimited import FORMULA, safe_cell
 
     texts = [f"{mark}국민 청원" for mark in FORMULA]
     guarded = write_csv(tmp_path / "p.csv", [safe_cell(text) for text in texts])
-    assert [text for (text,) in read(Source(str(guarded)))] == [text.replace("\r", "\x0b") for text in texts]
+    assert texts_of(guarded) == [[text] for text in texts]
     plain = write_jsonl(tmp_path / "r.jsonl", texts, "reference")
     scores = scored(capsys, "--predictions", guarded, "--references", plain, "--tokenization", "character")["scores"]
     assert scores["rougeL_character"] == 1.0
     unquoted = tmp_path / "p.tsv"
     unquoted.write_bytes("".join(f"{cell}\n" for cell in ("prediction", "'\r국민 청원", "'=1+1")).encode())
-    assert list(read(Source(str(unquoted)))) == [["\r국민 청원"], ["=1+1"]]
+    assert texts_of(unquoted) == [["\r국민 청원"], ["=1+1"]]
 
 
 def test_several_references_in_files_and_in_lists(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -308,7 +312,9 @@ def test_memory_does_not_grow_with_the_rows(monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(compare, "score_rows", watched)
     monkeypatch.setattr(compare, "CHUNK_ROWS", 3)
-    found = compare.score_files(Source(str(predictions)), [Source(str(references), usual="reference")], ["word"])
+    found = compare.score_files(
+        text_source(str(predictions)), [text_source(str(references), usual=["reference"])], ["word"]
+    )
     assert sizes == [3] * 6 + [2]
     expected = rouge.score_rows(PREDICTIONS * 5, REFERENCES * 5, "word")
     assert list(found.scores) == list(expected)
@@ -319,7 +325,9 @@ def test_chunks_with_one_reference_join_those_with_several(monkeypatch: pytest.M
     predictions = write_lines(tmp_path / "p.txt", ["가 나", "가", "나"])
     references = write_jsonl(tmp_path / "r.jsonl", ["가 나 다 라", ["마", "가"], "나"], "reference")
     monkeypatch.setattr(compare, "CHUNK_ROWS", 1)
-    found = compare.score_files(Source(str(predictions)), [Source(str(references), usual="reference")], ["word"])
+    found = compare.score_files(
+        text_source(str(predictions)), [text_source(str(references), usual=["reference"])], ["word"]
+    )
     assert found.references == (1, 2)
     assert found.scores["rouge1_word"] == pytest.approx([2 / 3, 1 / 2, 1.0], abs=1e-12)
     assert found.scores["rouge1_word_best"] == pytest.approx([2 / 3, 1.0, 1.0], abs=1e-12)
@@ -344,22 +352,26 @@ def test_differing_rows_are_told_with_both_counts(capsys: pytest.CaptureFixture[
         (
             "a.csv",
             "id,본문,제목\n1,가,나\n".encode(),
-            "has several columns: id, 본문, 제목; say which one with --prediction-column",
+            "has no column for prediction (looked for prediction); columns found: id, 본문, 제목; name it with --prediction-column",
         ),
         ("a.csv", b"id,prediction\n1,a\n2,b,c\n", "line 3: expected 2 columns, found 3"),
         ("a.tsv", b"id\tprediction\n1\ta\n2\n", "line 3: expected 2 columns, found 1"),
         ("a.csv", b'id,prediction\n1,"a\nb"\n2\n', "line 4: expected 2 columns, found 1"),
-        ("a.jsonl", b'{"prediction": "a"}\n{"prediction": }\n', "line 2: is not JSON"),
-        ("a.jsonl", b'{"prediction": "a"}\n\n{"x": "a"}\n', "line 3: has no key 'prediction'; its keys: x"),
-        ("a.jsonl", b'{"prediction": 3}\n', "line 1: 3 is no text"),
-        ("a.jsonl", b'{"prediction": []}\n', "line 1: an empty list"),
+        ("a.jsonl", b'{"prediction": "a"}\n{"prediction": }\n', "line 2: not valid JSON"),
+        (
+            "a.jsonl",
+            b'{"prediction": "a"}\n\n{"x": "a"}\n',
+            """line 3: the object has no key for prediction: '{"x": "a"}'""",
+        ),
+        ("a.jsonl", b'{"prediction": {"a": 3}}\n', "line 1: prediction is an object"),
+        ("a.jsonl", b'{"prediction": []}\n', "line 1: prediction is an empty list"),
         ("a.jsonl", b'{"prediction": ["a", "b"]}\n', "row 1 has 2 predictions"),
-        ("a.jsonl", b'{"x": "a", "y": "b"}\n', "has several columns: x, y"),
-        ("a.txt", b"\xff\xfe\x00\xd8\n\x00", "is not UTF-16"),
-        ("a.txt", "가\n".encode() * 20_000 + b"\xff\n", "is not UTF-8 at line"),
-        ("a.txt", b"\x80\xff\n", "is not UTF-8 at line 1 or soon after"),
-        ("a.txt.gz", b"no gzip", "is no whole gzip file"),
-        ("a.txt.gz", gzip.compress("가나다\n".encode() * 9)[:-9], "is no whole gzip file"),
+        ("a.jsonl", b'{"x": "a", "y": "b"}\n', "has no column for prediction"),
+        ("a.txt", b"\xff\xfe\x00\xd8\n\x00", "line 1: not valid UTF-16"),
+        ("a.txt", "가\n".encode() * 20_000 + b"\xff\n", "line 20001: not valid UTF-8"),
+        ("a.txt", b"\x80\xff\n", "line 1: not valid UTF-8"),
+        ("a.txt.gz", b"no gzip", "is cut short or damaged"),
+        ("a.txt.gz", gzip.compress("가나다\n".encode() * 9)[:-9], "is cut short or damaged"),
     ],
 )
 def test_files_that_cannot_be_scored(
@@ -378,7 +390,7 @@ def test_missing_things_are_named(
 ) -> None:
     table = write_csv(tmp_path / "t.csv", PREDICTIONS)
     error = failed(capsys, "--predictions", table, *lines[2:], "--prediction-column", "summary")
-    assert f"{table}: has no column 'summary'; its columns: id, prediction" in error
+    assert f"{table}: has no column for prediction (--prediction-column names 'summary'); columns found: id" in error
     assert "--prediction-column" in error
     missing = failed(capsys, "--predictions", tmp_path / "no.txt", *lines[2:])
     assert f"{tmp_path / 'no.txt'}: cannot be read (No such file or directory)" in missing
@@ -393,7 +405,7 @@ def test_the_wrong_encoding_is_told_and_can_be_named(capsys: pytest.CaptureFixtu
     (tmp_path / "p.txt").write_bytes(late.encode("cp949"))
     both = ("--predictions", tmp_path / "p.txt", "--references", tmp_path / "p.txt")
     error = failed(capsys, *both)
-    assert "is not UTF-8" in error
+    assert "line 50001: not valid UTF-8" in error
     assert "--encoding" in error
     assert scored(capsys, *both, "--encoding", "cp949", "--tokenization", "word")["scores"]["rouge1_word"] == 1.0
 

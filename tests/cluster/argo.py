@@ -1,4 +1,4 @@
-"""Argo's part, played here: a WorkflowTemplate's tasks in their order, each step's command in a process of its own."""
+"""Runs a WorkflowTemplate as Argo does: its tasks in order, each step's command in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = MANIFESTS.parent
 
 
 def workflow(objects: list[Document]) -> Document:
-    """What the WorkflowTemplate asks for."""
+    """The spec of the WorkflowTemplate."""
     found: Document = pick(objects, "WorkflowTemplate")["spec"]
     return found
 
@@ -35,7 +35,7 @@ def tasks(objects: list[Document]) -> list[Document]:
 
 
 def values_of(objects: list[Document], parameters: Mapping[str, str], name: str, uid: str) -> dict[str, str]:
-    """What stands for `{{…}}` in a run of that name: the ConfigMap's entries, the parameters that are given."""
+    """The values of `{{…}}` in a run of that name: the given parameters, else the ConfigMap's entries and the defaults."""
     held = pick(objects, "ConfigMap")["data"]
     values = {}
     for parameter in workflow(objects)["arguments"]["parameters"]:
@@ -51,15 +51,15 @@ def filled(text: str, values: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Pod:
-    """A step's pod, as far as it matters here."""
+    """The parts of a step's pod that matter here."""
 
     module: str
     """What `python -m` runs."""
     arguments: list[str]
     environment: dict[str, str]
-    """Its variables, but for those of Secrets."""
+    """Its variables, except those from Secrets."""
     folder: Path
-    """All that it may write to."""
+    """The only place it may write to."""
 
 
 def pod_of(template: Document, values: Mapping[str, str], folder: Path) -> Pod:
@@ -67,7 +67,7 @@ def pod_of(template: Document, values: Mapping[str, str], folder: Path) -> Pod:
 
     Args:
         template: of the step.
-        values: name → what stands for it.
+        values: name → value.
         folder: the pod's disk; made.
     """
     container = template["container"]
@@ -120,7 +120,7 @@ def as_fork_of(zygote: Zygote, environment: Mapping[str, str]) -> Runner:
     def run(pod: Pod) -> Ended:
         out, err = pod.folder / "stdout", pod.folder / "stderr"
         status = zygote.run(
-            step=pod.module.removeprefix("components."),
+            step=pod.module.removeprefix("hanflow.steps."),
             argv=pod.arguments,
             environment={**environment, **pod.environment},
             stdout=str(out),
@@ -139,16 +139,16 @@ def succeed(template: Document, values: Mapping[str, str], folder: Path, runner:
 
 
 def play(objects: list[Document], values: Mapping[str, str], folder: Path, runner: Runner) -> dict[str, str]:
-    """All tasks of the DAG, each as soon as those that it depends on are done; a condition that fails leaves one out.
+    """Run all tasks of the DAG, each after those that it depends on; a task whose condition is false is skipped.
 
     Args:
         objects: the WorkflowTemplate and its ConfigMap.
-        values: name → what stands for it.
+        values: name → value.
         folder: gets one folder a task.
         runner: runs a pod.
 
     Returns:
-        Task → what it printed, in the order of their ends; without those that were left out.
+        Task → its output, in the order in which they ended, without those that were skipped.
     """
     results: dict[str, str] = {}
     over: set[str] = set()
@@ -157,8 +157,8 @@ def play(objects: list[Document], values: Mapping[str, str], folder: Path, runne
         task = next(each for each in waiting if set(each.get("dependencies", ())) <= over)
         waiting = [each for each in waiting if each is not task]
         over.add(task["name"])
-        told = {f"tasks.{name}.outputs.result": text.strip() for name, text in results.items()}
-        left, _, right = filled(task.get("when", "true == true"), {**values, **told}).partition(" == ")
+        outputs = {f"tasks.{name}.outputs.result": text.strip() for name, text in results.items()}
+        left, _, right = filled(task.get("when", "true == true"), {**values, **outputs}).partition(" == ")
         if left == right:
             template = step(objects, task["template"])
             results[task["name"]] = succeed(template, values, folder / task["name"], runner).out

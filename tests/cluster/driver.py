@@ -1,4 +1,4 @@
-"""A launcher as its step runs it, in a process of its own: a job on standard input, ends as the step's command line does."""
+"""A launcher in a process of its own: reads a job from standard input, and ends as the step's command line does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster would say to a job: the real CRD schemas, and the rules of the webhooks and controllers beyond them.
+"""What a cluster would object to in a job: the CRDs' schemas, and the rules of webhooks and controllers beyond them.
 
 The rules are those of kubeflow/training-operator v1.9 (pkg/webhooks/pytorch, pkg/common/util), kubernetes-sigs/jobset v0.12
 (pkg/webhooks), Kubernetes' own validation of batch/v1 Jobs, and its `restricted` pod security profile.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,11 +17,18 @@ import jsonschema
 import kubernetes_validate
 import yaml
 
-from hanflow.cluster.job import pod_templates
+from hanflow.cluster.runtimes import pod_templates
 
 ROOT = Path(__file__).parents[2]
-CRDS = Path(os.environ.get("HANFLOW_SHARED", ROOT.parent / "shared")) / "crds"
-FILES = {"PyTorchJob": "kubeflow.org_pytorchjobs.yaml", "JobSet": "jobset.x-k8s.io_jobsets.yaml"}
+CRDS = Path(__file__).parent / "crds"
+FILES = {
+    "PyTorchJob": "kubeflow.org_pytorchjobs.yaml",
+    "JobSet": "jobset.x-k8s.io_jobsets.yaml",
+    "WorkflowTemplate": "argoproj.io_workflowtemplates.yaml",
+    "LocalQueue": "kueue.x-k8s.io_localqueues.yaml",
+}
+KUBERNETES = "1.31"
+"""Version of the schemas of the core kinds."""
 FAILURE_REASONS = {
     "BackoffLimitExceeded",
     "DeadlineExceeded",
@@ -33,10 +39,10 @@ FAILURE_REASONS = {
 
 
 def problems(body: Mapping[str, Any]) -> list[str]:
-    """Everything that a cluster would refuse about a job; empty: it takes it."""
-    found = [*schema_problems(body)]
+    """Everything that a cluster would refuse about a job; empty: it accepts the job."""
+    found = schema_problems(body)
     if found:
-        return found  # the rules below want the right shapes
+        return found  # the rules below rely on the schema
     found += {"PyTorchJob": _pytorch_rules, "JobSet": _job_set_rules}[body["kind"]](body)
     for template in pod_templates(body):
         found += pod_problems(template)
@@ -44,48 +50,44 @@ def problems(body: Mapping[str, Any]) -> list[str]:
 
 
 def schema_problems(body: Mapping[str, Any]) -> list[str]:
-    """What the CRD's schema says; unknown fields too, which a cluster drops without a word."""
+    """What the schema of a custom kind forbids; unknown fields too, as under strict field validation."""
     if body.get("kind") not in FILES:
         return [f"kind: {body.get('kind')!r} is none of {', '.join(FILES)}"]
-    validator = _validator(body["kind"])
-    if validator is None:
-        return []
-    version, check = validator
+    version, validator = _validator(body["kind"])
     found = [] if body.get("apiVersion") == version else [f"apiVersion: expected {version}"]
-    return found + [f"{'.'.join(map(str, e.absolute_path))}: {e.message}"[:500] for e in check.iter_errors(body)]
+    return found + [f"{'.'.join(map(str, e.absolute_path))}: {e.message}"[:500] for e in validator.iter_errors(body)]
 
 
 @functools.cache
-def _validator(kind: str) -> tuple[str, Any] | None:
-    path = CRDS / FILES[kind]
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as stream:
+def _validator(kind: str) -> tuple[str, Any]:
+    """The stored version of a custom kind, and a validator of its objects."""
+    with (CRDS / FILES[kind]).open(encoding="utf-8") as stream:
         crd = yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = crd["spec"]["versions"]
-    schema = _strict(version["schema"]["openAPIV3Schema"])
-    del schema["properties"]["metadata"]  # the API server's own, checked below
-    schema["properties"]["metadata"] = {"type": "object"}
-    return f"{crd['spec']['group']}/{version['name']}", jsonschema.Draft202012Validator(schema)
+    stored = next(version for version in crd["spec"]["versions"] if version["storage"])
+    schema = _strict(stored["schema"]["openAPIV3Schema"], {})
+    schema["properties"]["metadata"] = {"type": "object"}  # the API server's own, checked below
+    return f"{crd['spec']['group']}/{stored['name']}", jsonschema.Draft202012Validator(schema)
 
 
-def _strict(schema: Any) -> Any:
-    """A structural schema in which unknown fields are errors."""
+def _strict(schema: Any, done: dict[int, Any]) -> Any:
+    """The schema with unknown fields as errors; `done` keeps shared parts shared."""
     if isinstance(schema, list):
-        return [_strict(item) for item in schema]
+        return [_strict(item, done) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    strict = {key: _strict(value) for key, value in schema.items() if key != "description"}
-    if isinstance(strict.get("properties"), dict) and strict.get("type") == "object":
-        strict.setdefault("additionalProperties", False)
-    if schema.get("x-kubernetes-preserve-unknown-fields"):
-        strict["additionalProperties"] = True
-    return strict
+    if id(schema) not in done:
+        strict = {key: _strict(value, done) for key, value in schema.items() if key != "properties"}
+        if "properties" in schema:
+            strict["properties"] = {name: _strict(value, done) for name, value in schema["properties"].items()}
+        if schema.get("type") == "object":
+            strict.setdefault("additionalProperties", bool(schema.get("x-kubernetes-preserve-unknown-fields")))
+        done[id(schema)] = strict
+    return done[id(schema)]
 
 
 def _name_rules(name: str) -> Iterator[str]:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", name):
-        yield f"{name!r}: is no DNS-1035 label of at most 63 characters"
+        yield f"{name!r}: is not a DNS-1035 label of at most 63 characters"
 
 
 def _metadata_rules(body: Mapping[str, Any]) -> Iterator[str]:
@@ -94,9 +96,9 @@ def _metadata_rules(body: Mapping[str, Any]) -> Iterator[str]:
     for key, value in (metadata.get("labels") or {}).items():
         name = key.rpartition("/")[2]
         if not re.fullmatch(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?", name):
-            yield f"metadata.labels: {key!r} is no label"
+            yield f"metadata.labels: {key!r} is not the name of a label"
         if not re.fullmatch(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?", value):
-            yield f"metadata.labels.{key}: {value!r} is no value of a label"
+            yield f"metadata.labels.{key}: {value!r} is not the value of a label"
     for owner in metadata.get("ownerReferences") or ():
         if not all(owner.get(key) for key in ("apiVersion", "kind", "name", "uid")):
             yield "metadata.ownerReferences: apiVersion, kind, name and uid are needed"
@@ -126,7 +128,7 @@ def _pytorch_rules(body: Mapping[str, Any]) -> Iterator[str]:
     for role, replica in replicas.items():
         where = f"spec.pytorchReplicaSpecs.{role}"
         if role not in ("Master", "Worker"):
-            yield f"{where}: is no replica type"
+            yield f"{where}: is not a replica type"
         if role == "Master" and replica.get("replicas") != 1:
             yield f"{where}.replicas: must be 1"
         if role == "Worker" and replica.get("replicas", 1) < 1:
@@ -165,7 +167,7 @@ def _job_set_rules(body: Mapping[str, Any]) -> Iterator[str]:
     for rule in rules:
         where = f"spec.failurePolicy.rules.{rule['name']}"
         if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]{0,126}[A-Za-z0-9_])?", rule["name"]):
-            yield f"{where}: is no name of a rule"
+            yield f"{where}: is not the name of a rule"
         if not set(rule.get("onJobFailureReasons") or ()) <= FAILURE_REASONS:
             yield f"{where}.onJobFailureReasons: unknown reason"
         if not set(rule.get("targetReplicatedJobs") or ()) <= set(known):
@@ -195,7 +197,7 @@ def _job_rules(where: str, job: Mapping[str, Any]) -> Iterator[str]:
 
 
 def pod_problems(template: Mapping[str, Any]) -> list[str]:
-    """What Kubernetes and its `restricted` profile say about a pod template."""
+    """What Kubernetes and its `restricted` profile forbid in a pod template."""
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -203,7 +205,7 @@ def pod_problems(template: Mapping[str, Any]) -> list[str]:
         "spec": template["spec"],
     }
     try:
-        kubernetes_validate.validate(pod, "1.31", strict=True)
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
         return [f"pod {'.'.join(map(str, error.path))}: {error.message}"[:500]]
     return [*_pod_rules(template["spec"]), *_restricted(template["spec"])]
@@ -231,7 +233,7 @@ def _pod_rules(spec: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _restricted(spec: Mapping[str, Any]) -> Iterator[str]:
-    """The `restricted` pod security standard, and two habits of ours: a read-only root, limits on scratch space."""
+    """The `restricted` pod security standard, and two rules of ours: a read-only root file system, limits on scratch space."""
     allowed = {
         "configMap",
         "csi",
@@ -256,7 +258,7 @@ def _restricted(spec: Mapping[str, Any]) -> Iterator[str]:
         if not own.get("runAsNonRoot", pod.get("runAsNonRoot")):
             yield f"container {name}: may run as root"
         if own.get("runAsUser", pod.get("runAsUser")) in (None, 0):
-            yield f"container {name}: runs as no user of its own"
+            yield f"container {name}: names no user other than root"
         if (own.get("seccompProfile") or pod.get("seccompProfile") or {}).get("type") not in (
             "RuntimeDefault",
             "Localhost",

@@ -1,4 +1,4 @@
-"""The workflow for Argo: its commands really run, in the order of its DAG, and are the steps that Kubeflow runs."""
+"""The workflow for Argo: its commands really run, in the order of its DAG, which is that of Kubeflow's pipeline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import yaml
 
 from hanflow import storage
 from hanflow.cli.main import EXPERIMENTS
-from hanflow.cluster.job import RUN_LABEL, pod_templates
+from hanflow.cluster.job import RUN_LABEL
+from hanflow.cluster.runtimes import pod_templates
 from hanflow.config import to_mapping
 from hanflow.experiment import load_experiment, settings_of
 from hanflow.storage import artifacts, gcs
@@ -28,7 +29,7 @@ from tests.support.forked import Zygote
 from tests.support.tasks import ARCHITECTURES, reviews
 
 BUCKET = "my-project-hanflow"
-"""Of the ConfigMap's `root`."""
+"""That of the ConfigMap's `root`."""
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "summarization": {
         "tokenize": {"tokenizer": "", "vocabulary_size": 500, "max_source_tokens": 64, "max_target_tokens": 24},
@@ -47,7 +48,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "export": {"check_rows": 2},
     },
 }
-"""Task → where it differs from its bundled experiment: so a chain takes seconds and downloads nothing."""
+"""Task → changes of its bundled experiment, so that the DAG takes seconds and downloads nothing."""
 
 
 def small_experiment(task: str) -> str:
@@ -72,10 +73,10 @@ def emulator() -> Iterator[Emulator]:
 
 @pytest.fixture
 def bucket(emulator: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The bucket that the ConfigMap names is in the emulator; for steps that are started, too."""
+    """The bucket that the ConfigMap names is in the emulator, also for the steps' processes."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.host)
     monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "cache"))
-    service._client_of.cache_clear()  # a client keeps the host that it was made for: other tests have their emulator
+    service._client_of.cache_clear()  # a client keeps its host, and other tests have another emulator
     yield
     service._client_of.cache_clear()
 
@@ -86,8 +87,8 @@ def zygote() -> Iterator[Zygote]:
         yield zygote
 
 
-def test_argos_commands_make_a_bundle_of_raw_data(bucket: None, tmp_path: Path) -> None:
-    """As the template writes them: every step a `python -m` of its own."""
+def test_argos_commands_turn_raw_data_into_a_bundle(bucket: None, tmp_path: Path) -> None:
+    """As the template has them: every step in a process of its own."""
     check_chain("summarization", argo.as_process, tmp_path)
 
 
@@ -127,11 +128,11 @@ def check_chain(task: str, runner: argo.Runner, folder: Path) -> None:
         assert manifest.parents.items() <= digests.items(), "made of what this very run made"
     assert {path.split("/")[0] for path in gcs.listing(place)} == {*artifacts.KINDS, "checkpoints"}
     again = argo.succeed(step(objects, "preprocess"), values, folder / "again", runner)
-    assert "was done by an earlier attempt" in again.err, "a pod that was lost after its work is made anew"
+    assert "was done by an earlier attempt" in again.err, "what a retried pod does if the first was lost after its work"
 
 
 def test_argos_exit_handler_removes_the_runs_job(bucket: None, fake: World, tmp_path: Path) -> None:
-    """A train step that is lost leaves its job: it is found by the run's id, and no other run's is."""
+    """The job that a lost train step leaves is found by the run's id; jobs of other runs are not."""
     assert fake.fake
     fake.fake.admit = False
     objects = read(".", "argo")
@@ -140,8 +141,8 @@ def test_argos_exit_handler_removes_the_runs_job(bucket: None, fake: World, tmp_
     train = argo.start(argo.pod_of(step(objects, "train"), values, tmp_path / "train"))
     fake.wait("the job", lambda: fake.fake.store.all("pytorchjobs") or train.poll() is not None, 60)  # type: ignore[union-attr]
     train.kill()
-    _, said = train.communicate()
-    assert fake.fake.store.all("pytorchjobs"), said
+    _, errors = train.communicate()
+    assert fake.fake.store.all("pytorchjobs"), errors
     (job,) = fake.fake.store.all("pytorchjobs")
     assert job["metadata"]["labels"][RUN_LABEL] == "uid-1"
     (template,) = pod_templates(job)
@@ -163,22 +164,20 @@ def test_a_wrong_option_of_a_step_is_found(tmp_path: Path) -> None:
 
 
 def test_argos_dag_is_kubeflows() -> None:
-    """The same tasks wait for each other, directly or by way of others."""
+    """The same tasks wait for each other, directly or through others. Only `configure` is Kubeflow's: it reads the form."""
     spec, _ = yaml.safe_load_all((ROOT / "pipelines" / "compiled" / "summarization.yaml").read_text(encoding="utf-8"))
-    theirs = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
-    # Argo's parameters are an experiment, which each step reads: no task turns a form into settings first.
-    waits = {
-        name: set(t.get("dependentTasks", ())) - {"configure"} for name, t in theirs.items() if name != "configure"
-    }
+    tasks_of_kubeflow = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     rename = {"good-enough": "gate", "condition-2": "export"}
+    theirs = {name: set(task.get("dependentTasks", ())) for name, task in tasks_of_kubeflow.items()}
     ours = {task["name"]: set(task.get("dependencies", ())) for task in tasks(read("argo"))}
 
     def closure(graph: dict[str, set[str]], name: str) -> set[str]:
         return graph[name] | {far for near in graph[name] for far in closure(graph, near)}
 
-    for name in waits:
-        kubeflow = {rename.get(each, each) for each in closure(waits, name)}
-        assert closure(ours, rename.get(name, name)) == kubeflow
+    assert set(ours) == {rename.get(name, name) for name in theirs} - {"configure"}
+    for name in set(theirs) - {"configure"}:
+        kubeflow = {rename.get(each, each) for each in closure(theirs, name)}
+        assert closure(ours, rename.get(name, name)) == kubeflow - {"configure"}
 
 
 def test_argos_default_experiment_is_the_bundled_one() -> None:

@@ -1,4 +1,4 @@
-"""Built jobs: what a cluster takes, and that the checks refuse what it would not."""
+"""Built jobs: a cluster accepts them, and the checks refuse what it would refuse."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanflow.cluster import manifests
-from hanflow.cluster.job import Origin, build, job_name, pod_count, pod_templates
-from hanflow.cluster.pod import PodExtras
+from hanflow.cluster.job import Origin, PodExtras, job_name
+from hanflow.cluster.runtimes import build, pod_count, pod_templates
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment import load_experiment, step_config
 from hanflow.pipelines.packages import Package
+from hanflow.tasks.summarization import SummarizationTrain
 from hanflow.training.workers.worker import parse_arguments
-from tests.cluster.schemas import CRDS, ROOT, problems
-
-needs_crds = pytest.mark.skipif(not CRDS.is_dir(), reason=f"the CRDs are not at {CRDS} (HANFLOW_SHARED)")
+from tests.cluster.schemas import ROOT, problems
 
 WORK = WorkerSpec(
     "summarization",
-    TrainConfig(
+    SummarizationTrain(
         architecture={"type": "bart", "layer_norm_eps": 1e-05}, wandb=True, wandb_tags=["가", "b: c", "$(HOME)"]
     ),
     "gs://bucket/run/shards",
@@ -72,9 +71,8 @@ KINDS = {
 BODIES = {name: build(job, WORK, ORIGIN, EXTRAS) for name, job in KINDS.items()}
 
 
-@needs_crds
 @pytest.mark.parametrize("name", KINDS)
-def test_a_cluster_takes_it(name: str) -> None:
+def test_a_cluster_accepts_it(name: str) -> None:
     assert problems(BODIES[name]) == []
     assert json.loads(json.dumps(BODIES[name])) == BODIES[name], "plain data"
 
@@ -175,7 +173,6 @@ MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
 }
 
 
-@needs_crds
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_checks_refuse(mutation: str) -> None:
     kinds, mutate = MUTATIONS[mutation]
@@ -186,7 +183,7 @@ def test_the_checks_refuse(mutation: str) -> None:
             assert problems(body), f"{name} with {mutation} should be refused"
 
 
-def test_a_pytorch_job_has_one_master_and_the_rest_workers() -> None:
+def test_a_pytorch_job_has_one_master_and_workers() -> None:
     spec = BODIES["32 GPUs on spot"]["spec"]
     assert {role: replica["replicas"] for role, replica in spec["pytorchReplicaSpecs"].items()} == {
         "Master": 1,
@@ -199,13 +196,13 @@ def test_a_pytorch_job_has_one_master_and_the_rest_workers() -> None:
     assert "elasticPolicy" not in spec
 
 
-def test_an_elastic_job_has_workers_alone_and_its_bounds() -> None:
+def test_an_elastic_job_has_only_workers_and_its_bounds() -> None:
     spec = BODIES["elastic"]["spec"]
     assert set(spec["pytorchReplicaSpecs"]) == {"Worker"}
     assert (spec["elasticPolicy"]["minReplicas"], spec["elasticPolicy"]["maxReplicas"]) == (2, 4)
 
 
-def test_what_the_settings_ask_for_is_in_the_pods() -> None:
+def test_the_pods_have_what_the_settings_ask_for() -> None:
     spec = pod(BODIES["32 GPUs on spot"])
     assert spec["nodeSelector"] == {
         "cloud.google.com/gke-accelerator": "nvidia-h100-80gb",
@@ -251,7 +248,7 @@ def test_a_v4_32_is_four_hosts_of_four_chips() -> None:
 
 
 def restarts(body: dict[str, Any], *, exit_code: int | None = None, disrupted: bool = False) -> str:
-    """The action that Kubernetes' Job controller and JobSet take together when one pod fails so."""
+    """The action of the Job controller and JobSet together when one pod fails in this way."""
     reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
     for index, rule in enumerate(job_spec(body)["podFailurePolicy"]["rules"]):
         codes = rule.get("onExitCodes")
@@ -266,11 +263,11 @@ def restarts(body: dict[str, Any], *, exit_code: int | None = None, disrupted: b
     return "RestartJobSet"
 
 
-def test_a_slice_tells_maintenance_from_failures_and_mistakes() -> None:
+def test_a_slice_distinguishes_maintenance_failures_and_mistakes() -> None:
     body = BODIES["v4-32"]
     assert restarts(body, disrupted=True, exit_code=137) == "RestartJobSetAndIgnoreMaxRestarts"
     assert restarts(body, exit_code=143) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert restarts(body, exit_code=1) == "FailJobSet", "a mistake in the settings is not tried four times"
+    assert restarts(body, exit_code=1) == "FailJobSet", "a mistake in the settings is not retried"
     assert restarts(body, exit_code=70) == "RestartJobSet", "counts"
     assert body["spec"]["failurePolicy"]["maxRestarts"] == 3
     assert job_spec(body)["backoffLimit"] == 0
@@ -292,7 +289,7 @@ def test_names_are_found_again_and_never_shared() -> None:
     run=st.text(max_size=80), task=st.sampled_from(["summarization", "language_modeling"]), output=st.text(max_size=80)
 )
 @settings(deadline=None, max_examples=50)
-def test_any_run_gives_names_and_labels_that_a_cluster_takes(run: str, task: str, output: str) -> None:
+def test_any_run_gives_valid_names_and_labels(run: str, task: str, output: str) -> None:
     from tests.cluster.schemas import _metadata_rules, _name_rules
 
     body = build(KINDS["two v5e slices on spot"], dataclasses.replace(WORK, task=task, output=output), Origin(run))
@@ -301,7 +298,7 @@ def test_any_run_gives_names_and_labels_that_a_cluster_takes(run: str, task: str
     assert list(_name_rules(body["metadata"]["name"] + "-worker-999")) == []
 
 
-def test_the_digest_follows_everything_that_the_job_is_made_from() -> None:
+def test_the_digest_depends_on_everything_that_the_job_is_made_from() -> None:
     def digest(**changes: Any) -> str:
         job = dataclasses.replace(KINDS["one GPU"], **changes)
         return build(job, WORK, ORIGIN)["metadata"]["annotations"]["hanflow/digest"]
@@ -323,7 +320,7 @@ def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pyte
             BODIES[name]["kind"]
         ]
     )
-    # Of a slice the job also says which one it is: workers refuse another.
+    # For a slice the job also sets which one it is: workers refuse another.
     slice_ = {"backend": "xla", "topology": "2x2x4"} if name == "v4-32" else {}
     config = dataclasses.replace(WORK.config, **slice_)
     assert parse_arguments([argument.replace("$$", "$") for argument in command[3:]]) == dataclasses.replace(
@@ -337,7 +334,7 @@ VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=Fals
 
 @given(
     config=st.builds(
-        TrainConfig,
+        SummarizationTrain,
         pretrained=TEXTS,
         architecture=st.dictionaries(TEXTS, st.one_of(VALUES, st.lists(VALUES, max_size=2)), max_size=3),
         learning_rate=st.floats(1e-12, 1.0),
@@ -349,12 +346,12 @@ VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=Fals
 @settings(deadline=None, max_examples=60)
 def test_any_settings_survive_the_command_line(config: TrainConfig) -> None:
     # The step reads 3.0 as 3 where Kubeflow gave it: so does it here.
-    config = step_config("train", dataclasses.asdict(config))
+    config = step_config("train", dataclasses.asdict(config), WORK.task)
     spec = dataclasses.replace(WORK, config=config)
     assert parse_arguments(train_arguments(spec)) == spec
 
 
-def test_secrets_are_named_never_told() -> None:
+def test_secrets_are_referred_to_and_never_quoted() -> None:
     reference = {"name": "WANDB_API_KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "api-key"}}}
     assert reference in container(BODIES["32 GPUs on spot"])["env"]
     secret = "local-2f9e0c7a51d34e"
@@ -365,27 +362,29 @@ def test_secrets_are_named_never_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"runtime": "tpu"}, "expected a TPU such as v4-32"),
         ({"runtime": "tpu", "accelerator": "v4-32", "topology": "2x2x2"}, "do not fit"),
-        ({"runtime": "tpu", "accelerator": "v4-32", "min_workers": 2}, "trains whole or not at all"),
+        ({"runtime": "tpu", "accelerator": "v4-32", "min_workers": 2}, "cannot train with some of its hosts"),
         ({"workers": 2, "min_workers": 3}, "job.min_workers=3 is more than job.workers=2"),
         ({"memory": "16 GB"}, "expected a Kubernetes quantity"),
-        ({"environment": {"A B": "x"}}, "no name of an environment variable"),
+        ({"environment": {"A B": "x"}}, "not the name of an environment variable"),
         ({"environment": {"A": {"b": 1}}}, "expected text"),
         ({"tolerations": ["spot"]}, "expected mappings"),
         ({"secrets": {"A": "only-a-name"}}, "expected secret/key"),
     ],
 )
-def test_settings_that_cannot_work_are_told_before_anything_is_submitted(changes: dict[str, Any], said: str) -> None:
+def test_settings_that_cannot_work_are_reported_before_anything_is_submitted(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         build(dataclasses.replace(KINDS["one GPU"], **changes), WORK, ORIGIN)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_local_run_is_no_job() -> None:
-    with pytest.raises(UserError, match="as no job"):
+def test_a_local_run_has_no_job() -> None:
+    with pytest.raises(UserError, match="without a job"):
         build(JobConfig(), WORK, ORIGIN)
 
 
@@ -399,9 +398,8 @@ def test_the_jobs_to_apply_by_hand_are_current(tmp_path: Path) -> None:
     assert fresh == committed, "run `python -m hanflow.cluster.manifests --output manifests/jobs`"
 
 
-@needs_crds
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
-def test_the_jobs_to_apply_by_hand_are_taken(path: Path) -> None:
+def test_the_jobs_to_apply_by_hand_are_valid(path: Path) -> None:
     body = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert problems(body) == []
     command = container(body)["command"]
@@ -420,7 +418,7 @@ def test_the_jobs_to_apply_by_hand_are_taken(path: Path) -> None:
     assert body["metadata"]["namespace"] == config_map["metadata"]["namespace"]
 
 
-def test_jobs_of_ones_own_are_written_by_the_same_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_jobs_of_other_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--output", str(tmp_path), "--experiment", str(EXPERIMENT), "--image-repository", "example.com/mine"]
     assert manifests.main([*command, "--set", "job.spot=true", "--set", "train.epochs=9"]) == 0
     body = yaml.safe_load((tmp_path / "jobset.yaml").read_text(encoding="utf-8"))
@@ -437,10 +435,8 @@ def test_no_secret_of_this_machine_gets_into_what_is_written(tmp_path: Path, mon
         monkeypatch.setenv(name, secret)
     overrides = ["train.wandb=true", 'job.secrets={"WANDB_API_KEY": "wandb/api-key"}']
     experiment = load_experiment(EXPERIMENT, [*overrides, "job.runtime=pytorchjob"], require=False)
-    paths = [
-        *manifests.write(tmp_path, EXPERIMENT, overrides),
-        Package.of(experiment).write(tmp_path / "summarization.yaml"),
-    ]
+    package = Package.of(experiment).write(tmp_path / "package.yaml")
+    paths = [*manifests.write(tmp_path, EXPERIMENT, overrides), package]
     for path in paths:
         assert secret not in path.read_text(encoding="utf-8"), path.name
     assert secret not in json.dumps(build(experiment.job, WORK, ORIGIN))

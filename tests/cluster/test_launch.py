@@ -1,8 +1,9 @@
-"""A job's life as the launcher sees it: every scenario on the cluster in this process, most on a real one too."""
+"""A job from its submission to its end: every scenario on the cluster in this process, most on a real one too."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import os
 import signal
@@ -14,46 +15,45 @@ from typing import Any
 
 import pytest
 
-from hanflow.cluster import cleanup as reap
-from hanflow.cluster import client as kube
-from hanflow.cluster import launcher as launch
-from hanflow.cluster import status as pods
-from hanflow.cluster import waiting as waits
-from hanflow.cluster.client import ClusterError
+from hanflow.cluster import status
+from hanflow.cluster.cleanup import remove_jobs
+from hanflow.cluster.client import Cluster, ClusterError
 from hanflow.cluster.follow import JobFailed
-from hanflow.signals import obey_sigterm
+from hanflow.signals import Terminated, obey_sigterm
 from tests.cluster.world import World
 
-Told = pytest.LogCaptureFixture
+Messages = pytest.LogCaptureFixture
 
 
 def meanwhile(action: Callable[[], Any]) -> threading.Thread:
-    """Do something while the launcher, which must have the main thread, is at work."""
+    """Do something while the launcher runs, which needs the main thread."""
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
     return thread
 
 
 def see_through(world: World, body: Mapping[str, Any], **options: Any) -> None:
-    """Launch, and leave nothing whatever comes."""
+    """Launch; however it ends, nothing may be left."""
     try:
-        launch.launch(world.cluster, body, **options)
+        world.launch(body, **options)
     finally:
         world.assert_nothing_left(body)
 
 
 def until(moment: int, then: str) -> str:
-    """A script that waits, politely ended by SIGTERM."""
+    """A script that waits, and that SIGTERM stops as it stops a worker."""
     return f"trap 'echo stopping; exit 143' TERM; while [ $(date +%s) -lt {moment} ]; do sleep 0.1; done; {then}"
 
 
 @pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
-def test_success_and_rank_zeros_log(world: World, runtime: str, capfd: pytest.CaptureFixture[str], told: Told) -> None:
+def test_success_and_rank_zeros_log(
+    world: World, runtime: str, capfd: pytest.CaptureFixture[str], messages: Messages
+) -> None:
     script = "for i in 1 2 3; do echo node $NODE line $i; sleep 0.2; done; echo 끝 $NODE"
     see_through(world, world.body(script, runtime=runtime, workers=2))
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[rank 0]")]
     assert lines == [f"[rank 0] node 0 line {i}" for i in (1, 2, 3)] + ["[rank 0] 끝 0"], "each once, in order"
-    assert "2 pods" in told.text and "succeeded" in told.text and "removed job" in told.text
+    assert "2 pods" in messages.text and "succeeded" in messages.text and "removed job" in messages.text
 
 
 @pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
@@ -68,7 +68,7 @@ def test_a_failed_job_fails_the_step_with_its_reason(world: World, runtime: str)
     assert caught.value.exit_status == 1
 
 
-def test_another_ranks_failure_is_told_with_its_own_lines(world: World) -> None:
+def test_another_ranks_failure_is_reported_with_its_own_lines(world: World) -> None:
     script = "echo I am $NODE; if [ $NODE = 1 ]; then sleep 0.5; echo disk is full; exit 2; fi; sleep 300"
     body = world.body(script, workers=2)
     with pytest.raises(JobFailed) as caught:
@@ -78,15 +78,15 @@ def test_another_ranks_failure_is_told_with_its_own_lines(world: World) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
-def test_a_polite_stop_restarts_and_does_not_count(world: World, runtime: str, told: Told) -> None:
+def test_a_requested_stop_restarts_and_does_not_count(world: World, runtime: str, messages: Messages) -> None:
     moment = world.soon()
     script = f"if [ $(date +%s) -lt {moment} ]; then sleep 0.3; echo saved; exit 143; fi; echo resumed"
     see_through(world, world.body(script, runtime=runtime, max_restarts=0 if runtime == "tpu" else 1), restarts=0)
-    assert "failed (preempted): exit status 143" in told.text
+    assert "failed (preempted): exit status 143" in messages.text
 
 
 @pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
-def test_failures_that_may_pass_are_tried_again_so_often(world: World, runtime: str) -> None:
+def test_retryable_failures_are_retried_up_to_the_limit(world: World, runtime: str) -> None:
     body = world.body("sleep 0.2; echo lost a peer; exit 198", runtime=runtime, max_restarts=1)
     with pytest.raises(JobFailed) as caught:
         see_through(world, body, restarts=1)
@@ -96,7 +96,9 @@ def test_failures_that_may_pass_are_tried_again_so_often(world: World, runtime: 
 
 
 @pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
-def test_an_eviction_is_survived(world: World, runtime: str, told: Told, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_eviction_is_survived(
+    world: World, runtime: str, messages: Messages, capfd: pytest.CaptureFixture[str]
+) -> None:
     body = world.body(until(world.soon(4), "echo finished"), runtime=runtime, max_restarts=1, accelerator="v4-8" if runtime == "tpu" else "")  # fmt: skip
 
     def evict() -> None:
@@ -107,60 +109,59 @@ def test_an_eviction_is_survived(world: World, runtime: str, told: Told, capfd: 
     thread = meanwhile(evict)
     see_through(world, body, restarts=0)
     thread.join()
-    assert "failed (preempted)" in told.text
+    assert "failed (preempted)" in messages.text
     assert "[rank 0] finished" in capfd.readouterr().err
 
 
-def test_a_job_that_vanishes_fails_the_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_somebody_deletes_fails_the_step(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     body = world.body("echo started; sleep 300")
     streamed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", streamed)
 
-    def vanish() -> None:
-        world.wait("rank 0's word, while it runs", lambda: "[rank 0] started\n" in streamed.getvalue())
+    def delete() -> None:
+        world.wait("a line of rank 0, while it runs", lambda: "[rank 0] started\n" in streamed.getvalue())
         world.delete(body)
 
-    thread = meanwhile(vanish)
-    with pytest.raises(JobFailed, match="vanished: somebody deleted it") as caught:
+    thread = meanwhile(delete)
+    with pytest.raises(JobFailed, match="it was deleted by somebody else") as caught:
         see_through(world, body)
     thread.join()
     assert "  started" in str(caught.value).splitlines()
 
 
-def test_a_slow_start_is_told_and_a_secret_never_is(
-    world: World, told: Told, capfd: pytest.CaptureFixture[str]
+def test_a_slow_start_is_logged_and_a_secret_never_is(
+    world: World, messages: Messages, capfd: pytest.CaptureFixture[str]
 ) -> None:
     name, secret = f"{world.run}-wandb", "local-5d8e1f0a9b7c"
     script = 'test "$WANDB_API_KEY" = ' + secret + " && echo logged in"
     body = world.body(script, secrets={"WANDB_API_KEY": f"{name}/api-key"})
 
-    def help_it() -> None:
-        world.wait("the reason", lambda: f'secret "{name}" not found' in told.text)
+    def create_it() -> None:
+        world.wait("the reason", lambda: f'secret "{name}" not found' in messages.text)
         world.create_secret(name, "api-key", secret)
 
-    thread = meanwhile(help_it)
+    thread = meanwhile(create_it)
     see_through(world, body)
     thread.join()
-    said = capfd.readouterr()
-    assert "[rank 0] logged in" in said.err
-    assert secret not in told.text + said.out + said.err
+    output = capfd.readouterr()
+    assert "[rank 0] logged in" in output.err
+    assert secret not in messages.text + output.out + output.err
 
 
-def test_an_unschedulable_job_says_so_and_ends_at_its_deadline(world: World, told: Told) -> None:
+def test_an_unschedulable_job_is_logged_and_ends_at_its_deadline(world: World, messages: Messages) -> None:
     body = world.body("echo never", node_selector={"hanflow.test/nowhere": "true"})
     with pytest.raises(JobFailed, match="took longer than job.deadline_hours"):
         see_through(world, body, hours=2 * world.pace / 3600)
-    assert "waits: Unschedulable: 0/" in told.text
+    assert "waits: Unschedulable: 0/" in messages.text
 
 
-def test_an_image_that_is_not_there_is_given_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waits, "STUCK_SECONDS", 0.3)
+def test_a_missing_image_fails_the_job(world: World) -> None:
     body = world.body("echo never", image="registry.invalid/hanflow:1")
     with pytest.raises(JobFailed, match="cannot start: (ErrImagePull|ImagePullBackOff): .*registry.invalid"):
-        see_through(world, body)
+        see_through(world, body, timing=dataclasses.replace(world.timing, stuck=0.3))
 
 
-def test_an_image_name_that_cannot_be_is_given_up_at_once(world: World) -> None:
+def test_an_invalid_image_name_fails_the_job_at_once(world: World) -> None:
     with pytest.raises(JobFailed, match="cannot start: InvalidImageName"):
         see_through(world, world.body("echo never", image="Not/An:Image:Name"))
 
@@ -178,7 +179,9 @@ def test_sigterm_of_the_launcher_removes_the_job(world: World) -> None:
     world.assert_nothing_left(body)
 
 
-def test_a_retried_step_adopts_the_running_job(world: World, told: Told, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_retried_step_adopts_the_running_job(
+    world: World, messages: Messages, capfd: pytest.CaptureFixture[str]
+) -> None:
     body = world.body(until(world.soon(6), "echo finished"))
     process = world.start_launcher(body)
     world.wait("the job", world.jobs, 60)
@@ -188,61 +191,61 @@ def test_a_retried_step_adopts_the_running_job(world: World, told: Told, capfd: 
     process.communicate()
     assert world.job(body)["metadata"]["uid"] == uid
     see_through(world, body)
-    assert "adopted job" in told.text and "submitted" not in told.text
+    assert "adopted job" in messages.text and "submitted" not in messages.text
     assert "[rank 0] finished" in capfd.readouterr().err
 
 
-def test_a_retried_step_adopts_the_job_that_has_succeeded(world: World, told: Told) -> None:
+def test_a_retried_step_adopts_the_job_that_has_succeeded(world: World, messages: Messages) -> None:
     body = world.body("echo done")
     world.create(body)
-    world.wait("success", lambda: pods.phase(world.job(body)).name == "succeeded")
+    world.wait("success", lambda: status.phase(world.job(body)).name == "succeeded")
     see_through(world, body)
-    assert "it is succeeded" in told.text and "submitted" not in told.text
+    assert "it is succeeded" in messages.text and "submitted" not in messages.text
 
 
-def test_a_retried_step_replaces_the_job_that_failed(world: World, told: Told) -> None:
+def test_a_retried_step_replaces_the_job_that_failed(world: World, messages: Messages) -> None:
     moment = world.soon()
     body = world.body(f"if [ $(date +%s) -lt {moment} ]; then exit 1; fi; echo done")
     world.create(body)
-    world.wait("failure", lambda: pods.phase(world.job(body)).name == "failed")
+    world.wait("failure", lambda: status.phase(world.job(body)).name == "failed")
     world.wait("later", lambda: time.time() > moment + 1)
     see_through(world, body)
-    assert "replacing job" in told.text and "it failed" in told.text and "submitted" in told.text
+    assert "replacing job" in messages.text and "it failed" in messages.text and "submitted" in messages.text
 
 
-def test_a_job_of_other_settings_is_replaced(world: World, told: Told) -> None:
+def test_a_job_of_other_settings_is_replaced(world: World, messages: Messages) -> None:
     world.create(world.body("sleep 300", seed=1))
     see_through(world, world.body("echo done", seed=2))
-    assert "it was made from other settings" in told.text
+    assert "it was made from other settings" in messages.text
 
 
-def test_somebody_elses_job_is_left_alone(world: World) -> None:
+def test_a_job_of_another_run_is_left_alone(world: World) -> None:
     other = world.body("sleep 300")
     body = copy.deepcopy(other)
     body["metadata"]["labels"]["hanflow/run"] = "another-run"
     world.create(other)
-    with pytest.raises(ClusterError, match="not of this run exists already"):
-        launch.launch(world.cluster, body)
+    with pytest.raises(ClusterError, match="exists already and belongs to another run"):
+        world.launch(body)
     assert world.jobs() == [other["metadata"]["name"]]
     world.delete(other)
 
 
-def test_the_reaper_removes_a_runs_jobs_and_no_others(world: World) -> None:
+def test_the_cleanup_removes_a_runs_jobs_and_no_others(world: World) -> None:
     bodies = [world.body("sleep 300"), world.body("sleep 300", runtime="tpu")]
     bystander = world.body("sleep 300", run="another-run")
     for body in [*bodies, bystander]:
         world.create(body)
-    assert sorted(reap.reap(world.cluster, world.run)) == sorted(body["metadata"]["name"] for body in bodies)
+    assert sorted(remove_jobs(world.run, cluster=world.cluster)) == sorted(body["metadata"]["name"] for body in bodies)
     assert world.jobs() == []
     assert world.job(bystander)
-    assert reap.reap(world.cluster, world.run) == [], "twice does no harm"
+    assert remove_jobs(world.run, cluster=world.cluster) == [], "a second time does no harm"
     world.delete(bystander)
 
 
-# What no real cluster can be asked to do.
+# What cannot be asked of a real cluster.
 
 
-def test_an_api_server_that_is_away_is_waited_for(fake: World, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_api_server_that_is_away_is_retried(fake: World, capfd: pytest.CaptureFixture[str]) -> None:
     assert fake.fake
     body = fake.body("for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 0.2; done")
 
@@ -254,13 +257,13 @@ def test_an_api_server_that_is_away_is_waited_for(fake: World, capfd: pytest.Cap
     thread = meanwhile(leave)
     see_through(fake, body)
     thread.join()
-    assert fake.fake.turned_away > 0, "the fault was met"
+    assert fake.fake.turned_away > 0, "the fault happened"
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[rank 0]")]
     assert lines == [f"[rank 0] {i}" for i in range(1, 10)], "no line lost, none twice"
 
 
 @pytest.mark.parametrize("how", ["event", "status"])
-def test_a_forgotten_version_is_listed_anew(fake: World, how: str) -> None:
+def test_an_expired_version_is_listed_again(fake: World, how: str) -> None:
     assert fake.fake
     fake.fake.watches_gone = how
     body = fake.body("sleep 1")
@@ -268,7 +271,7 @@ def test_a_forgotten_version_is_listed_anew(fake: World, how: str) -> None:
     def forget() -> None:
         fake.wait("the job", fake.jobs)
         fake.wait_running(body)
-        if how == "status":  # a watch that is opened anew meets it; one that is open is broken first
+        if how == "status":  # only a watch that is opened again gets the status: break the open one first
             fake.fake.be_away(0.1)
         fake.fake.store.forget()
 
@@ -280,7 +283,7 @@ def test_a_forgotten_version_is_listed_anew(fake: World, how: str) -> None:
     assert len(lists) > 1
 
 
-def test_a_new_token_is_taken_when_the_old_one_is_refused(fake: World) -> None:
+def test_the_token_is_read_again_when_it_is_refused(fake: World) -> None:
     assert fake.fake
     body = fake.body("sleep 1")
 
@@ -290,14 +293,14 @@ def test_a_new_token_is_taken_when_the_old_one_is_refused(fake: World) -> None:
         fake.fake.rotate_token()
 
     thread = meanwhile(rotate)
-    launch.launch(fake.cluster, body)
+    fake.launch(body)
     thread.join()
     assert fake.fake.count("GET", "", 401) + fake.fake.count("DELETE", "", 401) > 0
     fake.assert_nothing_left(body)
 
 
 @pytest.mark.parametrize("status", [0, 1])
-def test_pods_may_be_told_of_late(fake: World, status: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_pods_may_be_reported_late(fake: World, status: int, capfd: pytest.CaptureFixture[str]) -> None:
     assert fake.fake
     fake.fake.pods_lag = 0.7
     body = fake.body(f"echo first; sleep 0.3; echo last; exit {status}")
@@ -316,52 +319,51 @@ def test_sigterm_while_the_job_is_being_removed_removes_it(fake: World) -> None:
     def terminate() -> None:
         terminated.set()
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)  # the answer is not there yet when the signal comes
+        time.sleep(0.3)  # the signal arrives before the answer
 
     fake.fake.before_delete = [terminate]
     before = signal.getsignal(signal.SIGTERM)
     obey_sigterm()
     try:
-        with pytest.raises(launch.Terminated):
+        with pytest.raises(Terminated):
             see_through(fake, fake.body("echo done"))
     finally:
         signal.signal(signal.SIGTERM, before)
     assert terminated.is_set()
 
 
-def test_answers_and_events_that_break_off_are_asked_for_again(fake: World) -> None:
+def test_answers_and_events_that_break_off_are_requested_again(fake: World) -> None:
     assert fake.fake
     fake.fake.cut_answers, fake.fake.cut_events = 2, 3
     see_through(fake, fake.body("sleep 0.5; echo done"))
     assert fake.fake.cuts == 5
 
 
-def test_a_lost_answer_makes_no_second_job(fake: World) -> None:
+def test_a_lost_answer_creates_no_second_job(fake: World) -> None:
     assert fake.fake
     fake.fake.swallowed_posts = 1
     see_through(fake, fake.body("echo done"))
     assert fake.fake.count("POST", status=200) == 1 and fake.fake.count("POST", status=409) == 1
 
 
-def test_patience_ends(fake: World, monkeypatch: pytest.MonkeyPatch, told: Told) -> None:
+def test_a_server_that_stays_away_ends_the_launcher(fake: World, messages: Messages) -> None:
     assert fake.fake
     body = fake.body("sleep 300")
 
     def leave() -> None:
         fake.wait("the job", fake.jobs)
         fake.wait_running(body)
-        monkeypatch.setattr(kube, "PATIENCE_SECONDS", 0.5)
-        monkeypatch.setattr(launch, "REMOVE_SECONDS", 0.5)
+        fake.cluster.patience = 0.5
         fake.fake.be_away(4)
 
     thread = meanwhile(leave)
     with pytest.raises(ClusterError, match="the API server cannot be used"):
-        launch.launch(fake.cluster, body)
+        fake.launch(body, timing=dataclasses.replace(fake.timing, remove=0.5))
     thread.join()
-    assert "could not be removed" in told.text and "kubectl delete pytorchjob" in told.text
-    monkeypatch.setattr(kube, "PATIENCE_SECONDS", 30.0)
+    assert "could not be removed" in messages.text and "kubectl delete pytorchjob" in messages.text
+    fake.cluster.patience = 30.0
     fake.wait("the server", lambda: not fake.fake.is_away())
-    assert reap.reap(fake.cluster, fake.run) == [body["metadata"]["name"]], "the exit handler does it"
+    assert remove_jobs(fake.run, cluster=fake.cluster) == [body["metadata"]["name"]], "the exit handler does it"
     fake.assert_nothing_left(body)
 
 
@@ -380,7 +382,7 @@ def test_sigterm_while_the_api_server_is_away_ends_in_time(fake: World) -> None:
     assert "could not be removed" in output
 
 
-def test_a_missing_permission_is_told(fake: World) -> None:
+def test_a_missing_permission_is_reported(fake: World) -> None:
     assert fake.fake
     fake.fake.forbidden = {("POST", "pytorchjobs")}
     with pytest.raises(ClusterError, match="forbidden.*the service account lacks a permission: apply manifests/"):
@@ -388,28 +390,47 @@ def test_a_missing_permission_is_told(fake: World) -> None:
 
 
 @pytest.mark.parametrize(("runtime", "plural"), [("pytorchjob", "pytorchjobs"), ("tpu", "jobsets")])
-def test_a_missing_operator_is_told(fake: World, runtime: str, plural: str) -> None:
+def test_a_missing_operator_is_reported(fake: World, runtime: str, plural: str) -> None:
     assert fake.fake
     fake.fake.missing = {plural}
-    with pytest.raises(ClusterError, match="the cluster knows no (PyTorchJob: install Kubeflow|JobSet: install the)"):
-        launch.launch(fake.cluster, fake.body("echo never", runtime=runtime))
-    assert reap.reap(fake.cluster, fake.run) == [], "the reaper passes over it"
+    with pytest.raises(
+        ClusterError,
+        match="the cluster does not know (PyTorchJob: install Kubeflow|JobSet: install the JobSet controller, 0.10)",
+    ):
+        fake.launch(fake.body("echo never", runtime=runtime))
+    assert remove_jobs(fake.run, cluster=fake.cluster) == [], "the cleanup skips a kind that is not installed"
 
 
-def test_a_refused_job_is_told(fake: World) -> None:
+def test_a_refused_job_is_reported(fake: World) -> None:
     body = fake.body("echo never")
     body["spec"]["pytorchReplicaSpecs"]["Master"]["replicas"] = 2
     with pytest.raises(ClusterError, match="replicas: must be 1"):
         see_through(fake, body)
 
 
-def test_a_job_in_a_queue_is_waited_for(fake: World, told: Told) -> None:
+def test_a_field_that_the_operator_does_not_know_is_an_error(fake: World) -> None:
+    """JobSet before 0.10. Dropped in silence, the field would turn every requested stop into a failure of the job."""
+    assert fake.fake
+    fake.fake.unknown_fields = {"onJobFailureMessagePatterns"}
+    with pytest.raises(ClusterError, match="unknown field.*onJobFailureMessagePatterns.*update its operator"):
+        see_through(fake, fake.body("echo never", runtime="tpu"))
+
+
+def test_warnings_of_the_api_server_are_logged_once(fake: World, messages: Messages) -> None:
+    assert fake.fake
+    fake.fake.warnings = ['kubeflow.org/v1 PyTorchJob is "deprecated", use TrainJob', "another one"]
+    see_through(fake, fake.body("echo done"))
+    lines = [record.getMessage() for record in messages.records if "warning of the API server" in record.getMessage()]
+    assert lines == [f"warning of the API server: {text}" for text in fake.fake.warnings]
+
+
+def test_a_job_in_a_queue_is_waited_for(fake: World, messages: Messages) -> None:
     assert fake.fake
     fake.fake.admit = False
     body = fake.body("echo done", queue="training")
 
     def admit() -> None:
-        fake.wait("the word", lambda: "suspended, waiting for Kueue's queue training" in told.text)
+        fake.wait("the message", lambda: "suspended, waiting in Kueue's queue training" in messages.text)
         fake.fake.admit = True
 
     thread = meanwhile(admit)
@@ -417,7 +438,7 @@ def test_a_job_in_a_queue_is_waited_for(fake: World, told: Told) -> None:
     thread.join()
 
 
-def test_a_job_that_is_being_deleted_is_waited_for(fake: World, told: Told) -> None:
+def test_a_job_that_is_being_deleted_is_waited_for(fake: World, messages: Messages) -> None:
     assert fake.fake
     old = fake.body("sleep 300")
     old["metadata"]["finalizers"] = ["test/slow"]
@@ -425,7 +446,7 @@ def test_a_job_that_is_being_deleted_is_waited_for(fake: World, told: Told) -> N
     fake.delete(old)
 
     def finish() -> None:
-        fake.wait("the word", lambda: "is being removed; waiting" in told.text)
+        fake.wait("the message", lambda: "of an earlier attempt is being removed" in messages.text)
         fake.fake.store.delete("pytorchjobs", old["metadata"]["name"])
 
     thread = meanwhile(finish)
@@ -433,7 +454,7 @@ def test_a_job_that_is_being_deleted_is_waited_for(fake: World, told: Told) -> N
     thread.join()
 
 
-def test_warnings_about_the_job_are_told(fake: World, told: Told) -> None:
+def test_warnings_about_the_job_are_logged(fake: World, messages: Messages) -> None:
     assert fake.fake
     fake.fake.admit = False
     body = fake.body("echo done")
@@ -447,7 +468,7 @@ def test_warnings_about_the_job_are_told(fake: World, told: Told) -> None:
     fake.cluster.request("POST", "/api/v1/namespaces/{namespace}/events", body=event)
 
     def admit() -> None:
-        fake.wait("the word", lambda: "FailedCreatePod: exceeded quota: gpus" in told.text)
+        fake.wait("the message", lambda: "FailedCreatePod: exceeded quota: gpus" in messages.text)
         fake.fake.admit = True
 
     thread = meanwhile(admit)
@@ -455,8 +476,8 @@ def test_warnings_about_the_job_are_told(fake: World, told: Told) -> None:
     thread.join()
 
 
-def test_no_cluster_is_told(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_cluster_is_reported(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     with pytest.raises(ClusterError, match="no Kubernetes cluster.*set KUBECONFIG"):
-        kube.Cluster()
+        Cluster()

@@ -17,10 +17,9 @@ import yaml
 
 from hanflow.images import DEFAULT
 from tests.cluster.argo import ROOT, step, tasks, workflow
-from tests.cluster.manifests import CRDS, MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
+from tests.cluster.manifests import MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
 
 OVERLAYS = ("gke-gpu", "gke-tpu")
-pytestmark = pytest.mark.skipif(not CRDS.is_dir(), reason="no CRD schemas beside the repository (HANFLOW_SHARED)")
 
 
 def kubectl(*arguments: str) -> str:
@@ -54,7 +53,7 @@ def test_kubectl_reads_the_folder(folder: str) -> None:
 
 
 def test_the_order_does_not_matter() -> None:
-    """Nothing that is applied needs another object to be there already, and all of them are declarative."""
+    """No object needs another one to exist already, and all of them are declarative."""
     kinds = {each["kind"] for each in read(".")}
     assert kinds.isdisjoint({"Namespace", "CustomResourceDefinition", "Job", "Pod"})
     assert problems(list(reversed(read(".")))) == []
@@ -79,7 +78,7 @@ MUTATIONS: dict[str, Callable[[list[Document]], Any]] = {
     "no limits": lambda o: demo(o)["resources"].pop("limits"),
     "a probe of no port": lambda o: demo(o)["livenessProbe"]["httpGet"].update(port="metrics"),
     "no probe": lambda o: demo(o).pop("readinessProbe"),
-    "a token nobody needs": lambda o: demo_pod(o).pop("automountServiceAccountToken"),
+    "a needless API token": lambda o: demo_pod(o).pop("automountServiceAccountToken"),
     "no such account": lambda o: demo_pod(o).update(serviceAccountName="hanfow"),
     "no such key": lambda o: demo(o)["env"][0]["valueFrom"]["configMapKeyRef"].update(key="bundel"),
     "a secret in the open": lambda o: demo(o)["env"].append({"name": "HF_TOKEN", "value": "hf_abc"}),
@@ -153,13 +152,13 @@ def test_a_key_given_twice_is_found() -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_overlays_are_valid_and_set_what_they_say(overlay: str) -> None:
+def test_overlays_are_valid_and_apply_their_settings(overlay: str) -> None:
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     assert problems(objects) == []
     lines = (MANIFESTS / "overlays" / overlay / "settings.env").read_text(encoding="utf-8").splitlines()
     settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     held = pick(objects, "ConfigMap")
-    assert held["data"] == settings, "every setting of the base is said by the overlay"
+    assert held["data"] == settings, "the overlay sets every key of the base"
     account = pick(objects, "ServiceAccount")["metadata"]["annotations"]["iam.gke.io/gcp-service-account"]
     assert account == settings["service-account"]
     assert demo(objects)["image"] == settings["demo-image"]
@@ -169,7 +168,7 @@ def test_overlays_are_valid_and_set_what_they_say(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_an_overlay_of_another_project_says_its_name_everywhere(overlay: str, tmp_path: Path) -> None:
+def test_an_overlay_of_another_project_has_its_name_everywhere(overlay: str, tmp_path: Path) -> None:
     shutil.copytree(MANIFESTS, tmp_path / "manifests")
     settings = tmp_path / "manifests" / "overlays" / overlay / "settings.env"
     settings.write_text(settings.read_text(encoding="utf-8").replace("my-project", "another-one"), encoding="utf-8")
@@ -179,8 +178,9 @@ def test_an_overlay_of_another_project_says_its_name_everywhere(overlay: str, tm
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
-    """What the ConfigMap says of jobs goes through the settings' own checks, and gives a job that fits the queue."""
-    from hanflow.cluster.job import Origin, build, pod_templates
+    """The ConfigMap's settings of jobs pass the settings' own checks, and give a job that fits the queue."""
+    from hanflow.cluster.job import Origin
+    from hanflow.cluster.runtimes import build, pod_templates
     from hanflow.config import TrainConfig
     from hanflow.config.worker_spec import WorkerSpec
     from hanflow.experiment import parse_text, step_config
@@ -193,19 +193,19 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == pick(objects, "LocalQueue")["metadata"]["name"]
     [group] = pick(objects, "ClusterQueue")["spec"]["resourceGroups"]
     asked = {key for t in pod_templates(body) for key in t["spec"]["containers"][0]["resources"]["requests"]}
-    assert asked <= set(group["coveredResources"]), "Kueue never admits a job that asks for more kinds"
+    assert asked <= set(group["coveredResources"]), "Kueue never admits a job that requests other resources"
     flavor = pick(objects, "ResourceFlavor", group["flavors"][0]["name"])["spec"]["nodeLabels"]
     for template in pod_templates(body):
         assert flavor.items() <= template["spec"]["nodeSelector"].items()
     policy = pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]["podSelector"]["matchLabels"]
     for template in pod_templates(body):
-        assert policy.items() <= template["metadata"]["labels"].items(), "the policy means the jobs' pods"
+        assert policy.items() <= template["metadata"]["labels"].items(), "the policy selects the jobs' pods"
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_to_apply_by_hand_fit_the_installation(overlay: str) -> None:
-    """Account, network policy and ConfigMap are those that the overlay makes."""
-    from hanflow.cluster.job import pod_templates
+    """Account, network policy and ConfigMap are those of the overlay."""
+    from hanflow.cluster.runtimes import pod_templates
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held, policy = pick(objects, "ConfigMap")["data"], pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]
@@ -225,8 +225,8 @@ def test_the_demo_can_show_a_claim(tmp_path: Path) -> None:
     shutil.copytree(MANIFESTS, tmp_path / "manifests")
     overlay = tmp_path / "manifests" / "overlays" / "mine"
     overlay.mkdir()
-    told = {"resources": ["../../base"], "components": ["../../components/demo-claim"]}
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(told), encoding="utf-8")
+    kustomization = {"resources": ["../../base"], "components": ["../../components/demo-claim"]}
+    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(kustomization), encoding="utf-8")
     objects = documents(kubectl("kustomize", str(overlay)))
     assert problems(objects) == []
     assert demo(objects)["env"] == [{"name": "BUNDLE", "value": "/bundle"}]
@@ -238,39 +238,24 @@ def test_the_demo_can_show_a_claim(tmp_path: Path) -> None:
 
 def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     """Every request in the launcher's source, by method and path."""
-    from hanflow.cluster.submission import PATHS
+    from hanflow.cluster.runtimes import BY_KIND
 
-    verbs = {"GET": {"get", "list", "watch"}, "POST": {"create"}, "DELETE": {"delete"}, "PATCH": {"patch"}}
-    source = "".join(
-        (ROOT / "hanflow" / "cluster" / f"{name}.py").read_text(encoding="utf-8")
-        for name in (
-            "launcher",
-            "submission",
-            "follow",
-            "waiting",
-            "own_pod",
-            "client",
-            "watch",
-            "log_stream",
-            "status",
-            "cleanup",
-        )
-    )
+    verbs = {"GET": {"get", "list", "watch"}, "POST": {"create"}, "DELETE": {"delete"}}
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "hanflow" / "cluster").glob("*.py"))
     methods = set(re.findall(r'request\(\s*"([A-Z]+)"', source))
-    assert methods == {"GET", "POST", "DELETE"}
+    assert methods == set(verbs)
     allowed: dict[str, set[str]] = {}
     for rule in pick(read("."), "Role")["rules"]:
         for resource in rule["resources"]:
             allowed[resource] = set(rule["verbs"])
-    jobs = {path.rsplit("/", 1)[1] for path in PATHS.values()}
-    assert jobs == {"pytorchjobs", "jobsets"}
+    jobs = {runtime.plural for runtime in BY_KIND.values()}
     for resource in jobs:
-        assert allowed[resource] == set().union(*(verbs[method] for method in methods))
+        assert allowed[resource] == set().union(*verbs.values())
     assert allowed["pods"] == {"get", "list", "watch"}
     assert allowed["pods/log"] == {"get"} and allowed["events"] == {"list"}
     assert set(allowed) == jobs | {"pods", "pods/log", "events", "workflowtaskresults", "configmaps"}
-    core = set(re.findall(r"/api/v1/namespaces/\{+namespace\}+/(\w+)", source))
-    assert core == {"pods", "events"}, "what else the launcher asks for belongs into the role"
+    core = set(re.findall(r"/api/v1/namespaces/\{+[a-z._]*namespace\}+/(\w+)", source))
+    assert core == {"pods", "events"}, "a further request needs a further rule of the role"
 
 
 # --- images
@@ -288,6 +273,7 @@ def test_the_images_are_this_versions() -> None:
 def test_the_guide_names_what_exists() -> None:
     from hanflow.cli.main import _parser
     from hanflow.experiment import all_settings
+    from hanflow.experiment.form import form_of
     from hanflow.pipelines.packages import PIPELINES
 
     text = (MANIFESTS / "README.md").read_text(encoding="utf-8")
@@ -300,7 +286,7 @@ def test_the_guide_names_what_exists() -> None:
     }
     assert len(named) > 25 and named <= known, named - known
     given = set(re.findall(r" ([a-z_]+)=", text.partition("kfp --endpoint")[2].partition("```")[0]))
-    assert given and given <= set(known.values())
+    assert given and given <= {"settings", *(field.name for field in form_of("summarization"))}
     for path in re.findall(r"(?:-[fk]|apply|sed[^\n]*) (manifests[\w/.-]*)", text):
         assert (ROOT / path.rstrip("/.…")).exists(), path
     for command in re.findall(
@@ -318,28 +304,28 @@ def test_the_guide_names_what_exists() -> None:
 
 
 EXCUSED = {
-    "CKV_K8S_15": "a tag that never changes again need not be pulled at every start",
-    "CKV_K8S_43": "digests are the registry's of whoever pushes the images",
+    "CKV_K8S_15": "a tag that never changes need not be pulled at every start",
+    "CKV_K8S_43": "digests depend on the registry that the images are pushed to",
     "CKV_K8S_40": "the images' user is 1000",
     "CKV_K8S_35": "the hub's and the tracker's libraries read their keys from the environment",
 }
 EXCUSED_STEPS = {
     "CKV_K8S_38": "Argo's executor reports to the cluster",
-    "CKV_K8S_8": "a step ends, and its end is what is watched",
-    "CKV_K8S_9": "a step serves nobody",
+    "CKV_K8S_8": "a step ends, and Argo watches for its end",
+    "CKV_K8S_9": "a step serves no requests",
 }
-"""Objections of checkov that do not count for the steps of a workflow."""
+"""Checks that do not apply to the steps of a workflow."""
 
 
-def test_checkov_has_no_objection(tmp_path: Path) -> None:
-    """checkov knows pods, not what makes them: the steps of the workflow are given to it as pods. One has holes."""
+def test_checkov_finds_nothing(tmp_path: Path) -> None:
+    """checkov knows pods, not workflows: it gets the steps as pods, and one more that is insecure."""
     checkov = os.environ.get("CHECKOV") or shutil.which("checkov") or str(ROOT / ".checkov" / "bin" / "checkov")
     if not Path(checkov).is_file():
         pytest.skip("checkov is not installed: `make .checkov`, or set CHECKOV to the program")
     objects = read(".")
     steps = workflow_pods(pick(read("argo"), "WorkflowTemplate"))
-    steps["holes"] = copy.deepcopy(steps["train"])
-    steps["holes"]["spec"]["containers"][0]["securityContext"] = {"privileged": True}
+    steps["insecure"] = copy.deepcopy(steps["train"])
+    steps["insecure"]["spec"]["containers"][0]["securityContext"] = {"privileged": True}
     for name, pod in steps.items():
         pod["spec"]["containers"][0]["image"] = DEFAULT.cpu
         metadata = {"name": name, "namespace": "kubeflow"}
@@ -363,14 +349,14 @@ def test_checkov_has_no_objection(tmp_path: Path) -> None:
     )
     results = json.loads(done.stdout)["results"]
     passed = {check["resource"].rpartition(".")[2] for check in results["passed_checks"]}
-    assert passed >= {"hanflow-demo", "hanflow", *steps} - {"holes"}, "it looked at all of them"
+    assert passed >= {"hanflow-demo", "hanflow", *steps} - {"insecure"}, "all were checked"
     failed: dict[str, set[str]] = {}
     for check in results["failed_checks"]:
         name = check["resource"].rpartition(".")[2]
         excused = {**EXCUSED, **(EXCUSED_STEPS if name in steps else {})}
         if check["check_id"] not in excused:
             failed.setdefault(name, set()).add(f"{check['check_id']} {check['check_name']}")
-    assert any("privileged" in text for text in failed.pop("holes")), "a hole is found"
+    assert any("privileged" in text for text in failed.pop("insecure")), "the insecure one is found"
     assert failed == {}
 
 
@@ -407,7 +393,7 @@ def _mappings(path: Path) -> list[Document]:
 
 
 def test_a_packages_secrets_are_references() -> None:
-    """The variables that hold secrets come from Secrets by name; no parameter, whose value is logged, is meant for one."""
+    """Variables that hold secrets refer to Secrets; no parameter is meant for one (their values are logged)."""
     from hanflow.experiment import all_settings
     from hanflow.pipelines.packages import PIPELINES
 

@@ -1,4 +1,4 @@
-"""What a job's objects say."""
+"""What the status of a job and its pods means."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from hanflow.cluster import status as pods
+from hanflow.cluster import status
 
 
-def job(*conditions: str, **status: Any) -> dict[str, Any]:
+def job(*conditions: str, **fields: Any) -> dict[str, Any]:
     held = [{"type": kind, "status": "True", "reason": f"Is{kind}", "message": "m"} for kind in conditions]
-    return {"status": {"conditions": held, **status}}
+    return {"status": {"conditions": held, **fields}}
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ def job(*conditions: str, **status: Any) -> dict[str, Any]:
         (job("Created"), "pending"),
         (job("Created", "Running"), "running"),
         (job("Created", "Restarting"), "restarting"),
+        (job("RestartingJobSet"), "restarting"),
         (job("Created", "Suspended"), "suspended"),
         (job("Created", "Succeeded"), "succeeded"),
         (job("Created", "Restarting", "Failed"), "failed"),
@@ -37,15 +38,15 @@ def job(*conditions: str, **status: Any) -> dict[str, Any]:
     ],
 )
 def test_the_phase_of_a_job(found: dict[str, Any], name: str) -> None:
-    assert pods.phase(found).name == name
-    assert pods.phase(found).over == (name in ("succeeded", "failed"))
+    assert status.phase(found).name == name
+    assert status.phase(found).finished == (name in ("succeeded", "failed"))
 
 
-def pod(phase: str, *, code: int | None = None, said: str = "", **status: Any) -> dict[str, Any]:
+def pod(phase: str, *, code: int | None = None, output: str = "", **fields: Any) -> dict[str, Any]:
     if code is not None:
-        terminated = {"exitCode": code, "reason": "OOMKilled" if code == 137 else "Error", "message": said}
-        status["containerStatuses"] = [{"name": "pytorch", "state": {"terminated": terminated}}]
-    return {"metadata": {"name": "p"}, "status": {"phase": phase, **status}}
+        terminated = {"exitCode": code, "reason": "OOMKilled" if code == 137 else "Error", "message": output}
+        fields["containerStatuses"] = [{"name": "pytorch", "state": {"terminated": terminated}}]
+    return {"metadata": {"name": "p"}, "status": {"phase": phase, **fields}}
 
 
 DISRUPTED = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "made room"}]
@@ -55,46 +56,46 @@ DISRUPTED = [{"type": "DisruptionTarget", "status": "True", "reason": "Preemptio
     ("found", "kind", "text"),
     [
         (pod("Succeeded", code=0), "succeeded", "succeeded"),
-        (pod("Failed", code=1, said="a\nerror: no such\nfolder\n"), "permanent", "exit status 1: error: no such folder"),
-        (pod("Failed", code=2, said="usage"), "permanent", "exit status 2: usage"),
+        (pod("Failed", code=1, output="a\nerror: no such\nfolder\n"), "permanent", "exit status 1: error: no such folder"),
+        (pod("Failed", code=2, output="usage"), "permanent", "exit status 2: usage"),
         (pod("Failed", code=143), "preempted", "exit status 143"),
-        (pod("Failed", code=198, said="lost"), "passing", "exit status 198: lost"),
-        (pod("Failed", code=137), "passing", "exit status 137 (OOMKilled)"),
+        (pod("Failed", code=198, output="lost"), "retryable", "exit status 198: lost"),
+        (pod("Failed", code=137), "retryable", "exit status 137 (OOMKilled)"),
         (pod("Failed", code=137, conditions=DISRUPTED), "preempted", "PreemptionByScheduler: made room"),
         (pod("Failed", code=1, conditions=DISRUPTED), "preempted", "PreemptionByScheduler"),
         (pod("Failed", reason="Evicted", message="low on memory"), "preempted", "Evicted: low on memory"),
         (pod("Failed", reason="Terminated", message="Pod was terminated in response to imminent node shutdown."), "preempted", "node shutdown"),
-        (pod("Failed", reason="UnexpectedAdmissionError", message="GPU"), "passing", "UnexpectedAdmissionError: GPU"),
-        (pod("Failed"), "passing", "failed without a word"),
+        (pod("Failed", reason="UnexpectedAdmissionError", message="GPU"), "retryable", "UnexpectedAdmissionError: GPU"),
+        (pod("Failed"), "retryable", "it failed without giving a reason"),
     ],
 )  # fmt: skip
 def test_how_a_pod_ended(found: dict[str, Any], kind: str, text: str) -> None:
-    ending = pods.ending(found)
+    ending = status.termination(found)
     assert ending is not None and ending.kind == kind and text in ending.text
 
 
-def test_a_pod_that_is_gone_without_an_end_was_taken_away() -> None:
-    assert pods.ending(pod("Running")) is None
-    ending = pods.ending(pod("Running"), deleted=True)
+def test_a_pod_that_is_gone_without_an_end_was_preempted() -> None:
+    assert status.termination(pod("Running")) is None
+    ending = status.termination(pod("Running"), deleted=True)
     assert ending is not None and ending.kind == "preempted"
-    pending = pods.ending(pod("Pending"), deleted=True)
+    pending = status.termination(pod("Pending"), deleted=True)
     assert pending is not None and pending.kind == "preempted"
 
 
 def test_why_a_pod_waits() -> None:
-    def waits(**state: Any) -> pods.Waiting | None:
-        return pods.waiting(pod("Pending", containerStatuses=[{"name": "c", "state": {"waiting": state}}]))
+    def waiting(**state: Any) -> status.Waiting | None:
+        return status.waiting(pod("Pending", containerStatuses=[{"name": "c", "state": {"waiting": state}}]))
 
-    assert waits(reason="ContainerCreating") is None and waits(reason="PodInitializing") is None
-    found = waits(reason="ImagePullBackOff", message="no such image")
+    assert waiting(reason="ContainerCreating") is None and waiting(reason="PodInitializing") is None
+    found = waiting(reason="ImagePullBackOff", message="no such image")
     assert found is not None and found.text == "ImagePullBackOff: no such image"
     unschedulable = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"}
-    found = pods.waiting(pod("Pending", conditions=[unschedulable]))
+    found = status.waiting(pod("Pending", conditions=[unschedulable]))
     assert found is not None and found.text == "Unschedulable: 0/3 nodes"
     init = [{"name": "init", "state": {"waiting": {"reason": "ErrImagePull", "message": "alpine"}}}]
-    found = pods.waiting(pod("Pending", initContainerStatuses=init))
+    found = status.waiting(pod("Pending", initContainerStatuses=init))
     assert found is not None and found.reason == "ErrImagePull"
-    assert pods.waiting(pod("Running")) is None and pods.waiting(pod("Failed", code=1)) is None
+    assert status.waiting(pod("Running")) is None and status.waiting(pod("Failed", code=1)) is None
 
 
 def labelled(created: int, labels: dict[str, str]) -> dict[str, Any]:
@@ -111,12 +112,12 @@ def host(created: int, job: int, index: int) -> dict[str, Any]:
     return labelled(created, places)
 
 
-def test_whose_log_is_rank_zeros() -> None:
+def test_which_pod_is_rank_zero() -> None:
     master, worker = replica(1, 0, **{"training.kubeflow.org/job-role": "master"}), replica(2, 0)
-    assert pods.rank_zero([worker, master]) is master and pods.rank_zero([worker]) is None
+    assert status.rank_zero([worker, master]) is master and status.rank_zero([worker]) is None
     elastic = [replica(index, index, **{"hanflow/elastic": "true"}) for index in (1, 0)]
-    assert pods.rank_zero(elastic) is elastic[1]
+    assert status.rank_zero(elastic) is elastic[1]
     hosts = [host(1, job, index) for job in (1, 0) for index in (1, 0)]
-    assert pods.rank_zero(hosts) is hosts[3]
+    assert status.rank_zero(hosts) is hosts[3]
     newer = host(2, 0, 0)
-    assert pods.rank_zero([newer, *hosts]) is newer, "after a restart"
+    assert status.rank_zero([newer, *hosts]) is newer, "after a restart"

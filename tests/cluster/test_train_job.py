@@ -1,4 +1,4 @@
-"""The train step as a job, from its arguments to its report: what the pods run is run here, torchrun and all."""
+"""The train step as a job, from its arguments to its report: the pods' commands really run here, torchrun included."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kfp import dsl
 
-from hanflow.cluster import launcher as launch
-from hanflow.cluster import own_pod
+from hanflow.cluster import launcher
 from hanflow.cluster.follow import JobFailed
-from hanflow.cluster.job import Origin, build
-from hanflow.cluster.pod import GRACE_SECONDS, PodExtras
+from hanflow.cluster.job import Origin, PodExtras
+from hanflow.cluster.runtimes import build
 from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
-from hanflow.errors import UserError
+from hanflow.errors import GRACE_SECONDS, UserError
+from hanflow.reports.step_report import Report
+from hanflow.signals import Terminated
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node
@@ -48,16 +50,17 @@ class TaskConfig:
         self.node_selector = self.tolerations = self.affinity = self.resources = None
 
 
-def arguments(world: World, folder: Path, config: TrainConfig, **job: Any) -> dict[str, Any]:
-    """The arguments of the train component."""
-    values = to_mapping(JobConfig(runtime="pytorchjob", gpus=0, **job))
-    return {
-        "settings": to_mapping(config),
-        "job": values,
-        "member": "",
-        "run_id": world.run,
-        "task_config": TaskConfig(folder),
-    }
+def train(world: World, config: TrainConfig, *, shards: Path, output: Path, **job: Any) -> Report:
+    """The train step as a job of pods that see the test's folder."""
+    return train_step.run(
+        config,
+        task=TASK,
+        output=str(output),
+        shards=str(shards),
+        job=JobConfig(runtime="pytorchjob", gpus=0, **job),
+        run_id=world.run,
+        extras=PodExtras.of(TaskConfig(shards.parents[2])),
+    )
 
 
 @pytest.fixture
@@ -79,10 +82,8 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
     fake.fake.kubelet.grace = 60.0
     streamed = io.StringIO()
     monkeypatch.setattr(sys, "stderr", streamed)
-    root = shards.parents[2]
     output = tmp_path_factory.mktemp("job") / "model"
     config = tasks.settings(TASK, epochs=1000, max_steps=150, save_every=0, validate_every=150)
-    run = train_step.chosen_run(arguments(fake, root, config, workers=2))
     metrics = Path(f"{output}.checkpoints") / "metrics.jsonl"
     body = build(
         JobConfig(runtime="pytorchjob", gpus=0, workers=2),
@@ -98,31 +99,42 @@ def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
 
     thread = threading.Thread(target=evict, daemon=True)
     thread.start()
-    report = run(config, task=TASK, output=str(output), shards=str(shards))
+    report = train(fake, config, shards=shards, output=output, workers=2)
     thread.join(1)
     assert report.figures["steps"] == 150 and report.html == "report.html"
-    said = streamed.getvalue()
-    assert "resuming from" in said and "[rank 0]" in said
+    output_text = streamed.getvalue()
+    assert "resuming from" in output_text and "[rank 0]" in output_text
     fake.assert_nothing_left(body)
     before = fake.fake.count("POST", "pytorchjobs")
-    again = run(config, task=TASK, output=str(output), shards=str(shards))
+    again = train(fake, config, shards=shards, output=output, workers=2)
     assert again.figures == report.figures
-    assert fake.fake.count("POST", "pytorchjobs") == before, "a step tried again after its success trains nothing"
+    assert fake.fake.count("POST", "pytorchjobs") == before, "a step retried after its success trains nothing"
 
 
-def test_a_mistake_in_the_settings_fails_the_step_with_the_workers_words(
+def test_a_mistake_in_the_settings_fails_the_component_with_the_workers_message(
     fake: World, free_port: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    config = tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})
-    run = train_step.chosen_run(arguments(fake, shards.parents[2], config))
+    folder = tmp_path_factory.mktemp("job")
+    arguments = {
+        "task": TASK,
+        "settings": to_mapping(tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})),
+        "shards": str(shards),
+        "model": dsl.Model(uri=str(folder / "model")),
+        "metrics": dsl.Metrics(uri=str(folder / "metrics")),
+        "report": dsl.HTML(uri=str(folder / "report")),
+        "job": to_mapping(JobConfig(runtime="pytorchjob", gpus=0)),
+        "member": "",
+        "run_id": fake.run,
+        "task_config": TaskConfig(shards.parents[2]),
+    }
     with pytest.raises(JobFailed) as caught:
-        run(config, task=TASK, output=str(tmp_path_factory.mktemp("job") / "model"), shards=str(shards))
+        train_step.in_pipeline(arguments)
     assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
-    assert "ChildFailedError" not in str(caught.value), "what torchrun has to say of it helps nobody"
-    assert fake.jobs() == []
+    assert "ChildFailedError" not in str(caught.value), "torchrun's own report helps nobody"
+    assert fake.jobs() == [] and fake.fake and fake.fake.count("POST", "pytorchjobs") == 1
 
 
-def test_a_local_run_asks_no_cluster(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_run_needs_no_cluster(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     config = tasks.settings(TASK, max_steps=1)
     report = train_step.run(config, task=TASK, output=str(tmp_path / "model"), shards=str(shards), job=JobConfig())
@@ -144,7 +156,7 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
         values = {"shards": "gs://b/shards", "output": "gs://b/model", "checkpoints": "", **changes}
         config = TrainConfig(checkpoints=values.pop("checkpoints"), pretrained="gogamza/kobart-base-v2")
         mounts = PodExtras(volume_mounts=[{"name": "data", "mountPath": "/data/"}])
-        launch._check_reach(WorkerSpec(TASK, config, **values), mounts)
+        launcher.check_paths(WorkerSpec(TASK, config, **values), mounts)
 
     check()
     check(shards="/data/shards", output="file:///data/model", checkpoints="/data/checkpoints")
@@ -175,17 +187,17 @@ def test_the_workflow_owns_the_job(fake: World) -> None:
             "ownerReferences": [owner],
         }
     }
-    assert own_pod.workflow_of(pod, fake.cluster) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
-    assert own_pod.run_of(pod) == "r-1"
+    assert launcher.workflow_of(pod, fake.cluster) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    assert launcher.run_of(pod) == "r-1"
     pod["metadata"]["namespace"] = "elsewhere"
-    assert own_pod.workflow_of(pod, fake.cluster) is None, (
+    assert launcher.workflow_of(pod, fake.cluster) is None, (
         "an owner in another namespace would be collected with the job"
     )
-    assert own_pod.own_pod(fake.cluster) is None, "outside of a cluster there is none"
+    assert launcher.own_pod(fake.cluster) is None, "outside of a cluster there is none"
 
 
 def test_the_own_pod_is_found_inside_a_cluster(
-    fake: World, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
+    fake: World, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
     assert fake.fake
     fake.fake.store.create(
@@ -193,11 +205,11 @@ def test_the_own_pod_is_found_inside_a_cluster(
     )
     monkeypatch.setattr(fake.cluster, "inside", True)
     monkeypatch.setenv("KFP_POD_NAME", "step-1")
-    own = own_pod.own_pod(fake.cluster)
+    own = launcher.own_pod(fake.cluster)
     assert own is not None and own["metadata"]["name"] == "step-1"
     fake.fake.forbidden = {("GET", "pods")}
-    assert own_pod.own_pod(fake.cluster) is None
-    assert "the job gets no owner" in told.text
+    assert launcher.own_pod(fake.cluster) is None
+    assert "the job gets no owner" in messages.text
 
 
 STOP, LOST = node.Torchrun(1, stop_requested=True), node.Torchrun(1, lost="RendezvousTimeoutError")
@@ -207,13 +219,13 @@ STOP, LOST = node.Torchrun(1, stop_requested=True), node.Torchrun(1, lost="Rende
     ("torchrun", "endings", "status"),
     [
         (node.Torchrun(), {0: 0, 1: 0}, 0),
-        (node.Torchrun(1), {0: 1, 1: 143}, 1),  # a mistake of one ends the others politely
+        (node.Torchrun(1), {0: 1, 1: 143}, 1),  # the mistake of one makes torchrun stop the others
         (STOP, {0: 143, 1: 2}, 2),
         (STOP, {0: 143, 1: 143}, 143),
         (STOP, {}, 143),  # killed at the end of the grace period
         (node.Torchrun(1), {0: 143, 1: 143}, 143),  # another pod was asked to stop
         (node.Torchrun(1), {0: 70, 1: 143}, 198),  # a lost peer
-        (node.Torchrun(1), {0: 143}, 137),  # one was killed without a word
+        (node.Torchrun(1), {0: 143}, 137),  # one was killed and reported nothing
         (node.Torchrun(1), {}, 137),
         (node.Torchrun(1), {0: 0, 1: 0}, 198),  # torchrun itself
         (LOST, {}, 198),  # no worker has begun
@@ -221,7 +233,7 @@ STOP, LOST = node.Torchrun(1, stop_requested=True), node.Torchrun(1, lost="Rende
         (LOST, {0: 1, 1: 143}, 1),
     ],
 )
-def test_a_pods_exit_status_tells_why(torchrun: node.Torchrun, endings: dict[int, int], status: int) -> None:
+def test_a_pods_exit_status_names_the_cause(torchrun: node.Torchrun, endings: dict[int, int], status: int) -> None:
     assert node.pod_status(torchrun, endings, 2) == status
     retried = status >= 128  # the operator's rule
     assert retried == (status not in (0, 1, 2))
@@ -241,32 +253,32 @@ def in_a_pod(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_workers_get_the_pods_grace_to_save() -> None:
-    told = in_a_pod("import os; print('grace', os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])")
-    assert told.returncode == 0, told.stderr
-    assert f"grace {GRACE_SECONDS - 10}" in told.stdout
+    ended = in_a_pod("import os; print('grace', os.environ['TORCH_ELASTIC_SHUTDOWN_TIMEOUT'])")
+    assert ended.returncode == 0, ended.stderr
+    assert f"grace {GRACE_SECONDS - 10}" in ended.stdout
 
 
-def test_a_pod_that_reaches_no_other_is_tried_again(free_port: None, fake: World) -> None:
+def test_a_pod_that_cannot_reach_the_others_is_retried(free_port: None, fake: World) -> None:
     """The pod in which all meet is preempted: not a mistake of the settings."""
     assert fake.fake
-    told = in_a_pod(
+    ended = in_a_pod(
         "pass",
         PET_NNODES="2",
         PET_RDZV_BACKEND="c10d",
         PET_RDZV_ENDPOINT=f"127.0.0.1:{fake.fake.kubelet.port}",
         PET_RDZV_CONF="is_host=0,read_timeout=1",
     )
-    assert told.returncode == node.TRANSIENT, told.stderr
-    assert told.stderr.splitlines()[-1].startswith("error: the other workers cannot be reached")
+    assert ended.returncode == node.TRANSIENT, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: the other workers cannot be reached")
 
 
-def test_a_worker_that_is_killed_without_a_word_is_told_with_the_cure() -> None:
-    told = in_a_pod("import os; os.kill(os.getpid(), 9)")
-    assert told.returncode == 137
-    assert "error: 1 of 1 workers were killed without an error" in told.stderr.splitlines()[-1]
+def test_a_worker_that_is_killed_is_reported_with_the_cure() -> None:
+    ended = in_a_pod("import os; os.kill(os.getpid(), 9)")
+    assert ended.returncode == 137
+    assert "error: 1 of 1 workers were killed without an error" in ended.stderr.splitlines()[-1]
 
 
-def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_errors_are_retryable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(EXITS_VARIABLE, str(tmp_path))
     monkeypatch.setenv("RANK", "3")
 
@@ -281,4 +293,4 @@ def test_unexpected_errors_are_no_mistakes(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / "3").read_text() == "70\nRuntimeError: connection closed by peer"
     assert fail(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")) == 1
     assert fail(SystemExit(2)) == 2
-    assert launch.Terminated.exit_status == signal.SIGTERM + 128
+    assert Terminated.exit_status == signal.SIGTERM + 128

@@ -1,7 +1,7 @@
-"""A cluster to play scenarios on: the one in this process, or, with KUBECONFIG, a real one. The scenarios are the same.
+"""A cluster to play scenarios on: the one in this process or, with KUBECONFIG, a real one; the scenarios are the same.
 
 A real one needs the training operator, the JobSet controller, and a namespace (HANFLOW_TEST_NAMESPACE, else the context's)
-in which pods, jobs and Secrets may be made and removed.
+in which pods, jobs and Secrets may be created and removed.
 """
 
 from __future__ import annotations
@@ -18,28 +18,34 @@ from pathlib import Path
 from typing import Any
 
 from hanflow.cluster.client import Cluster, NotFound
-from hanflow.cluster.job import JOB_LABEL, Origin, build, pod_templates
-from hanflow.cluster.submission import PATHS
+from hanflow.cluster.follow import Timing
+from hanflow.cluster.job import JOB_LABEL, Origin
+from hanflow.cluster.launcher import launch
+from hanflow.cluster.runtimes import BY_KIND, build, pod_templates
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from tests.cluster.fake import FakeCluster, fake_cluster
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("HANFLOW_TEST_IMAGE", "busybox:1.36")
+QUICK = Timing(tick=0.05, log_rest=3.0, log_retry=0.1, watch_retry=0.2, events=0.5, removal_poll=0.05)
+"""Waiting times for the cluster in this process, which reacts at once."""
+PAUSES = (0.05, 0.1, 0.2, 0.3)
 PODS = "/api/v1/namespaces/{namespace}/pods"
 
 
 class World:
-    """A cluster, and what a test does to it through its API.
+    """A cluster, and what a test does with it through its API.
 
     Args:
         cluster: as the launcher sees it.
         fake: the cluster in this process; None: a real one.
         pace: seconds that stand for "soon": real clusters take longer to start a pod.
+        timing: waiting times of the launcher.
     """
 
-    def __init__(self, cluster: Cluster, fake: FakeCluster | None, pace: float):
-        self.cluster, self.fake, self.pace = cluster, fake, pace
+    def __init__(self, cluster: Cluster, fake: FakeCluster | None, pace: float, timing: Timing):
+        self.cluster, self.fake, self.pace, self.timing = cluster, fake, pace, timing
         self.run = f"test-{uuid.uuid4()}"
 
     def body(
@@ -49,8 +55,8 @@ class World:
 
         Args:
             script: for `sh -c`; `$NODE` is the number of the pod.
-            runtime: pytorchjob, or tpu (its slice's shape and devices left out: few clusters have one to spare).
-            seed: of the training that is not done; another one makes it another job of the same name.
+            runtime: pytorchjob, or tpu (without the slice's topology and devices: few test clusters have TPUs).
+            seed: a setting of the training; another one gives another job of the same name.
             run: another run's id.
             job: settings of the job.
         """
@@ -76,28 +82,32 @@ class World:
             spec["tolerations"] = []
         return body
 
+    def launch(self, body: Mapping[str, Any], **options: Any) -> None:
+        """Run the job to its end, as the train step does."""
+        launch(self.cluster, body, **{"timing": self.timing, **options})
+
     def soon(self, paces: float = 1.0) -> int:
         """A time (seconds since the epoch) for scripts to wait for."""
         return int(time.time() + paces * self.pace) + 1
 
     def jobs(self) -> list[str]:
-        """Names of this test's jobs that are there."""
+        """Names of this test's jobs that exist."""
         selector = {"labelSelector": f"hanflow/run={self.run}"}
-        found = [self.cluster.request("GET", path, query=selector)["items"] for path in PATHS.values()]
+        found = [self.cluster.request("GET", kind.path, query=selector)["items"] for kind in BY_KIND.values()]
         return [job["metadata"]["name"] for items in found for job in items]
 
     def job(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self.cluster.request("GET", f"{PATHS[body['kind']]}/{body['metadata']['name']}")
+        return self.cluster.request("GET", f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}")
 
     def pods(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         query = {"labelSelector": f"{JOB_LABEL}={body['metadata']['name']}"}
         return self.cluster.request("GET", PODS, query=query)["items"]
 
     def create(self, body: Mapping[str, Any]) -> None:
-        self.cluster.request("POST", PATHS[body["kind"]], body=body)
+        self.cluster.request("POST", BY_KIND[body["kind"]].path, body=body)
 
     def delete(self, body: Mapping[str, Any]) -> None:
-        path = f"{PATHS[body['kind']]}/{body['metadata']['name']}"
+        path = f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}"
         self.cluster.request("DELETE", path, body={"propagationPolicy": "Background"})
 
     def evict(self, body: Mapping[str, Any]) -> None:
@@ -114,14 +124,14 @@ class World:
         """Wait until `reached()` is true; fails after a while."""
         until = time.monotonic() + (seconds or 20 * self.pace)
         while not reached():
-            assert time.monotonic() < until, f"never happened: {what}"
+            assert time.monotonic() < until, f"this did not happen: {what}"
             time.sleep(self.pace / 50)
 
     def wait_running(self, body: Mapping[str, Any]) -> None:
         self.wait("a running pod", lambda: any(p["status"]["phase"] == "Running" for p in self.pods(body)))
 
     def assert_nothing_left(self, body: Mapping[str, Any]) -> None:
-        """No job; and its pods go."""
+        """The job is gone, and its pods disappear."""
         assert self.jobs() == []
         self.wait("no pods", lambda: self.pods(body) == [], 120 if self.fake is None else 10)
 
@@ -146,18 +156,18 @@ class World:
 def in_process(folder: Path) -> Iterator[World]:
     """The cluster in this process; KUBECONFIG must be set to `folder/kubeconfig`."""
     with fake_cluster(folder) as fake:
-        yield World(Cluster(), fake, pace=0.5)
+        yield World(Cluster(pauses=PAUSES), fake, pace=0.5, timing=QUICK)
 
 
 @contextlib.contextmanager
 def real() -> Iterator[World]:
-    """The cluster of KUBECONFIG; what a test leaves is removed."""
-    world = World(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), None, pace=15.0)
+    """The cluster of KUBECONFIG; what a test leaves behind is removed."""
+    world = World(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), None, pace=15.0, timing=Timing())
     try:
         yield world
     finally:
         selector = {"labelSelector": f"hanflow/run={world.run}"}
-        for path in PATHS.values():
-            for job in world.cluster.request("GET", path, query=selector)["items"]:
+        for kind in BY_KIND.values():
+            for job in world.cluster.request("GET", kind.path, query=selector)["items"]:
                 with contextlib.suppress(NotFound):
-                    world.cluster.request("DELETE", f"{path}/{job['metadata']['name']}")
+                    world.cluster.request("DELETE", f"{kind.path}/{job['metadata']['name']}")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.data.encodings import Encoding, encoding_of
-from hanflow.data.lines import line_blocks
-from hanflow.data.text_files import Source, read
+from hanflow.data.lines import Encoding, encoding_of, line_blocks
+from hanflow.data.readers import read_texts, text_source
+from hanflow.data.schema import Source
 from hanflow.errors import UserError
 
 Reader = Callable[[Path, str], list[str]]
@@ -32,11 +32,11 @@ ARTICLES = [f"기사 {number}" for number in range(4)]
 
 
 def by_preprocess(path: Path, encoding: str) -> list[str]:
-    return [line for block in line_blocks(str(path), encoding) for line in block.lines if line]
+    return [line for block in line_blocks(Source(str(path), (), encoding=encoding)) for line in block.lines if line]
 
 
 def by_score_and_predict(path: Path, encoding: str) -> list[str]:
-    return [text for (text,) in read(Source(str(path), encoding=encoding))]
+    return [text for (text,), _ in read_texts(text_source(str(path), encoding=encoding))]
 
 
 @pytest.fixture(params=[by_preprocess, by_score_and_predict])
@@ -73,7 +73,10 @@ def test_one_bad_line_does_not_make_utf_8_into_cp949(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     assert content.decode("cp949")
     assert by_preprocess(tmp_path / "a.txt", "auto")[:-1] == ARTICLES
-    with pytest.raises(UserError, match=r"a\.txt: is not UTF-8 at line \d or soon after .* give its encoding"):
+    with pytest.raises(
+        UserError,
+        match=r"a\.txt: line 5: not valid UTF-8 \(byte 1 of the row\).* give the file's encoding with --encoding",
+    ):
         by_score_and_predict(tmp_path / "a.txt", "auto")
 
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import io
 import json
+import os
+import re
+import threading
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +23,10 @@ from hypothesis import strategies as st
 from hanflow.config import PreprocessConfig
 from hanflow.data import delimited
 from hanflow.data.lines import ROW_LIMIT
-from hanflow.data.readers import raw_files, read
-from hanflow.data.schema import Row
+from hanflow.data.readers import format_of, raw_files, read, read_texts, text_source
+from hanflow.data.schema import Column, Row, Source, corpus_source
+from hanflow.data.writers import encoded, one_line
 from hanflow.errors import UserError
-from hanflow.tasks.data import Column
 
 PAIR = (
     Column("source", ("news", "document")),
@@ -33,7 +38,7 @@ TEXT = (Column("text", ("document", "text")),)
 
 def rows_of(path: Path, wanted: tuple[Column, ...] = PAIR, **settings: Any) -> list[Row]:
     config = PreprocessConfig(source=str(path), **settings)
-    return [row for batch in read(str(path), wanted, config, path.parent) for row in batch]
+    return [row for batch in read(corpus_source(str(path), wanted, config), path.parent) for row in batch]
 
 
 def good(rows: list[Row]) -> list[tuple[str, ...]]:
@@ -127,7 +132,7 @@ def test_unknown_columns(tmp_path: Path, name: str) -> None:
     message = refusal(path)
     assert "no column for target (looked for summary, abstractive, title); columns found: news, 요지" in message
     assert """preprocess.columns='{"source": "news", "target": "..."}'""" in message
-    assert "preprocess.columns says '없음'" in refusal(path, columns={"target": "없음"})
+    assert "preprocess.columns names '없음'" in refusal(path, columns={"target": "없음"})
     assert good(rows_of(path, columns={"target": "요지"})) == [("글", "줄임", "")]
 
 
@@ -206,6 +211,18 @@ def test_quoted_rows_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         rows = rows_of(write(tmp_path, name, content))
         assert good(rows) == [("첫\n둘\n넷", "요약", ""), ("기사", "요\n약", ""), ("끝", "끝", "")]
         assert [row.number for row in rows] == [2, 5, 7]
+
+
+@pytest.mark.parametrize("text", ["첫\n둘\n셋", '첫"\n"둘'])
+def test_rows_that_reach_into_every_next_block_do_not_pile_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    for size in ("BLOCK", "HEAD"):
+        monkeypatch.setattr(f"hanflow.data.lines.{size}", 1 << 10)
+    path = write(tmp_path, "a.csv", "news,summary\n" + f'"{text}",요약\n' * 2_000)
+    source = corpus_source(str(path), PAIR, PreprocessConfig(source=str(path)))
+    batches = [len(batch) for batch in read(source)]
+    assert max(batches) < 200 and sum(batches) == (2_000 if "셋" in text else 4_000)
 
 
 def test_an_open_quote_is_not_followed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,3 +476,160 @@ def test_endings(tmp_path: Path) -> None:
     expected = [str(tmp_path / "b.tsv"), str(tmp_path / "sub" / "C.JSONL.GZ")]
     assert raw_files(str(tmp_path)) == expected
     assert raw_files(f"{tmp_path}/**") == expected
+
+
+# One reader, whoever reads
+
+ODD = [
+    "첫째 글",
+    '"열린 따옴표',
+    "쉼표, 그리고 '인용'",
+    "=1+1",
+    "'=1",
+    "''-5도",
+    "줄\n바꿈",
+    "옛 맥\r줄",
+    '안 "인용" 밖',
+    "끝",
+]
+
+
+def written(folder: Path, name: str, texts: list[str]) -> Path:
+    """The texts as the column `document` beside an id, as our own writers and common tools write that format."""
+    path, kind = folder / name, format_of(name)
+    rows = [{"id": str(number), "document": text} for number, text in enumerate(texts)]
+    if kind == "parquet":
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), buffer)
+        content = buffer.getvalue()
+    elif kind == "json":
+        documents = [
+            {"id": row["id"], "text": [[{"sentence": row["document"]}]], "abstractive": ["요약"]} for row in rows
+        ]
+        content = json.dumps({"documents": documents}).encode()
+    elif kind == "lines":
+        content = "".join(f"{text}\n" for text in texts).encode()
+    else:
+        content = encoded(kind, rows, header=True)
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    return path
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+@pytest.mark.parametrize("kind", ["csv", "tsv", "txt", "jsonl", "parquet", "json"])
+def test_preprocess_predict_and_score_read_the_same_rows(tmp_path: Path, kind: str, packed: str) -> None:
+    texts = ODD if kind not in ("tsv", "txt") else [one_line(text) for text in ODD]
+    path = written(tmp_path, f"a.{kind}{packed}", texts)
+    columns = (Column("text", ("text", "document")), Column("id", ("id",), required=False))
+    kept = rows_of(path, columns)
+    assert [row.values["text"] for row in kept if row.values] == texts
+    found = list(read_texts(Source(str(path), columns, every_row=True)))
+    assert [row.texts for row in found] == [[text] for text in texts]
+    ids = [str(number) for number in range(len(texts))]
+    assert [row.id for row in found] == ([None] * len(texts) if kind == "txt" else ids)
+    assert [row.texts for row in read_texts(text_source(str(path), usual=["DOCUMENT"]))] == [[text] for text in texts]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "json"])
+@pytest.mark.parametrize("way", ["pipe", "standard input"])
+def test_what_comes_only_once_is_read_in_every_format(
+    tmp_path: Path, kind: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = written(tmp_path, f"a.{kind}", ODD).read_bytes()
+    path = "-"
+    if way == "pipe":
+        path = str(tmp_path / "pipe")
+        os.mkfifo(path)
+        threading.Thread(target=Path(path).write_bytes, args=(content,)).start()
+    else:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    source = replace(text_source(path, usual=["document"]), format=kind)
+    assert [row.texts for row in read_texts(source)] == [[text] for text in ODD]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "good_rows", "number"),
+    [
+        ("a.csv", 'text\n하나\n"둘\n셋\n', ["하나", "셋"], 3),
+        ("a.csv", "id,text\n1,하나\n2,둘,더\n3,셋\n", ["하나", "셋"], 3),
+        ("a.tsv", "id\ttext\n1\t하나\n\n2\n3\t셋\n", ["하나", "셋"], 4),
+        ("a.jsonl", '{"text": "하나"}\n\n{"text": {}}\n"셋"\n', ["하나", "셋"], 3),
+        ("a.txt", "하나\n".encode() + b"\xff\n" + "셋\n".encode(), ["하나", "셋"], 2),
+        ("a.txt.gz", "하나\n".encode() + b"\xff\n" + "셋\n".encode(), ["하나", "셋"], 2),
+    ],
+)
+def test_a_bad_row_is_kept_with_its_reason_or_refused(
+    tmp_path: Path, name: str, content: str | bytes, good_rows: list[str], number: int
+) -> None:
+    """The same row by the same rule; `every_row` alone decides what becomes of it."""
+    path = write(tmp_path, name, content)
+    rows = rows_of(path, (Column("text", ("text",)),))
+    assert good(rows) == [(text,) for text in good_rows]
+    ((bad_number, reason),) = bad(rows)
+    assert bad_number == number
+    every = read_texts(text_source(str(path), usual=["text"]))
+    assert next(every).texts == good_rows[:1], "what stands before it comes out"
+    with pytest.raises(UserError, match=re.escape(f"{path}: line {number}: {reason}")):
+        next(every)
+
+
+def test_a_stray_quote_takes_no_row_along(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.tsv", 'id\tdocument\n1\t"그 말은 맞다\n2\t다음 줄은 따로다\n3\t끝에 따옴표"\n')
+    texts = ['"그 말은 맞다', "다음 줄은 따로다", '끝에 따옴표"']
+    assert good(rows_of(path, TEXT)) == [(text,) for text in texts]
+    assert [row.texts for row in read_texts(text_source(str(path), usual=["document"]))] == [[text] for text in texts]
+
+
+def test_a_cell_of_thousands_of_lines_is_one_row(tmp_path: Path) -> None:
+    text = "한 줄\n" * 12_500
+    path = write(tmp_path, "a.csv", f'text\n"{text}"\n끝\n')
+    assert good(rows_of(path, TEXT)) == [(text,), ("끝",)]
+
+
+def test_the_only_column_is_taken_whatever_its_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, content in (("a.csv", "내용\n하나\n둘\n"), ("a.jsonl", '{"내용": "하나"}\n{"내용": "둘"}\n')):
+        path = write(tmp_path, name, content)
+        assert [row.texts for row in read_texts(text_source(str(path)))] == [["하나"], ["둘"]]
+        assert f"{path}: its only column, '내용', is taken for prediction" in caplog.text
+    assert good(rows_of(tmp_path / "a.csv", TEXT)) == [("하나",), ("둘",)]
+    other = write(tmp_path, "b.jsonl", '{"내용": "하나"}\n{"text": "둘"}\n')
+    with pytest.raises(UserError, match="line 2: the object has no key for prediction"):
+        list(read_texts(text_source(str(other))))
+    several = write(tmp_path, "c.csv", "번호|본문\n1|글\n")
+    with pytest.raises(UserError, match=r"columns found: 번호\|본문; name it with --column"):
+        list(read_texts(text_source(str(several))))
+    assert r"columns found: 번호|본문" in refusal(several, TEXT)
+
+
+def test_names_of_columns_are_compared_without_case(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "ID, Body Text \n1,글 하나\n2,글 둘\n")
+    assert good(rows_of(path, TEXT, columns={"text": "body text"})) == [("글 하나",), ("글 둘",)]
+    assert [row.texts for row in read_texts(text_source(str(path), "body text"))] == [["글 하나"], ["글 둘"]]
+
+
+def test_lists_of_texts_are_joined_or_kept(tmp_path: Path) -> None:
+    parquet, jsonl = tmp_path / "a.parquet", tmp_path / "a.jsonl"
+    pq.write_table(pa.table({"document": [["하나", "둘"], ["셋"]]}), parquet)
+    jsonl.write_text('{"document": ["하나", "둘"]}\n{"document": ["셋"]}\n')
+    for path in (parquet, jsonl):
+        assert good(rows_of(path, TEXT)) == [("하나\n둘",), ("셋",)]
+        assert [row.texts for row in read_texts(text_source(str(path), usual=["document"]))] == [["하나", "둘"], ["셋"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=1", "'=1"),
+        ("'=1", "''=1"),
+        ("''=1", "'''=1"),
+        ("-5도", "'-5도"),
+        ("'-5도", "''-5도"),
+        ("'가", "'가"),
+        ("가", "가"),
+    ],
+)
+def test_a_guarded_cell_comes_back_as_the_text_that_it_was(tmp_path: Path, text: str, cell: str) -> None:
+    assert delimited.safe_cell(text) == cell
+    for name in ("a.csv", "a.tsv"):
+        path = write(tmp_path, name, f"text\n{cell}\n")
+        assert good(rows_of(path, TEXT)) == [(text,)]

@@ -18,7 +18,6 @@ PAGES = [
     page
     for folder, pattern in (("docs", "**/*.md"), (".", "*.md"), ("manifests", "*.md"))
     for page in sorted((ROOT / folder).glob(pattern))
-    if page.name != "README-draft.md"
 ]
 FILES = (".csv", ".log", ".parquet", ".py", ".tsv")
 

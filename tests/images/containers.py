@@ -1,4 +1,4 @@
-"""Running hanflow's images with podman, as locked up as the strictest cluster runs them."""
+"""Runs hanflow's images with podman, as restricted as the strictest cluster runs them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from hanflow.images import DEFAULT
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ REQUIRED_VARIABLE = "HANFLOW_IMAGES"
 
 
 def image(kind: str) -> str:
-    """The reference of an image that is built from the sources as they stand; skips the test where there is none."""
+    """The reference of an image that was built from the present sources; skips the test if there is none."""
     reference = str(getattr(DEFAULT, kind))
     reason = _missing(kind, reference)
     if reason is None:
@@ -50,15 +50,15 @@ def _missing(kind: str, reference: str) -> str | None:
 
 
 def sources_digest(root: Path) -> str:
-    """Digest of every module of the packages below `root`; runs in an image as well."""
+    """Digest of every module of the package below `root`; runs in an image as well."""
     digest = hashlib.sha256()
-    for path in sorted(path for name in ("hanflow",) for path in (root / name).rglob("*.py")):
+    for path in sorted((root / "hanflow").rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def podman(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A podman command; with `check` a failure shows what was said."""
+    """A podman command; with `check` it must succeed, and a failure shows its output."""
     done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"podman {' '.join(arguments)}\n{done.stdout}{done.stderr}"
     return done

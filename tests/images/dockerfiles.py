@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 LABELS = ("title", "description", "licenses", "version", "revision", "base.name")
 RUNTIME_PACKAGES = {"ca-certificates", "python3", "$COMPILER"}
 """Debian packages that an image may keep; a compiler only where its builder asks for one."""
-SOURCE_FOLDERS = ("hanflow", "components", "pipelines")
+SOURCE_FOLDERS = ("hanflow", "pipelines")
 
 
 @dataclass
@@ -74,7 +74,7 @@ def _everywhere(stages: dict[str, Stage]) -> Iterator[str]:
     for stage in stages.values():
         for instruction, argument in stage.steps:
             if instruction == "ADD":
-                yield f"ADD in {stage.name}: COPY says what it does"
+                yield f"ADD in {stage.name}: use COPY, which is explicit"
             if "://" in argument:
                 yield f"{stage.name} names an address: {argument}"
             if instruction in ("ARG", "ENV") and re.search(r"(?i)token|password|secret_|api_?key", argument):
@@ -136,7 +136,7 @@ def _contents(image: Stage) -> Iterator[str]:
 def _layers(image: Stage, stages: dict[str, Stage]) -> Iterator[str]:
     sources = [name for name, stage in stages.items() if any(_copies_source(c) for c in stage.all("COPY"))]
     if sources != ["package"]:
-        yield f"sources are copied in {', '.join(sources) or 'no stage'}: a change of them builds that stage anew"
+        yield f"sources are copied in {', '.join(sources) or 'no stage'}: a change of them rebuilds that stage"
     copies = [re.search(r"--from=(\S+)", copy) for copy in image.all("COPY")]
     order = [copy[1] if copy else "the context" for copy in copies]
     if order[-1:] != ["package"] or "package" in order[:-1]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from hanflow.cli.main import EXPERIMENTS
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from hanflow.experiment import load_experiment
 from hanflow.storage.artifacts import KINDS, read_manifest
 from images.pins import normalized, pinned
@@ -89,8 +89,8 @@ def test_a_bundle_predicts(cpu: str, work: Path) -> None:
         (work / "rows.tsv").write_text(
             "".join(line for line, _ in zip(stream, range(4), strict=False)), encoding="utf-8"
         )
-    run_in(cpu, work, "hanflow", "predict", "bundle", "--input", "rows.tsv", "--output", "said.csv")
-    with (work / "said.csv").open(encoding="utf-8-sig", newline="") as stream:
+    run_in(cpu, work, "hanflow", "predict", "bundle", "--input", "rows.tsv", "--output", "predictions.csv")
+    with (work / "predictions.csv").open(encoding="utf-8-sig", newline="") as stream:
         assert len(list(csv.DictReader(stream))) == 3
 
 
@@ -113,13 +113,13 @@ def test_nothing_but_tmp_and_the_volume_is_writable(cpu: str, work: Path) -> Non
         "folders = ['/', '/opt/hanflow', '/usr', '/etc', '/var/tmp', '/root', '/tmp', '/work']\n"
         "print(json.dumps([os.getuid(), os.getgid(), [f for f in folders if writable(f)]]))\n"
     )
-    told = json.loads(run_in(cpu, work, "python", "-c", code).stdout)
-    assert told == [USER, USER, ["/tmp", "/work"]]
+    found = json.loads(run_in(cpu, work, "python", "-c", code).stdout)
+    assert found == [USER, USER, ["/tmp", "/work"]]
 
 
 @pytest.mark.parametrize("user", [f"{USER}:{USER}", "54321:0"])
 def test_caches_need_no_home_and_no_account(cpu: str, work: Path, user: str) -> None:
-    """Matplotlib, Hugging Face, torch's compiler and MeCab: whoever runs the image, whatever HOME was."""
+    """Matplotlib, Hugging Face, torch's compiler and MeCab: for any user, whatever HOME was."""
     code = (
         "import getpass, os, warnings; warnings.simplefilter('error', UserWarning)\n"
         "getpass.getuser()\n"
@@ -129,9 +129,9 @@ def test_caches_need_no_home_and_no_account(cpu: str, work: Path, user: str) -> 
         "from matplotlib.figure import Figure; Figure().savefig('/tmp/figure.svg')\n"
         "from torch._inductor.runtime.cache_dir_utils import cache_dir; print(cache_dir())\n"
     )
-    told = run_in(cpu, work, "python", "-c", code + MECAB, user=user)
-    lines = told.stdout.splitlines()
-    assert all(line.startswith("/tmp") for line in lines[:-1]), told.stdout
+    done = run_in(cpu, work, "python", "-c", code + MECAB, user=user)
+    lines = done.stdout.splitlines()
+    assert all(line.startswith("/tmp") for line in lines[:-1]), done.stdout
     assert lines[-1] == "안녕 하 세요"
 
 
@@ -170,14 +170,16 @@ def test_an_image_holds_what_it_should_and_no_more(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["cpu", "demo"])
 def test_an_image_says_what_it_is(kind: str) -> None:
-    told = json.loads(podman("image", "inspect", image(kind)).stdout)[0]
-    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in told["Config"]["Labels"].items()}
+    inspected = json.loads(podman("image", "inspect", image(kind)).stdout)[0]
+    labels = {
+        name.removeprefix("org.opencontainers.image."): value for name, value in inspected["Config"]["Labels"].items()
+    }
     assert labels["title"] == f"hanflow-{kind}" and labels["licenses"] == "Apache-2.0"
     assert labels["version"] == image(kind).rsplit(":", 1)[1] and labels["revision"] not in ("", "unknown")
-    assert labels["base.name"] and told["Config"]["User"] == f"{USER}:{USER}"
-    history = json.dumps(told["History"])
-    assert "pip.conf" not in history and "simple" not in history, "where packages came from is nobody's business"
-    assert told["Size"] < 2.5e9, "the CPU build of torch, no compiler: about 2 GB"
+    assert labels["base.name"] and inspected["Config"]["User"] == f"{USER}:{USER}"
+    history = json.dumps(inspected["History"])
+    assert "pip.conf" not in history and "simple" not in history, "the image must not reveal where packages came from"
+    assert inspected["Size"] < 2.5e9, "the CPU build of torch, no compiler: about 2 GB"
 
 
 def test_the_demo_serves_its_page(work: Path) -> None:
@@ -218,9 +220,8 @@ def socket(cpu: str, tmp_path: Path) -> Iterator[str]:
 
 DOCKER_RUN = """
 import sys
-from kfp import local
+from kfp import components, local
 from hanflow.experiment import load_experiment
-from kfp import components
 from hanflow.pipelines.packages import Package
 
 experiment = load_experiment(sys.argv[1])
@@ -230,6 +231,7 @@ runner = local.DockerRunner(
 )
 local.init(runner, pipeline_root=sys.argv[2])
 package = Package.of(experiment)
+package.without_retries()
 components.load_component_from_text(package.text())(**package.arguments(experiment))
 """
 
@@ -257,15 +259,15 @@ def test_kubeflows_docker_runner_runs_the_pipeline(socket: str, tmp_path: Path) 
     root, done = docker_run(socket, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in KINDS:
-        # Not the runner's word, which is "success" for a container that vanished: what the steps left.
+        # The artifacts, not the runner's status: that is "success" also for a container that disappeared.
         (manifest,) = root.rglob(f"{kind}.json")
         read_manifest(manifest.parent, kind, verify=True)
         assert manifest.stat().st_uid == USER
     assert list((root / "checkpoints").rglob("metrics.jsonl"))
 
 
-def test_kubeflows_docker_runner_tells_a_failure(socket: str, tmp_path: Path) -> None:
+def test_kubeflows_docker_runner_reports_a_failure(socket: str, tmp_path: Path) -> None:
     root, done = docker_run(socket, tmp_path, f"preprocess.source={tmp_path}/nowhere.csv")
-    # No word of why: a container that ends at once is gone before kfp asks how it ended, and kfp takes that for success.
+    # Without the reason: a container that ends at once is gone before kfp asks for its status, and kfp takes that for success.
     assert done.returncode != 0
     assert not list(root.rglob("corpus.json")) and not list(root.rglob("shards.json"))

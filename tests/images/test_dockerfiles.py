@@ -1,4 +1,4 @@
-"""The Dockerfiles keep their rules, and the rules notice when they do not."""
+"""The Dockerfiles keep their rules, and the rules find violations."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cluster.pod import USER
+from hanflow.cluster.job import USER
 from images.build import DOCKERFILES, KINDS
 from tests.images.dockerfiles import parse, problems
 
@@ -52,10 +52,10 @@ MUTATIONS = {
     "a floating pip": (r"pip==\S+", "pip", "nothing pins"),
     "sources before dependencies": (
         r"(FROM builder AS torch\n)",
-        r"\1COPY components components\n",
-        "builds that stage anew",
+        r"\1COPY hanflow hanflow\n",
+        "rebuilds that stage",
     ),
-    "the whole context": (r"(FROM builder AS requirements\n)", r"\1COPY . .\n", "builds that stage anew"),
+    "the whole context": (r"(FROM builder AS requirements\n)", r"\1COPY . .\n", "rebuilds that stage"),
     "sources below dependencies": (
         r"(COPY --from=torch)",
         r"COPY --from=package /package /opt/hanflow\n\1",
@@ -68,18 +68,18 @@ MUTATIONS = {
         "names an address",
     ),
     "a token": (r"(WORKDIR /build)", r"ARG INDEX_TOKEN=\n\1", "a secret in ARG"),
-    "ADD": (r"COPY components components", "ADD components components", "ADD in package"),
+    "ADD": (r"COPY hanflow hanflow", "ADD hanflow hanflow", "ADD in package"),
 }
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_rules_notice(kind: str, mutation: str) -> None:
-    pattern, replacement, told = MUTATIONS[mutation]
+def test_the_rules_find_violations(kind: str, mutation: str) -> None:
+    pattern, replacement, expected = MUTATIONS[mutation]
     text = dockerfile(kind)
     broken = re.sub(pattern.replace("KIND", kind), replacement, text)
     assert broken != text, "the mutation changes nothing: it tests nothing"
-    assert any(told in problem for problem in problems(broken, kind)), problems(broken, kind)
+    assert any(expected in problem for problem in problems(broken, kind)), problems(broken, kind)
 
 
 def test_stages_are_named() -> None:
@@ -102,7 +102,7 @@ def test_jobs_run_as_the_images_user(kind: str) -> None:
 def test_the_context_holds_only_what_is_needed() -> None:
     lines = (ROOT / ".dockerignore").read_text(encoding="utf-8").split("\n")
     rules = [line for line in lines if line and not line.startswith("#")]
-    assert rules[0] == "*", "what is not asked for stays out: .git, .venv, runs, secrets"
+    assert rules[0] == "*", "what is not listed stays out: .git, .venv, runs, secrets"
     wanted = {rule[1:].rstrip("/") for rule in rules if rule.startswith("!")}
     copied = {
         word.split("/")[0]

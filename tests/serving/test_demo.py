@@ -107,9 +107,9 @@ def test_an_example_fills_the_text(bundle: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def petitions_of_the_sample(count: int) -> list[str]:
-    from hanflow.data.text_files import Source, read_rows
+    from hanflow.data.readers import read_texts, text_source
 
-    rows = read_rows(Source(str(demo.SAMPLE), "news"))
+    rows = read_texts(text_source(str(demo.SAMPLE), "news"))
     return [next(rows).texts[0] for _ in range(count)]
 
 

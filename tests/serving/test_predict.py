@@ -16,14 +16,15 @@ from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from hanflow.cli import predict as command
 from hanflow.cli.main import main
 from hanflow.data import writers as output
-from hanflow.data.delimited_format import safe_cell
-from hanflow.data.text_files import FORMATS, Source, read_rows
+from hanflow.data.delimited import safe_cell
+from hanflow.data.readers import FORMATS, read_texts, text_source
 from hanflow.data.writers import one_line
 from hanflow.serving import predict as stream
 from hanflow.serving.bundle import answer, open_bundle
@@ -78,10 +79,8 @@ def test_nasty_rows_come_out_one_by_one_in_every_format(bundle: Path, tmp_path: 
     assert expected[texts.index("🙂")], "an emoji is a text"
     for kind, flat in (("csv", str), ("tsv", one_line)):
         path = predicted(bundle, source, tmp_path / f"out.{kind}", "--with-input", "--chunk-rows", "33")
-        found = list(read_rows(Source(str(path), "prediction")))
-        assert [row.texts[0].replace("\x0b", "\r") for row in found] == [
-            flat(text).replace("\x0b", "\r") for text in expected
-        ]
+        found = list(read_texts(text_source(str(path), "prediction")))
+        assert [row.texts[0] for row in found] == [flat(text) for text in expected]
         with path.open(encoding="utf-8", newline="") as file:
             cells = [row["input"] for row in csv.DictReader(file, delimiter="\t" if kind == "tsv" else ",")]
         assert cells == [safe_cell(flat(text)).encode("utf-8", "replace").decode() for text in texts]
@@ -89,7 +88,7 @@ def test_nasty_rows_come_out_one_by_one_in_every_format(bundle: Path, tmp_path: 
     assert lines == [*map(one_line, expected), ""]
 
 
-def test_texts_in_lines_csv_and_gzip_mean_the_same(bundle: Path, tmp_path: Path) -> None:
+def test_texts_mean_the_same_in_every_format(bundle: Path, tmp_path: Path) -> None:
     texts = [body for body, _ in petitions(5)]
     expected = [
         row["prediction"]
@@ -99,9 +98,12 @@ def test_texts_in_lines_csv_and_gzip_mean_the_same(bundle: Path, tmp_path: Path)
         file.write("".join(text + "\n" for text in texts))
     with (tmp_path / "c.csv").open("w", encoding="cp949", errors="replace", newline="") as file:
         csv.writer(file).writerows([["제목", "News"], *([n, text] for n, text in enumerate(texts))])
-    for name in ("b.txt.gz", "c.csv"):
+    pq.write_table(pa.table({"id": range(5), "news": texts}), tmp_path / "d.parquet")
+    documents = [{"text": [[{"sentence": text}]], "abstractive": [""]} for text in texts]
+    (tmp_path / "e.json").write_text(json.dumps({"documents": documents}))
+    for name in ("b.txt.gz", "c.csv", "d.parquet", "e.json"):
         out = predicted(bundle, tmp_path / name, tmp_path / f"{name}.tsv.gz", "--chunk-rows", "2")
-        assert [row.texts[0] for row in read_rows(Source(str(out), "prediction"))] == expected
+        assert [row.texts[0] for row in read_texts(text_source(str(out), "prediction"))] == expected
 
 
 def test_a_folders_files_keep_their_own_rows(bundle: Path, tmp_path: Path) -> None:
@@ -268,9 +270,9 @@ def test_what_was_begun_for_something_else_is_not_gone_on_from(
     state = tmp_path / "out.csv.partial.json"
     kept = state.read_text()
     state.write_text("{")
-    assert "is no state of a prediction" in failed(capsys, *again)
+    assert "no state of a prediction" in failed(capsys, *again)
     state.unlink()
-    assert "is there without its state" in failed(capsys, *again)
+    assert "exists without its state" in failed(capsys, *again)
     state.write_text(kept)
     (tmp_path / "out.csv.partial").write_bytes(b"")
     source.write_bytes(Path(job[0][3]).read_bytes())
@@ -316,9 +318,11 @@ def test_mistakes_show_before_the_model_is_loaded(
     assert "is a part of a bundle; give the bundle itself" in told(bundle / "huggingface", "--input", good)
     assert "no such file or folder" in told(bundle, "--input", tmp_path / "nowhere.csv")
     assert "is empty" in told(bundle, "--input", tmp_path / "empty.txt", "--output", out)
-    assert "has several columns: a, b; say which one with --column" in told(bundle, "--input", tmp_path / "two.csv")
-    assert "has no column 'c'; its columns: a, b" in told(bundle, "--input", tmp_path / "two.csv", "--column", "c")
-    assert "line 2: is not JSON" in told(bundle, "--input", tmp_path / "broken.jsonl", "--output", out)
+    assert "columns found: a, b; name it with --column" in told(bundle, "--input", tmp_path / "two.csv")
+    assert "has no column for source (--column names 'c'); columns found: a, b" in told(
+        bundle, "--input", tmp_path / "two.csv", "--column", "c"
+    )
+    assert "line 2: not valid JSON" in told(bundle, "--input", tmp_path / "broken.jsonl", "--output", out)
     assert "its folder does not exist" in told(bundle, "--input", good, "--output", tmp_path / "no" / "out.csv")
     assert "is a folder" in told(bundle, "--input", good, "--output", tmp_path)
     assert "is one of the input files" in told(bundle, "--input", good, "--output", good, "--force")
@@ -343,7 +347,9 @@ def test_rows_are_read_when_they_are_needed() -> None:
     assert [len(chunk) for chunk in long] == [1, 1, 1]
 
 
-def test_memory_does_not_follow_the_rows(bundle: Path, tmp_path: Path) -> None:
+def test_memory_does_not_follow_the_rows(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for size in ("BLOCK", "HEAD"):  # else both files are one block each
+        monkeypatch.setattr(f"hanflow.data.lines.{size}", 1 << 11)
     options = ("--beams", "1", "--max-new-tokens", "2", "--min-new-tokens", "0", "--chunk-rows", "50")
 
     def peak(rows: int) -> int:
@@ -385,6 +391,6 @@ def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     assert "5 rows" in done.stderr
     assert written.read_bytes() == (tmp_path / "out.tsv").read_bytes()
-    done = subprocess.run([*module[:3], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
+    done = subprocess.run([*module[:4], "nowhere"], capture_output=True, text=True, cwd=tmp_path, env=env, input="")
     assert done.returncode == 1
     assert done.stderr.startswith("error: nowhere")

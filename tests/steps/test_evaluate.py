@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hanflow.cli.main import main as hanflow
 from hanflow.config import to_mapping
-from hanflow.data.delimited_format import safe_cell
+from hanflow.data.delimited import safe_cell
 from hanflow.errors import UserError
 from hanflow.metrics import rouge
 from hanflow.reports.evaluation import thinned

@@ -228,7 +228,7 @@ def test_mixed_folders_and_hostile_rows(tmp_path: Path) -> None:
     [
         (["--source", "{dir}/none.tsv"], "none.tsv: no such file or folder"),
         (["--source", "{dir}/a.xlsx"], "a.xlsx: no reader for files of this ending"),
-        (["--source", "{dir}/a.tsv", "--columns", '{"target": "요지"}'], "preprocess.columns says '요지'"),
+        (["--source", "{dir}/a.tsv", "--columns", '{"target": "요지"}'], "preprocess.columns names '요지'"),
         (["--source", "{dir}/a.tsv", "--task", "summarisation"], "did you mean summarization"),
     ],
 )
@@ -297,11 +297,8 @@ def test_it_runs_in_kubeflow(tmp_path: Path) -> None:
     script = (
         "from kfp import local\n"
         "from components.preprocess.component import preprocess\n"
-        "from hanflow.config import settings_of\n"
         f"local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root={str(tmp_path / 'root')!r})\n"
-        "settings = {s.name: s.default for s in settings_of('preprocess')}\n"
-        f"settings['source'] = {str(SAMPLE)!r}\n"
-        "task = preprocess(task='summarization', **settings)\n"
+        f"task = preprocess(task='summarization', settings={{'source': {str(SAMPLE)!r}}})\n"
         "assert task.outputs['metrics'].metadata['train'] == 896, task.outputs['metrics'].metadata\n"
         "print('corpus at', task.outputs['Output'])\n"
     )

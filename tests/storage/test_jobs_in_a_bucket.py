@@ -1,4 +1,4 @@
-"""A training job whose artifacts lie in a bucket: its pods read and write there, its step reads what they left."""
+"""A training job whose artifacts are in a bucket: its pods read and write there, its step reads what they wrote."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage import gcs
 from hanflow.tasks.classification import ClassificationPreprocess
 from tests.cluster.conftest import fake as fake
-from tests.cluster.conftest import hurry as hurry
 from tests.cluster.world import World
 from tests.storage.emulator import Emulator
 from tests.support import tasks
@@ -34,7 +33,7 @@ def lose_the_node(cluster: World, emulator: Emulator, disk: Path) -> None:
     pod can start."""
     assert cluster.fake
     cluster.wait("an upload that hangs", lambda: emulator.fired == [1], 60)
-    with cluster.fake.store.changed:  # the cluster stands still
+    with cluster.fake.store.changed:  # nothing else changes in the cluster meanwhile
         (pod,) = cluster.fake.store.all("pods")
         cluster.fake.kubelet.evict(pod)
         emulator.release()
@@ -42,10 +41,10 @@ def lose_the_node(cluster: World, emulator: Emulator, disk: Path) -> None:
         shutil.rmtree(disk)
 
 
-def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
+def test_a_job_resumes_from_the_bucket_when_its_node_is_lost(
     fake: World, emulator: Emulator, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And its step, which never saw what the pods wrote, reports it; tried again, it trains nothing."""
+    """And its step reports what only the pods wrote; retried, it trains nothing."""
     assert fake.fake
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,13 +61,13 @@ def test_a_job_goes_on_from_the_bucket_when_its_node_is_lost(
     job = JobConfig(runtime="pytorchjob", gpus=0, environment=environment)
     config = tasks.settings(TASK, epochs=1000, max_steps=STEPS, save_every=5, validate_every=STEPS)
     emulator.order({"kind": "hold", "match": "^upload model.checkpoints/step-00000010/commit.json"})
-    accident = threading.Thread(target=lose_the_node, args=(fake, emulator, disk), daemon=True)
-    accident.start()
+    loss = threading.Thread(target=lose_the_node, args=(fake, emulator, disk), daemon=True)
+    loss.start()
     report = train_step.run(config, task=TASK, output=model, shards=shards, job=job, run_id=fake.run)
-    accident.join(1)
+    loss.join(1)
     assert report.figures["steps"] == STEPS and fake.jobs() == []
-    said = streamed.getvalue()
-    assert f"fetching {model}.checkpoints/step-" in said and said.count("resuming from") == 1, "no line twice"
+    output = streamed.getvalue()
+    assert f"fetching {model}.checkpoints/step-" in output and output.count("resuming from") == 1, "no line twice"
     training = json.loads((storage.fetched(model, "model")[0] / "training.json").read_text(encoding="utf-8"))
     assert [point["step"] for point in training["history"]["train"]] == list(range(1, STEPS + 1))
     assert f"step-{STEPS:08d}/commit.json" in gcs.listing(f"{model}.checkpoints")

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hanflow import storage
-from hanflow.data.text_files import Source, read
+from hanflow.data.readers import read_texts, text_source
 from hanflow.errors import UserError
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.storage import gcs
@@ -163,8 +163,8 @@ def test_preprocess_streams_every_format(bucket: str, tmp_path: Path, emulator: 
 def test_texts_to_score_and_predict_from_are_streamed(bucket: str) -> None:
     gcs.put(f"{bucket}/a.csv", "prediction,id\n요약 하나,1\n'=요약 둘,2\n".encode())
     gcs.put(f"{bucket}/b.jsonl.gz", gzip.compress(b'"x"\n"y"\n'))
-    assert list(read(Source(f"{bucket}/a.csv"))) == [["요약 하나"], ["=요약 둘"]]
-    assert list(read(Source(f"{bucket}/b.jsonl.gz"))) == [["x"], ["y"]]
+    assert [row.texts for row in read_texts(text_source(f"{bucket}/a.csv"))] == [["요약 하나"], ["=요약 둘"]]
+    assert [row.texts for row in read_texts(text_source(f"{bucket}/b.jsonl.gz"))] == [["x"], ["y"]]
 
 
 def test_objects_compressed_by_the_uploader_are_unpacked(bucket: str) -> None:

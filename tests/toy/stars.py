@@ -18,9 +18,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hanflow.config import PreprocessConfig
 from hanflow.config.fields import setting
+from hanflow.data.schema import Column, RejectedRow
 from hanflow.tasks.base import Config
 from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig
-from hanflow.tasks.data import Column, Encoded, Lines, Metric, Predictions, Rejected, ReportPart
+from hanflow.tasks.data import Encoded, Lines, Metric, Predictions, ReportPart
 
 
 class StarsConfig(PretrainedConfig):
@@ -73,7 +74,7 @@ class Stars(CommonTask):
     def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
         text = self.clean_input(row["text"], config)
         if not text or not row["stars"].isdecimal() or int(row["stars"]) > config.most_stars:
-            raise Rejected("no text or no stars")
+            raise RejectedRow("no text or no stars")
         return {"stars": row["stars"], "text": text}
 
     def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:

@@ -14,6 +14,14 @@ from hanflow.training.backends.tpu import TpuEnvironment
 from hanflow.training.optimizer import TracedAdamW, make_optimizer
 
 HOSTS = ",".join(f"slice-0-{n}.hanflow" for n in range(4))
+SHAPE = {
+    "d_model": 768,
+    "encoder_layers": 6,
+    "decoder_layers": 6,
+    "encoder_ffn_dim": 3072,
+    "decoder_ffn_dim": 3072,
+    "max_position_embeddings": 1026,
+}
 V4_32 = {"PJRT_DEVICE": "TPU", "TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": HOSTS, "TPU_TOPOLOGY": "2x2x4"}
 
 
@@ -114,3 +122,15 @@ def test_the_traced_optimizer_is_torchs(clip: float) -> None:
         assert theirs.state[a]["step"].item() == ours.state[b]["step"].item() == 19
         for slot in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(ours.state[b][slot], theirs.state[a][slot], rtol=1e-5, atol=1e-8)
+
+
+def test_the_tpu_guide_counts_kobarts_parameters() -> None:
+    """The guide's tables follow from them."""
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    with torch.device("meta"):
+        parameters = BartForConditionalGeneration(BartConfig(vocab_size=30_000, **SHAPE)).num_parameters()
+    guide = (Path(__file__).parents[2] / "manifests" / "TPU.md").read_text(encoding="utf-8")
+    assert f"{parameters / 1e6:.1f} million parameters" in guide
+    assert f"{4 * parameters / 1e6:,.0f} MB in float32" in guide, "gradients"
+    assert f"{2 * 15 / 16 * 4 * parameters / 1e6:,.0f} MB in the all-reduce" in guide, "of a ring of 16 chips"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from hanflow.cluster.job import Origin, build, pod_templates
+from hanflow.cluster.job import Origin
+from hanflow.cluster.runtimes import build, pod_templates
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.data.shards import Shard

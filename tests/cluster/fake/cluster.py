@@ -41,7 +41,7 @@ class FakeCluster:
         self.swallowed_posts = 0
         """Next so many POSTs are carried out and their answers lost."""
         self.before_delete: list[Callable[[], object]] = []
-        """What happens while the next DELETE waits for its answer, one each."""
+        """Called while the next DELETEs wait for their answers, one for each."""
         self.cut_answers = self.cut_events = 0
         """Next so many answers to GET, and events of watches, break off in the middle."""
         self.cuts = 0
@@ -51,6 +51,10 @@ class FakeCluster:
         """(method, plural) that the service account may not do."""
         self.missing: set[str] = set()
         """Plurals whose CRD is not installed."""
+        self.unknown_fields: set[str] = set()
+        """Names of fields that the installed operators do not have."""
+        self.warnings: list[str] = []
+        """Sent in the header of every answer."""
         self.watches_gone = "event"
         """How a watch that is too old is refused: by an ERROR event, or by an HTTP `status`."""
         self.admit = True
@@ -104,10 +108,10 @@ class FakeCluster:
                     else:
                         self.kubelet.look_after(pod)
 
-    # What a test does to the cluster itself; no real one can be asked for that.
+    # Faults that tests inject; they cannot be asked of a real cluster.
 
     def be_away(self, seconds: float) -> None:
-        """Answer nothing for so long, and break what is open."""
+        """Answer nothing for so long, and break open connections."""
         self.away_until = time.monotonic() + seconds
         with self.store.changed:
             self.store.changed.notify_all()
@@ -116,7 +120,7 @@ class FakeCluster:
         return time.monotonic() < self.away_until
 
     def rotate_token(self) -> None:
-        """Only a new token is good from now on; it is where the kubeconfig says."""
+        """From now on only a new token is valid; it is in the file that the kubeconfig names."""
         self.tokens = {"second"}
         (self.folder / "token").write_text("second", encoding="utf-8")
         with self.store.changed:

@@ -79,10 +79,10 @@ def _job_failure(batch: dict[str, Any], pod: dict[str, Any]) -> tuple[str, str]:
     for index, rule in enumerate(batch["podFailurePolicy"]["rules"]):
         if code in rule.get("onExitCodes", {}).get("values", ()):
             container = rule["onExitCodes"]["containerName"]
-            said = (
+            message = (
                 f"Container {container} for {where} failed with exit code {code} matching FailJob rule at index {index}"
             )
-            return "PodFailurePolicy", said
+            return "PodFailurePolicy", message
         if any(pattern["type"] in conditions for pattern in rule.get("onPodConditions", ())):
             return (
                 "PodFailurePolicy",

@@ -1,4 +1,4 @@
-"""Containers as processes of this machine: started, ended, reported of, and what they print."""
+"""Containers as processes of this machine: started, ended, and their status and output reported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.cluster.fake.store import Refused, Store, now
 from tests.cluster.schemas import ROOT
 
 GRACE_SECONDS = 2.0
-"""Instead of a pod's own grace period, if the test sets no other: tests are in a hurry."""
+"""In place of a pod's own grace period, to keep tests short."""
 
 
 class Run:
@@ -159,8 +159,8 @@ class Kubelet:
 
     def _report(self, pod: dict[str, Any], code: int) -> None:
         run = self.runs[pod["metadata"]["uid"]]
-        words = "\n".join(text for _, text in run.lines[-5:]) if code else ""
-        terminated = {"exitCode": code, "reason": "Error" if code else "Completed", "message": words}
+        message = "\n".join(text for _, text in run.lines[-5:]) if code else ""
+        terminated = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message}
         status: dict[str, Any] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [self._container(pod, {"terminated": terminated})],

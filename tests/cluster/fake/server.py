@@ -1,4 +1,4 @@
-"""The API server: what a request may ask for, and what it is answered."""
+"""The API server: routes, and the answers to requests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     request_queue_size = 50
 
     def handle_error(self, *_: Any) -> None:
-        pass  # clients that go away are no news
+        pass  # clients that disconnect are expected
 
 
 class Handler(Streams):
@@ -88,6 +88,7 @@ class Handler(Streams):
                 self.api.kubelet.evict(store.get("pods", name or ""))
             return {"kind": "Status", "status": "Success"}
         if method == "POST" and name is None:
+            self._check_fields(body, query)
             found = problems(body) if plural in JOBS else []
             if found:
                 raise Refused(422, "Invalid", f"{plural} is invalid: {'; '.join(found)}")
@@ -119,11 +120,23 @@ class Handler(Streams):
             return {"kind": "Status", "status": "Success"}
         raise Refused(405, "MethodNotAllowed", f"{method} is not served here")
 
+    def _check_fields(self, body: dict[str, Any], query: dict[str, str]) -> None:
+        """As strict field validation does; without it a real server would drop unknown fields."""
+        if query.get("fieldValidation") != "Strict":
+            raise Refused(400, "BadRequest", "every create request must carry fieldValidation=Strict")
+        for field in self.api.unknown_fields:
+            if f'"{field}"' in json.dumps(body):
+                message = f'{body["kind"]} cannot be handled: strict decoding error: unknown field "spec.{field}"'
+                raise Refused(400, "BadRequest", message)
+
     def _send(self, code: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
+        for warning in self.api.warnings:
+            quoted = warning.replace('"', '\\"')
+            self.send_header("Warning", f'299 - "{quoted}"')
         self.end_headers()
         if self.command == "GET" and code == 200 and self.api.cut_answers:
             self.api.cut_answers -= 1

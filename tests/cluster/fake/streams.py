@@ -1,4 +1,4 @@
-"""Answers that go on: watches and logs."""
+"""Streamed answers: watches and logs."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ class Streams(BaseHTTPRequestHandler):
         if run is None:
             raise Refused(400, "BadRequest", "container is waiting to start")
         self._begin()
-        since, told = query.get("sinceTime", ""), 0
+        since, sent = query.get("sinceTime", ""), 0
         lines = run.lines[-int(query["tailLines"]) :] if "tailLines" in query else run.lines
         while True:
             with self.api.store.changed:
-                fresh = list(lines[told:])
+                fresh = list(lines[sent:])
                 over = run.over
             for stamp, text in fresh:
-                told += 1
+                sent += 1
                 if stamp[:19] >= since[:19]:
                     self._chunk((f"{stamp} {text}" if query.get("timestamps") == "true" else text).encode() + b"\n")
             if over or query.get("follow") != "true":
