@@ -50,8 +50,8 @@ def run(
         extras: what the pipeline adds to the pods of a job.
 
     Raises:
-        UserError: a setting, the shards or the checkpoints do not fit; training cannot go on; the job failed. Says what to
-            change.
+        UserError: a setting, the shards or the checkpoints do not fit; training cannot continue; the job failed. The message
+            gives the remedy.
     """
     spec = WorkerSpec(task, config, shards, output)
     if job is None or job.runtime == "local":

@@ -22,7 +22,7 @@ class Engine(Protocol):
 
         Raises:
             Stopped: SIGTERM or Ctrl-C came; a checkpoint is saved.
-            UserError: checkpoints that do not fit, or training cannot continue; says what to change.
+            UserError: checkpoints that do not fit, or training cannot continue; the message gives the remedy.
         """
         ...
 

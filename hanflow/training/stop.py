@@ -21,7 +21,7 @@ class Stopped(UserError):
         self.exit_status = 128 + signum
         super().__init__(
             f"stopped by {signal.Signals(signum).name} after step {step}, everything is saved in {folder}; "
-            "the same command goes on from there"
+            "the same command continues from there"
         )
 
 

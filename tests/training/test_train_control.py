@@ -63,7 +63,7 @@ def test_best_and_patience_by_hand(losses: list[float], settings: dict[str, Any]
     assert (state.best_step, stopped) == (best, stops_after)
 
 
-def test_an_unknown_metric_is_told_with_those_measured() -> None:
+def test_an_unknown_metric_is_refused_with_those_measured() -> None:
     with pytest.raises(UserError, match="best_metric=rougeL_morpheme: no such validation figure; measured are loss"):
         judged([1.0], best_metric="rougeL_morpheme")
 

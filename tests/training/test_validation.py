@@ -95,7 +95,7 @@ def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path:
     assert figures["loss"] == pytest.approx(float(total / count), rel=1e-5)
 
 
-def test_a_stop_is_heard_between_two_batches_of_generation(shards: Path) -> None:
+def test_a_stop_is_noticed_between_two_batches_of_generation(shards: Path) -> None:
     """Beam search takes minutes where a cluster waits two: what is not given up ends in SIGKILL."""
     config = SummarizationTrain(architecture=ARCHITECTURE, validation_rows=4, precision="fp32")
     subject = validator(shards, "summarization", config)

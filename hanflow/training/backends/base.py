@@ -38,7 +38,7 @@ class Backend(Protocol):
     traced: bool
     """Whether steps are recorded and compiled as a whole: each has to compute the same, or another graph is compiled."""
     saves_in_background: bool
-    """Whether checkpoints are written by a thread while training goes on (the CPU is idle then)."""
+    """Whether checkpoints are written by a thread while training continues (the CPU is idle then)."""
 
     @property
     def is_main(self) -> bool:

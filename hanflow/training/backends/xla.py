@@ -216,7 +216,7 @@ class XlaBackend:
         return peak_bytes(self.device)
 
     def state(self) -> dict[str, Any]:
-        self._cache.publish()  # with every checkpoint: whoever goes on from it needs its graphs
+        self._cache.publish()  # with every checkpoint: a run that resumes from it needs its graphs
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:

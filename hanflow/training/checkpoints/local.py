@@ -39,7 +39,7 @@ class Checkpoints:
     Args:
         folder: where they are; made if missing.
         limit: newest checkpoints kept; the best one of each is kept beside them.
-        background: write them in a thread, from a copy, while training goes on.
+        background: write them in a thread, from a copy, while training continues.
     """
 
     fetches = False

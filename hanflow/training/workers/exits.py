@@ -1,4 +1,4 @@
-"""How a worker tells its launcher why it ended: exit status and error, in a file that both know."""
+"""How a worker reports its end to its launcher: exit status and error, in a file that both know."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def train(spec: WorkerSpec) -> Manifest | None:
 
     Raises:
         Stopped: a stop was requested; everything is saved, the same command continues.
-        UserError: a setting, the shards or the checkpoints do not fit; training cannot go on; says what to change.
+        UserError: a setting, the shards or the checkpoints do not fit; training cannot continue; the message gives the remedy.
     """
     keep_freed_memory()
     from transformers import AutoTokenizer
