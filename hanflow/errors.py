@@ -1,21 +1,21 @@
-"""Errors that the person who runs hanflow can mend, and the exit statuses of commands and workers."""
+"""Errors that the user can fix, and the exit statuses of commands and workers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 PERMANENT = (1, 2)
-"""Exit statuses that no restart can mend: an error that names its cure, and wrong usage."""
+"""Exit statuses that a restart cannot help: a UserError, and wrong usage."""
 STOPPED = 143
-"""Exit status of workers that were asked to stop and saved a checkpoint."""
+"""Exit status of workers that saved a checkpoint and stopped on request."""
 UNEXPECTED = 70
-"""Exit status of a worker that met an error it did not expect (EX_SOFTWARE): trying again may help."""
+"""Exit status of a worker after an unexpected error (EX_SOFTWARE): a restart may help."""
 GRACE_SECONDS = 120
-"""What a worker gets between SIGTERM and the end, to save a checkpoint (spot nodes give less)."""
+"""Seconds between SIGTERM and SIGKILL that a worker gets to save a checkpoint (spot nodes give less)."""
 
 
 class UserError(Exception):
-    """Something the person who runs hanflow can mend; the message says what, where and what to do."""
+    """An error that the user can fix; the message says what happened, where, and what to do."""
 
     exit_status = 1
     """Exit status of a command that ends with this error."""
@@ -31,5 +31,5 @@ class ConfigError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind if it says nothing."""
+    """The first line of an error's message; its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,7 +1,7 @@
-"""What a person sees while a step works: a progress bar on a terminal, plain log lines elsewhere.
+"""Progress and logging of a step: a progress bar on a terminal, plain log lines elsewhere.
 
-Under `hanflow run` the step is a child of a child; there it appends its events as JSON lines to the file that
-HANFLOW_EVENTS names, and the command at the top of the tree shows them.
+Under `hanflow run`, which starts each step in a process of its own, a step appends its events as JSON lines to the file
+that HANFLOW_EVENTS names, and the command displays them.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ BAR_INTERVAL = 0.2
 """Seconds between two updates of a bar."""
 
 LINE_INTERVAL = 15.0
-"""Seconds between two plain log lines of one progress."""
+"""Seconds between two log lines of one progress."""
 
 log = logging.getLogger("hanflow")
 
 _step = ""
 
 
-def speak_for(step: str) -> None:
-    """Let all further events of this process carry the name of a step."""
+def set_step(step: str) -> None:
+    """Set the name of the step that all further events of this process carry."""
     global _step
     _step = step
 
 
 def emit(event: str, **fields: Any) -> bool:
-    """Append one event for the command at the top; False when nobody listens."""
+    """Append one event to the file of `hanflow run`; False: this process does not run below it."""
     path = os.environ.get(EVENTS_VARIABLE)
     if not path:
         return False
     line = json.dumps({"event": event, "step": _step, "time": time.time(), **json_ready(fields)}, ensure_ascii=False)
-    with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two steps never mix
+    with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two processes never mix
         stream.write(line + "\n")
     return True
 
 
 def hold_run() -> None:
-    """Keep `hanflow run` out of this run's folder for as long as this process lives, even if its parent is killed."""
+    """Keep another `hanflow run` out of this run's folder until this process ends, even if its parent is killed."""
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
         descriptor = os.open(path, os.O_RDONLY)  # closed, and so unlocked, when the process ends
@@ -58,29 +58,29 @@ def hold_run() -> None:
 
 
 class Progress:
-    """Progress of one piece of work; use as a context manager.
+    """Progress of a task; use as a context manager.
 
     Args:
-        label: what is going on, e.g. "training".
-        total: units of work in all; None: not known.
+        label: what is being done, e.g. "training".
+        total: number of units; None: not known.
         unit: name of a unit, e.g. "rows".
-        done: units done before this process started (a resumed run).
+        done: units done by an earlier process (of a resumed run).
     """
 
     def __init__(self, label: str, total: int | None = None, unit: str = "rows", done: int = 0):
         self.label, self.total, self.unit, self.done = label, total, unit, done
         self.figures: dict[str, Any] = {}
-        self._listened = bool(os.environ.get(EVENTS_VARIABLE))
+        self._has_events = bool(os.environ.get(EVENTS_VARIABLE))
         self._bar: tqdm | None = None
-        if not self._listened and sys.stderr.isatty():
+        if not self._has_events and sys.stderr.isatty():
             self._bar = tqdm(
                 total=total, desc=label, unit=f" {unit}", initial=done, mininterval=BAR_INTERVAL, dynamic_ncols=True
             )
-        self._interval = BAR_INTERVAL if self._listened else LINE_INTERVAL
-        self._shown = time.monotonic() if not self._listened else 0.0
+        self._interval = BAR_INTERVAL if self._has_events else LINE_INTERVAL
+        self._shown = time.monotonic() if not self._has_events else 0.0
 
     def update(self, count: int = 1, **figures: Any) -> None:
-        """Add `count` finished units; `figures` (loss=…) are shown beside the bar until replaced."""
+        """Add finished units; `figures` (loss=…) are displayed beside the bar until they are replaced."""
         self.done += count
         self.figures.update(figures)
         if self._bar is not None:
@@ -92,7 +92,7 @@ class Progress:
 
     def _show(self) -> None:
         self._shown = time.monotonic()
-        if self._listened:
+        if self._has_events:
             emit(
                 "progress",
                 label=self.label,
@@ -112,7 +112,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif self._listened or self.done:
+        elif self._has_events or self.done:
             self._show()
 
 
@@ -121,7 +121,7 @@ def _shortened(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def setup_logging() -> None:
-    """Plain, timed lines on standard error for hanflow's own messages; libraries speak from WARNING up."""
+    """Log hanflow's messages from INFO up to standard error, with the time; libraries keep their level, WARNING."""
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' own bars would fill a log
     handler = logging.StreamHandler(sys.stderr)

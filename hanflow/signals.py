@@ -9,13 +9,13 @@ from hanflow.errors import UserError
 
 
 class Terminated(UserError):
-    """SIGTERM: an ordinary error, so that everything half-written is removed on the way out."""
+    """SIGTERM as an error, so that partial output is removed before the process ends."""
 
     exit_status = 128 + signal.SIGTERM
 
 
 def obey_sigterm() -> None:
-    """Let SIGTERM end this process as an error does."""
+    """Raise `Terminated` in the main thread when SIGTERM arrives."""
 
     def terminate(*_: object) -> None:
         raise Terminated("terminated; nothing half-written was left")

@@ -1,4 +1,4 @@
-"""Values as strict JSON takes them."""
+"""Values in the types that JSON knows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def json_ready(value: Any) -> Any:
-    """Mappings and sequences with numpy scalars turned into plain JSON values."""
+    """Mappings, sequences and numpy scalars as dicts, lists and Python numbers."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""How many processors this process may use."""
+"""Processors and garbage collection of this process."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def usable() -> int:
-    """Processors that the kernel may run this process on: fewer than the machine has, if it was bound to some."""
+def available_cpus() -> int:
+    """Number of processors that this process may run on; fewer than the machine has if it is bound to some."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def put_off() -> Iterator[None]:
-    """No search inside: for work that makes millions of rows, which hold no cycles; it would take up to a quarter of the time."""
+def gc_paused() -> Iterator[None]:
+    """Pause garbage collection: for loops that make millions of rows without reference cycles, where it takes up to a quarter
+    of the time."""
     collecting = gc.isenabled()
     gc.disable()
     try:

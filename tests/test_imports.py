@@ -14,14 +14,8 @@ from tools.imports import ROOT, arrows, circles, graph, layer, modules, reached
 STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/component.py"))
 
 # What still breaks a rule. Each list only shrinks: an entry that nothing needs any more fails its test.
-UPWARD = {
-    ("models", "data"),
-    ("models", "loading"),
-    ("reports", "steps"),
-}
-CIRCLES = [
-    ["hanflow.reports.evaluation", "hanflow.steps.evaluate"],
-]
+UPWARD: set[tuple[str, str]] = set()
+CIRCLES: list[list[str]] = []
 
 
 def importers(*names: str) -> set[str]:

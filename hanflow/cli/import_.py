@@ -1,24 +1,29 @@
-"""`hanflow import CHECKPOINT --model CONFIG_OR_FOLDER --tokenizer FOLDER --output DIR`: foreign weights as a model folder."""
+"""`hanflow import`: weights of other programs as a model folder."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from hanflow.cli.options import Commands
 from hanflow.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def add(commands: Any) -> None:
-    """Add the command to the parser's subcommands."""
-    parser = commands.add_parser(
+def add(commands: Commands) -> None:
+    """Register the command."""
+    parser = commands.add(
         "import",
-        help="make a model folder of a PyTorch-Lightning .ckpt or a bare state dict",
+        help="make a model folder of a .ckpt or a bare state dict",
         description="Make a folder in Hugging Face format, as train.pretrained takes it, of a PyTorch-Lightning .ckpt or "
         "a state dict (.pt, .bin, .safetensors). Nothing in the file is executed.",
+        examples=[
+            "hanflow import epoch=3.ckpt --model config.json --tokenizer tokenizer/ --output kobart-mine",
+            "hanflow run summarization --set train.pretrained=kobart-mine --set tokenize.tokenizer=kobart-mine",
+        ],
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="file with the weights")
     parser.add_argument(
@@ -31,23 +36,30 @@ def add(commands: Any) -> None:
         action="append",
         default=[],
         metavar="PATTERN",
-        help="keys of the file to pass over, e.g. 'loss_fn.*'; may be given several times",
+        help="keys of the file to skip, e.g. 'loss_fn.*'; may be given several times",
     )
     parser.set_defaults(command=_import)
 
 
 def _import(options: argparse.Namespace) -> int:
+    from hanflow.loading.pretrained import load_tokenizer
     from hanflow.loading.state_dict import load_weights, read_weights
     from hanflow.storage import local_path, staged
 
     checkpoint = local_path(options.checkpoint)
-    tokenizer = _tokenizer(options.tokenizer)
+    if not checkpoint.is_file():
+        kind = "is a folder; give the file with the weights" if checkpoint.is_dir() else "no such file; check the path"
+        raise UserError(f"{options.checkpoint}: {kind}")
+    # With a slash it may be a name of the hub.
+    if "/" not in options.tokenizer and not Path(options.tokenizer).is_dir():
+        raise UserError(f"--tokenizer: {options.tokenizer}: no such folder; give the folder with the model's tokenizer")
+    tokenizer = load_tokenizer(options.tokenizer)
     model = _architecture(local_path(options.model))
     done = load_weights(model, read_weights(checkpoint), str(checkpoint), options.ignore)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
-            f"{options.tokenizer}: has {len(tokenizer)} tokens, the model only {rows} embeddings: they do not belong "
+            f"{options.tokenizer}: has {len(tokenizer)} tokens, but the model has {rows} embeddings: they do not belong "
             "together; give the tokenizer that the model was trained with"
         )
     with staged(options.output) as target:
@@ -56,21 +68,11 @@ def _import(options: argparse.Namespace) -> int:
     print(f"{done.keys} tensors, {model.num_parameters():,} parameters → {options.output}")
     if done.prefix:
         print(f"  prefix of the keys: {done.prefix}")
-    for title, keys in (("not in the file, derived", done.derived), ("passed over", done.ignored)):
+    for title, keys in (("not in the file, derived", done.derived), ("skipped", done.ignored)):
         if keys:
             print(f"  {title}: {', '.join(keys)}")
-    print(f"  go on with: --set train.pretrained={options.output} --set tokenize.tokenizer={options.output}")
+    print(f"  use it with: --set train.pretrained={options.output} --set tokenize.tokenizer={options.output}")
     return 0
-
-
-def _tokenizer(folder: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        reason = first_line(error)
-        raise UserError(f"{folder}: no tokenizer can be loaded from there ({reason}); give its folder") from error
 
 
 def _architecture(path: Path) -> PreTrainedModel:
@@ -78,15 +80,16 @@ def _architecture(path: Path) -> PreTrainedModel:
     import torch
     import transformers
 
+    from hanflow.loading.pretrained import load_config
+
     config_file = path / "config.json" if path.is_dir() else path
     if not config_file.is_file():
         raise UserError(f"{config_file}: no such file; give the config.json of the model that was saved, or its folder")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(config_file))
-        name = (config.architectures or [""])[0]
+        config = load_config(config_file)
         auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        if hasattr(transformers, name):
-            return getattr(transformers, name)(config).to(torch.float32).eval()
+        if (config.architectures or [""])[0].endswith("ForSequenceClassification"):
+            auto = transformers.AutoModelForSequenceClassification
         return auto.from_config(config, dtype=torch.float32).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)

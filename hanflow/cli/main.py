@@ -1,26 +1,46 @@
-"""The `hanflow` command. Imports what a command needs only inside it, so that `--help` answers at once."""
+"""The `hanflow` command. A command imports what it needs only when it runs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
+import re
+import signal
 import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
-from hanflow import images, resources
-from hanflow.cli import demo, import_, predict, score
-from hanflow.cli import submit as remote
+from hanflow.cli import import_, run, settings, submit, use
+from hanflow.cli.options import EXPERIMENTS, PIPELINES, Commands
+from hanflow.config.suggest import did_you_mean, similar
 from hanflow.errors import UserError
-from hanflow.experiment import Experiment, all_settings, load_experiment
-from hanflow.pipelines.packages import PIPELINES
 
-EXPERIMENTS = resources.folder("experiments")
+__all__ = ["EXPERIMENTS", "PIPELINES", "main", "make_parser"]
+
+EXAMPLES = """\
+examples:
+  hanflow run summarization                      the whole pipeline on bundled data, in about a minute
+  hanflow run summarization --experiment kobart-news --set preprocess.source=news.csv
+  hanflow predict runs/NAME --input texts.txt    with the model of that run
+  hanflow settings train                         every setting of a step, with its choices and default
+
+`hanflow COMMAND --help` shows the options of a command, with examples.
+Shell completion: eval "$(hanflow completion bash)" in ~/.bashrc, or the same with zsh in ~/.zshrc."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C."""
-    options = _parser().parse_args(argv)
+    parser, commands = make_parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets escapes instead of an error
+            stream.reconfigure(errors="backslashreplace")
+    options = _parsed(list(sys.argv[1:] if argv is None else argv), parser, commands)
     try:
         return options.command(options)
     except UserError as error:
@@ -29,114 +49,99 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of standard output has enough, as in `hanflow … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+        if error.filename is None:
+            raise
+        print(f"error: {_reason(error)}", file=sys.stderr)
+        return 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hanflow", description="Train, score and ship Korean language models.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    run = commands.add_parser(
-        "run", help="run a pipeline on this machine", description="Run a pipeline on this machine."
+def make_parser() -> tuple[argparse.ArgumentParser, Commands]:
+    """The parser of the whole command line, and its commands."""
+    parser = argparse.ArgumentParser(
+        prog="hanflow",
+        usage="hanflow [-h] [--version] COMMAND ...",
+        description="Train, score and ship Korean language models.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
-    run.add_argument("pipeline", metavar="PIPELINE", help=f"{', '.join(PIPELINES)}, or the name of an installed task")
-    run.add_argument(
-        "--experiment",
-        metavar="FILE",
-        help="YAML file with the settings, or the name of a bundled one (default: sample-PIPELINE)",
-    )
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="STEP.KEY=VALUE",
-        help="change one setting, e.g. train.epochs=3; may be given several times (`hanflow settings` lists them)",
-    )
-    run.add_argument("--output", metavar="DIR", help="folder of the run, local or gs:// (default: runs/NAME-TIME)")
-    run.add_argument("--limit-rows", type=int, metavar="N", help="read at most N raw rows: a quick trial")
-    run.set_defaults(command=_run)
-
-    compile_ = commands.add_parser(
-        "compile",
-        help="write the YAML that Kubeflow takes",
-        description="Write the YAML that `kfp run create -f` takes.",
-    )
-    compile_.add_argument("pipelines", nargs="*", metavar="NAME", help=f"pipelines (default: {' '.join(PIPELINES)})")
-    compile_.add_argument("--output", required=True, metavar="DIR", help="folder to write NAME.yaml into")
-    compile_.add_argument("--experiment", metavar="FILE", help="settings that the parameters start from")
-    images.add_options(compile_)
-    compile_.set_defaults(command=_compile)
-
-    remote.add(
-        commands, PIPELINES, lambda asked: _experiment(asked.experiment, asked.pipeline, asked.set, asked.pipeline)
-    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    commands = Commands(parser)
+    commands.group("Run a pipeline on this machine")
+    run.add(commands)
+    commands.group("Run it on a Kubeflow Pipelines server")
+    submit.add(commands)
+    commands.group("Use a model")
+    use.add(commands)
     import_.add(commands)
-    settings = commands.add_parser("settings", help="list every setting with its default", description="List settings.")
-    settings.set_defaults(command=_settings)
-    predict.add(commands)
-    demo.add(commands)
-    score.add(commands)
-    return parser
+    commands.group("Help")
+    settings.add(commands)
+    _add_completion(commands)
+    commands.finish()
+    return parser, commands
 
 
-def _experiment(name: str | None, default: str, overrides: Sequence[str], pipeline: str) -> Experiment:
-    path = Path(name or default)
-    bundled = EXPERIMENTS / f"{path.name.removesuffix('.yaml')}.yaml"
-    if not path.is_file() and path.parent == Path() and bundled.is_file():
-        path = bundled
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in EXPERIMENTS.glob("*.yaml")))
-        raise UserError(f"{path}: no such experiment file; give a YAML file or a bundled name: {known}")
-    experiment = load_experiment(path, overrides)
-    if experiment.pipeline != pipeline:
-        wanted = " (combine.members makes it one)" if experiment.combine.members else ""
-        raise UserError(
-            f"{path}: is an experiment of the pipeline {experiment.pipeline}{wanted}; run `hanflow run {experiment.pipeline}`"
-        )
-    return experiment
-
-
-def _run(options: argparse.Namespace) -> int:
-    overrides = list(options.set)
-    if options.limit_rows is not None:
-        overrides.append(f"preprocess.limit_rows={options.limit_rows}")
-    experiment = _experiment(options.experiment, f"sample-{options.pipeline}", overrides, options.pipeline)
-    output = options.output or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    from hanflow.pipelines.local import run_locally
-
-    if output.startswith("gs://"):
-        bucket = output.rstrip("/")
-        # The same folder for the same bucket: an interrupted run goes on.
-        return run_locally(
-            options.pipeline, experiment, Path("runs") / bucket.removeprefix("gs://").replace("/", "-"), bucket
-        )
-    return run_locally(options.pipeline, experiment, Path(output))
-
-
-def _compile(options: argparse.Namespace) -> int:
-    names = options.pipelines or PIPELINES
-    unknown = [name for name in names if name not in PIPELINES]
+def _parsed(arguments: list[str], parser: argparse.ArgumentParser, commands: Commands) -> argparse.Namespace:
+    """The parsed arguments; a misspelt command or option ends the program with the nearest one."""
+    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if name and name not in commands.parsers:
+        near = similar(name, commands.parsers, 0.6)
+        hint = did_you_mean([near] if near else []) or f"; commands: {', '.join(commands.parsers)}"
+        parser.error(f"no such command: {name}{hint}")
+    options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        raise UserError(f"{unknown[0]}: no such pipeline; known: {', '.join(PIPELINES)}")
-    references = images.from_options(options)
-    from hanflow.pipelines.packages import Package
-
-    for name in names:
-        package = Package.of(_defaults(name, options.experiment), references)
-        print(package.write(Path(options.output) / f"{name}.yaml"))
-    return 0
+        command = commands.parsers[options.command_name]
+        given = unknown[0].split("=")[0]
+        near = similar(given, re.findall(r"--[a-z][a-z-]+", command.format_help())) if given.startswith("-") else ""
+        kind = "option" if given.startswith("-") else "argument"
+        command.error(f"unexpected {kind}: {unknown[0]}{did_you_mean([near] if near else [])}")
+    return options
 
 
-def _defaults(name: str, experiment: str | None) -> Experiment:
-    """The values that a compiled pipeline's parameters start from; the source may be left to whoever runs it."""
-    if experiment is None:
-        return load_experiment(EXPERIMENTS / f"{name}.yaml", require=False)
-    return _experiment(experiment, "", (), name)
+def _reason(error: OSError) -> str:
+    """What is wrong with a file, and what to do."""
+    cures = {
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.EISDIR: "is a folder; give a file",
+        errno.ENOTDIR: "a part of the path is a file, not a folder; give another path",
+        errno.EEXIST: "exists already and is no folder; give another path",
+        errno.EACCES: "permission denied; check the rights of the file and of its folder",
+        errno.ENOSPC: "no space left on the disk; free some and give the same command again",
+    }
+    return f"{error.filename}: {cures.get(error.errno or 0, error.strerror)}"
 
 
-def _settings(_: argparse.Namespace) -> int:
-    for setting in all_settings():
-        default = "required" if setting.required else repr(setting.default)
-        print(f"{setting.dotted}  ({setting.type.__name__}, {default})\n    {setting.help}")
+class _Version(argparse.Action):
+    """`--version`, computed only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"hanflow {version('hanflow')}")
+        parser.exit()
+
+
+def _add_completion(commands: Commands) -> None:
+    parser = commands.add(
+        "completion",
+        help="completion of commands, options and settings in the shell",
+        description="Print a script that lets the shell complete commands, options, pipelines, experiments and settings.",
+        examples=[
+            'eval "$(hanflow completion bash)"    # in ~/.bashrc',
+            'eval "$(hanflow completion zsh)"     # in ~/.zshrc',
+        ],
+    )
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell that reads the script")
+    parser.set_defaults(command=_completion)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    import argcomplete
+
+    print(argcomplete.shellcode(["hanflow"], shell=options.shell))
     return 0
 
 

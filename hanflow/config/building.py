@@ -1,4 +1,4 @@
-"""Plain values to settings, with every problem found on the way."""
+"""Plain values to settings; every problem is reported, not only the first."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hanflow.config.fields import checked, coerced
 
 Suggest = Callable[[str], str]
-"""What to say behind a key that is no setting: `train.epoch` → `; did you mean train.epochs?`."""
+"""Gives the hint after an unknown key: `train.epoch` → `; did you mean train.epochs?`."""
 
 
 def build(

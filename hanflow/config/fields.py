@@ -1,12 +1,13 @@
-"""How a setting is declared: its default, its documentation, its limits; and what a given value means for it."""
+"""How a setting is declared (default, documentation, limits), and how a given value is converted and checked."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any
+
+from hanflow.config import suggest
 
 REQUIRED = ""
 """Default of a text setting that has no sensible default; `required=True` marks it."""
@@ -49,8 +50,9 @@ _NAMES = {
 
 
 def coerced(value: Any, expected: type) -> Any:
-    """`value` as `expected`. YAML reads 1e-4 as text and Kubeflow hands 3 over as 3.0: both are accepted."""
-    wrong = ValueError(f"expected {_NAMES[expected]}, found {value!r}")
+    """`value` as `expected`; YAML reads 1e-4 as text and Kubeflow passes 3 as 3.0: both are accepted."""
+    shown = repr(value)
+    wrong = ValueError(f"expected {_NAMES[expected]}, found {shown if len(shown) <= 80 else f'{shown[:79]}…'}")
     if expected is bool:
         if isinstance(value, bool):
             return value
@@ -71,7 +73,9 @@ def coerced(value: Any, expected: type) -> Any:
     if expected is str:
         if value is None:
             return ""
-        if isinstance(value, (dict, list, bool)):
+        if isinstance(value, bool):
+            raise ValueError(f"{wrong} (YAML reads on, off, yes and no as true and false: put the text in quotes)")
+        if isinstance(value, (dict, list)):
             raise wrong
         return str(value)
     if value is None:
@@ -82,7 +86,7 @@ def coerced(value: Any, expected: type) -> Any:
 
 
 def _whole_numbers(value: Any) -> Any:
-    """Kubeflow passes lists and mappings on as protobuf structs, which know floats alone: 3.0 means 3 again."""
+    """Kubeflow passes lists and mappings as protobuf structs, whose only numbers are floats: 3.0 means 3."""
     if isinstance(value, dict):
         return {key: _whole_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -91,15 +95,18 @@ def _whole_numbers(value: Any) -> Any:
 
 
 def checked(value: Any, limits: Mapping[str, Any]) -> Any:
-    """`value`, which keeps the limits of its `setting`; else ValueError, which says how it does not."""
+    """`value`, if it is within the limits of its `setting`.
+
+    Raises:
+        ValueError: it is not; the message says which limit it breaks.
+    """
     if limits.get("required") and value == REQUIRED:
         raise ValueError(f"is required ({limits['help']})")
     choices = limits.get("choices")
     for item in value if isinstance(value, list) else [value]:
         if choices and item not in choices:
-            near = difflib.get_close_matches(str(item), choices, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{item!r} is none of {', '.join(choices)}{hint}")
+            near = suggest.value(item, choices)
+            raise ValueError(f"{item!r} is none of {', '.join(choices)}{suggest.did_you_mean([near] if near else [])}")
     for key, text, fits in (
         ("at_least", "at least", lambda v, limit: v >= limit),
         ("at_most", "at most", lambda v, limit: v <= limit),

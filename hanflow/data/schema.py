@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from hanflow.config import PreprocessConfig
+from hanflow.config.suggest import did_you_mean, similar
 from hanflow.errors import UserError
 from hanflow.progress import log
 
@@ -151,11 +152,20 @@ class ColumnMapping:
         )
         names = [name.strip()[:50] for name in found[:20]]
         cure = f"name it with {option}"
+        wrong = [self._names[role] for role in self.missing(chosen) if role in self._names]
+        near = [name for name in (similar(wanted, names) for wanted in wrong) if name]
         if not option.startswith("--"):
             example = {r: names[chosen[r]] if chosen.get(r, 99) < len(names) else "..." for r in self.required}
             cure = f"say which column plays which role: {option}='{json.dumps(example, ensure_ascii=False)}'"
+        cells = _DELIMITER.search(found[0]) if len(found) == 1 else None
+        if cells:
+            divided = {",": "commas: name it .csv", "\t": "tabs: name it .tsv"}.get(
+                cells[0], f"{cells[0]!r}: save it as .csv"
+            )
+            cure = f"its cells seem to be divided by {divided}; or {cure}"
         return UserError(
-            f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}; {cure}"
+            f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}"
+            f"{did_you_mean(near)}; {cure}"
         )
 
 

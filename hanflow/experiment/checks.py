@@ -1,4 +1,4 @@
-"""What no single setting can know: settings that exclude or need each other, and the members of an ensemble."""
+"""Checks across settings: those that exclude or need each other, and the members of an ensemble."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hanflow.tasks import chosen_task
 
 
 def cross_checks(experiment: Experiment) -> list[str]:
-    """What no single setting can know."""
+    """Problems between settings, one text each."""
     problems = []
     pre, train = experiment.preprocess, experiment.train
     split_off = (0 if pre.validation_source else pre.validation_ratio) + (0 if pre.test_source else pre.test_ratio)
@@ -39,10 +39,10 @@ _MEMBER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 
 
 def _member_problems(experiment: Experiment) -> list[str]:
-    """What is wrong with the members of an ensemble."""
+    """Problems of the members of an ensemble, one text each."""
     members, weights = experiment.combine.members, experiment.combine.weights
     if not members:
-        return ["combine.weights: there are no combine.members to weigh"] if weights else []
+        return ["combine.weights: there are no combine.members that weights could apply to"] if weights else []
     names: list[str] = []
     problems: list[str] = []
     for number, member in enumerate(members, 1):
@@ -68,5 +68,5 @@ def _member_problems(experiment: Experiment) -> list[str]:
     ):
         problems.append(f"combine.weights: {weights}: give numbers, none negative, not all of them 0")
     if experiment.evaluate.untrained:
-        problems.append("evaluate.untrained: an ensemble was never untrained; set it to false")
+        problems.append("evaluate.untrained: an ensemble has no untrained model; set it to false")
     return problems

@@ -58,17 +58,19 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = (), *, require:
 
 
 def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
-    """What a command line's text means for that setting: itself where text is wanted, else its reading as YAML."""
+    """The value that a command line's text gives a setting: the text itself for a text setting, else the text as YAML."""
     if section in SECTIONS and any(s.name == name and s.type is str for s in settings_of(section, task)):
         return text
     try:
         return yaml.safe_load(text) if text.strip() else None
-    except yaml.YAMLError:
-        return text  # refused later, with the setting's name and the type it wants
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 looks like a date
+        return text  # refused later, with the setting's name and the expected type
 
 
 def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     """A YAML file merged over its `base:`; `./` and `../` paths inside are relative to the file itself."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the YAML file in it")
     if path.resolve() in chain:
         raise UserError(f"{path}: its `base:` files form a circle: {' → '.join(str(p) for p in (*chain, path))}")
     try:
@@ -79,7 +81,7 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
         values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines at the top level, found a {type(values).__name__}")

@@ -1,9 +1,8 @@
-"""All settings of a run, and how the outside sees each: `train.epochs` in a file and on the command line."""
+"""All settings of a run by section, and their names: `train.epochs` in a file and on the command line."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,10 +19,11 @@ from hanflow.config import (
     TrainConfig,
     build,
     changed,
+    suggest,
 )
 from hanflow.config.fields import setting
 from hanflow.errors import ConfigError, UserError
-from hanflow.tasks import chosen_task
+from hanflow.tasks import chosen_task, known_tasks
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Setting:
     help: str
     required: bool
     choices: tuple[str, ...] = ()
+    """The only values that it, or an item of a list, may have; empty: any."""
 
     @property
     def dotted(self) -> str:
@@ -148,11 +149,7 @@ def build_experiment(values: Mapping[str, Any], require: bool = True) -> tuple[E
     known = [f.name for f in dataclasses.fields(Experiment)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1) or [
-                s.dotted for s in all_settings(task) if s.name == key
-            ]
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-            problems.append(f"{key}: no such setting; {hint}")
+            problems.append(f"{key}: no such setting{suggestion(task)(str(key))}")
     for section in SECTIONS:
         given = values.get(section)
         config, found = build(
@@ -164,16 +161,22 @@ def build_experiment(values: Mapping[str, Any], require: bool = True) -> tuple[E
 
 
 def suggestion(task: str = "") -> typing.Callable[[str], str]:
-    """What to say behind a key that is no setting of that task."""
+    """The hint to print after a key that is no setting of that task."""
 
-    def suggest(key: str) -> str:
-        known = [s.dotted for s in all_settings(task)]
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-        if not near:  # a right name in the wrong section
-            near = [dotted for dotted in known if dotted.split(".")[1] == key.split(".")[-1]][:1]
-        return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}"
+    def hint(key: str) -> str:
+        owners = [name for name in known_tasks() if task and key in (s.dotted for s in all_settings(name))]
+        if owners:
+            return f" of the task {task}; only of {', '.join(owners)}"
+        sections = [f.name for f in dataclasses.fields(Experiment)]
+        near = suggest.setting(key, [*(s.dotted for s in all_settings(task)), *sections])
+        if near:
+            return suggest.did_you_mean(near)
+        section = key.partition(".")[0]
+        if section in SECTIONS:
+            return f"; `hanflow settings {section}` lists those of {section}"
+        return f"; known: {', '.join(sections)}"
 
-    return suggest
+    return hint
 
 
 def member_settings(experiment: Experiment) -> list[dict[str, Any]]:

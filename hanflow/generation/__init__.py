@@ -1,4 +1,4 @@
-"""Generating text: one interface over transformers and CTranslate2, which evaluate, export and prediction share."""
+"""Text generation: beam search by transformers or CTranslate2 behind one interface, and sampling from language models."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from hanflow.generation.conversion import COMPUTE_TYPES, conversion_problem, convert
 from hanflow.generation.generator import Generator
-from hanflow.generation.options import GenerationOptions
-from hanflow.generation.texts import decoded, removed_ids, special_ids
+from hanflow.generation.options import GenerationOptions, decoded, removed_ids, special_ids
 from hanflow.generation.transformers_engine import TransformersEngine, generation_config
 
 if TYPE_CHECKING:
@@ -43,10 +42,10 @@ def generate(
 
 
 def decode(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, generated: Sequence[Sequence[int]]) -> list[str]:
-    """Texts of what `model.generate` returned, as `generate` would give them.
+    """The texts of what `model.generate` returned.
 
     Args:
-        generated: one row of token ids each, the decoder's start first; ids below 0 are padding.
+        generated: token ids of each row, the decoder's start first; ids below 0 are padding.
     """
     special = special_ids(model)
     end, removed = special["eos_token_id"], removed_ids(tokenizer, special)

@@ -1,7 +1,7 @@
-"""Models of transformers → folders that CTranslate2 loads.
+"""Conversion of transformers models to folders that CTranslate2 loads.
 
-One entry in `FAMILIES` a kind of model. A folder holds CTranslate2's `model.bin`, `shared_vocabulary.json` and
-`config.json`, whose key `hanflow` adds what a search needs and CTranslate2 does not keep, and the tokenizer beside them.
+Each supported class has an entry in `FAMILIES`. A folder holds CTranslate2's `model.bin`, `shared_vocabulary.json` and
+`config.json`, in which the key `hanflow` adds what a search needs and CTranslate2 does not store, and the tokenizer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from hanflow.errors import UserError
-from hanflow.generation.texts import special_ids
+from hanflow.generation.options import special_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ EXTRA = "hanflow"
 """Our key in CTranslate2's config.json."""
 
 ENCODER_DECODER = "encoder-decoder"
-"""Kind of model that reads a source and writes a text of its own."""
+"""Kind of model that maps a source text to a target text."""
 
 _ACTIVATIONS = {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish"}
 
@@ -36,7 +36,7 @@ def conversion_problem(model: PreTrainedModel) -> str:
         import ctranslate2  # noqa: F401
     except ImportError:
         return "the package ctranslate2 is not installed (pip install ctranslate2)"
-    # The class itself, not one derived from it: that may compute something else.
+    # The class itself: a derived one may compute something else.
     known = type(model).__name__ in FAMILIES and type(model).__module__.startswith("transformers.")
     if not known:
         return f"CTranslate2 models are made of {', '.join(FAMILIES)} only, this is a {type(model).__name__}"
@@ -53,14 +53,14 @@ def convert(
     compute_type: str = "float32",
     search: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model and its tokenizer as a CTranslate2 folder; the model itself stays as it is.
+    """Write a model and its tokenizer as a CTranslate2 folder; the model itself is not changed.
 
     Args:
         model: of a class in `FAMILIES`, on any device.
         tokenizer: its tokenizer.
-        folder: does not exist yet.
+        folder: to write; must not exist.
         compute_type: one of COMPUTE_TYPES, how the weights are stored.
-        search: arguments of `translate_batch` to keep in the folder for whoever loads it.
+        search: arguments of `translate_batch` to store in the folder for other programs.
 
     Raises:
         UserError: CTranslate2 cannot run this model; says why.
@@ -72,7 +72,7 @@ def convert(
     from ctranslate2.converters.converter import Converter
 
     if compute_type != "float32" or model.device.type != "cpu":
-        # CTranslate2 scales the very tensors that it is given when it quantizes: those of a copy, not the model's own.
+        # CTranslate2 changes the tensors that it is given when it quantizes: give it copies.
         model = copy.deepcopy(model).cpu()
     kind, family = FAMILIES[type(model).__name__]
 
@@ -95,7 +95,7 @@ def convert(
 
 
 def vocabulary(tokenizer: PreTrainedTokenizerBase, size: int) -> list[str]:
-    """Token of every row of the embedding matrix, under a name of its own where the tokenizer has none."""
+    """Token of every row of the embedding matrix; a placeholder where the tokenizer has none."""
     tokens = [""] * size
     for token, row in tokenizer.get_vocab().items():
         if row < size:

@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from hanflow.progress import Progress
 
 BATCH_SHARE = {"float32": 1.0, "int8": 0.5}
-"""How much of `batch_tokens` a batch takes: in float32 a step waits for the weights, which many rows then share; in int8
-for the rows' own numbers, of which few fit the caches."""
+"""Share of `batch_tokens` that a batch takes. In float32 a step is bound by reading the weights, which many rows share; in
+int8 by the rows' own activations, of which few fit the caches."""
 
 MOST_WORKERS = 8
-"""Batches computed at once at most; each needs memory of its own, further cores share their work."""
+"""Most batches computed in parallel; each needs memory of its own, further cores split the work of one."""
 
 
 class CTranslate2Engine:
-    """An encoder-decoder that CTranslate2 holds.
+    """An encoder-decoder run by CTranslate2.
 
     Args:
-        folder: what `convert` wrote; it is read once.
+        folder: written by `convert`; read once.
         compute_type: float32 or int8, whichever the weights are stored in.
         device: cpu or cuda.
         threads: cores to use; 0: as many as torch uses.
 
     Raises:
-        UserError: the folder holds no model of ours, or one that cannot be loaded so.
+        UserError: the folder was not written by `convert`, or its model cannot be loaded with these settings.
     """
 
     name = "ctranslate2"
@@ -54,7 +54,7 @@ class CTranslate2Engine:
         self._positions: int | None = facts["positions"]
         self._tokens: list[str] = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
         self._ids = {token: row for row, token in enumerate(self._tokens)}
-        # One core a batch: nothing waits for anything, while products of few rows on several cores do.
+        # One core a batch: products of few rows do not scale over cores.
         torchs = torch.get_num_threads()
         cores = threads or torchs
         self._workers = min(cores, MOST_WORKERS)
@@ -72,13 +72,13 @@ class CTranslate2Engine:
                 "or use the transformers engine"
             ) from error
         finally:
-            torch.set_num_threads(torchs)  # both share one OpenMP, and CTranslate2 sets that to its own number
+            torch.set_num_threads(torchs)  # both share one OpenMP runtime, whose number of threads CTranslate2 changes
 
     @classmethod
     def of(
         cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, compute_type: str = "float32"
     ) -> CTranslate2Engine:
-        """An engine with a copy of a model's present weights, converted through a temporary folder, on its device.
+        """An engine with a copy of a model's weights, converted through a temporary folder, on the model's device.
 
         Raises:
             UserError: CTranslate2 cannot run this model.
@@ -95,10 +95,10 @@ class CTranslate2Engine:
         check_positions(self._positions, sources)
         arguments = search_arguments(options, self._positions)
         found: list[list[int]] = [[] for _ in sources]
-        waiting: deque[tuple[list[int], list[Any]]] = deque()
+        queued: deque[tuple[list[int], list[Any]]] = deque()
 
         def collect() -> None:
-            rows, results = waiting.popleft()
+            rows, results = queued.popleft()
             for row, result in zip(rows, results, strict=True):
                 found[row] = [self._ids[token] for token in result.result().hypotheses[0]]
             if progress is not None:
@@ -108,17 +108,17 @@ class CTranslate2Engine:
         room = int(options.batch_tokens * BATCH_SHARE[self.compute_type])
         for rows in even_batches(lengths, room, options.beams, self._workers):
             texts = [self._source(sources[row]) for row in rows]
-            waiting.append((rows, self._translator.translate_batch(texts, asynchronous=True, **arguments)))
-            if len(waiting) > self._workers:  # one batch always lies ready
+            queued.append((rows, self._translator.translate_batch(texts, asynchronous=True, **arguments)))
+            if len(queued) > self._workers:  # one more than the workers compute
                 collect()
-        while waiting:
+        while queued:
             collect()
         return found
 
     def log_probabilities(
         self, sources: Sequence[np.ndarray], targets: Sequence[Sequence[int]], batch_tokens: int = 8192
     ) -> list[np.ndarray]:
-        """What the model gives each token of known targets.
+        """The log-probability of each token of given targets.
 
         Args:
             sources: as in `search`.
@@ -126,8 +126,7 @@ class CTranslate2Engine:
             batch_tokens: most padded source tokens of a batch.
 
         Returns:
-            One float32 array of shape (length,) a row: log-probability of every token of the target, given the source
-            and the tokens before it.
+            One float32 array of shape (length,) a row: natural logarithms, each given the source and the tokens before.
         """
         found: list[np.ndarray] = [np.zeros(0, dtype=np.float32)] * len(sources)
         end = self.special["eos_token_id"]
@@ -151,7 +150,7 @@ class CTranslate2Engine:
 
 
 def search_arguments(options: GenerationOptions, positions: int | None) -> dict[str, Any]:
-    """The search as `ctranslate2.Translator.translate_batch` understands it.
+    """The search as arguments of `ctranslate2.Translator.translate_batch`.
 
     Raises:
         UserError: min_new_tokens cannot be reached.
@@ -164,15 +163,15 @@ def search_arguments(options: GenerationOptions, positions: int | None) -> dict[
         "max_decoding_length": options.longest(positions),
         "min_decoding_length": options.min_new_tokens,  # its own default is 1
         "max_input_length": 0,  # its own default silently cuts sources at 1,024 tokens
-        "return_end_token": True,  # so that the end counts as a token of the length, as in transformers
+        "return_end_token": True,  # the length then counts the end token, as in transformers
     }
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `convert` noted about a model.
+    """The facts that `convert` stored with a model.
 
     Raises:
-        UserError: the folder is not one that `convert` wrote, or of a kind that this engine cannot search.
+        UserError: the folder was not written by `convert`, or holds a kind of model that this engine cannot run.
     """
     path = folder / "config.json"
     try:
@@ -180,7 +179,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         kind = facts["kind"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{path}: is not of a CTranslate2 model that hanflow wrote ({error!r}); give a folder below ctranslate2/ of "
+            f"{path}: is not the config of a CTranslate2 model that hanflow wrote ({error!r}); give a folder below ctranslate2/ of "
             "a bundle"
         ) from error
     if kind != ENCODER_DECODER:

@@ -1,4 +1,4 @@
-"""The one interface to generation: a model, its tokenizer and the engine that runs it."""
+"""The interface to text generation: a model, its tokenizer and the engine that runs it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from hanflow.errors import UserError, first_line
+from hanflow.errors import UserError
 from hanflow.generation.conversion import COMPUTE_TYPES, EXTRA, conversion_problem
 from hanflow.generation.ctranslate2_engine import CTranslate2Engine, read_facts
-from hanflow.generation.options import GenerationOptions
-from hanflow.generation.texts import decoded, removed_ids
+from hanflow.generation.options import GenerationOptions, decoded, removed_ids
 from hanflow.generation.transformers_engine import TransformersEngine
+from hanflow.loading.pretrained import huggingface_folder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,9 +27,9 @@ class Engine(Protocol):
     name: str
     """transformers or ctranslate2."""
     compute_type: str
-    """float32 (whatever a transformers model's own dtype is) or int8."""
+    """float32 or int8."""
     special: dict[str, int]
-    """Ids that frame texts, see `special_ids`."""
+    """Special ids, see `special_ids`."""
 
     def search(
         self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
@@ -39,7 +39,7 @@ class Engine(Protocol):
 
 
 class Generator:
-    """Built once, then asked for as many batches as one likes; nothing random, every answer the same whatever the batch.
+    """Generates texts; deterministic: what a source gets does not depend on the others of its batch.
 
     Args:
         engine: what runs the model.
@@ -66,7 +66,7 @@ class Generator:
             compute_type: float32 or int8; int8 needs CTranslate2.
 
         Raises:
-            UserError: the model cannot be run so.
+            UserError: the model cannot be run with these settings.
         """
         if _chosen(model, engine, compute_type) == "ctranslate2":
             return cls(CTranslate2Engine.of(model, tokenizer, compute_type), tokenizer)
@@ -86,32 +86,23 @@ class Generator:
         Args:
             folder: a bundle, its `huggingface/` or one of its CTranslate2 folders, or any model in Hugging Face format.
             load: makes a model of a folder in Hugging Face format, e.g. `Task.load_model`.
-            engine, compute_type: as in `of`. A bundle's ready CTranslate2 folder is taken where there is one.
+            engine, compute_type: as in `of`. A CTranslate2 folder of the bundle is used where it fits.
             device: cpu or cuda.
 
         Raises:
-            UserError: nothing that fits is there.
+            UserError: the folder has no model that can be run with these settings.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(folder)
         ready = _ready(folder, compute_type) if engine == "ctranslate2" or (engine, device) == ("auto", "cpu") else None
-        source = ready or (folder / "huggingface" if (folder / "huggingface").is_dir() else folder)
+        source = ready or huggingface_folder(folder)
         if not ready and _is_ctranslate2(source):
             raise UserError(
-                f"{source}: is a CTranslate2 model, which does not go with engine={engine}, compute_type={compute_type}, "
+                f"{source}: is a CTranslate2 model, which cannot be run with engine={engine}, compute_type={compute_type}, "
                 f"device={device}; give a model in Hugging Face format, or engine=ctranslate2"
             )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            reason = first_line(error)
-            raise UserError(
-                f"{source}: no tokenizer can be loaded from there ({reason}); give a bundle, or a folder with a model "
-                "and its tokenizer"
-            ) from error
+        tokenizer = load_tokenizer(source)
         if ready:
-            # What int8 has lost does not come back in float32.
+            # Weights stored in int8 cannot be run in float32: their precision is lost.
             stored = read_facts(ready)["compute_type"]
             return cls(
                 CTranslate2Engine(ready, "int8" if "int8" in (stored, compute_type) else stored, device), tokenizer
@@ -120,7 +111,7 @@ class Generator:
 
     @property
     def description(self) -> str:
-        """Engine and arithmetic, for people."""
+        """Engine and arithmetic, for display."""
         return f"{self.engine.name}, {self.engine.compute_type}"
 
     def search(
@@ -131,7 +122,7 @@ class Generator:
         Args:
             sources: int32 arrays of shape (length,): token ids, end-of-sequence included.
             options: the search and the size of a batch.
-            progress: told of every finished row.
+            progress: updated by every finished batch.
 
         Returns:
             Ids without the decoder's start; the last is the end token unless max_new_tokens came first.
@@ -156,7 +147,7 @@ class Generator:
 
 def _chosen(model: PreTrainedModel, engine: str, compute_type: str) -> str:
     if compute_type not in COMPUTE_TYPES:
-        raise UserError(f"compute_type={compute_type}: no such arithmetic; known: {', '.join(COMPUTE_TYPES)}")
+        raise UserError(f"compute_type={compute_type}: is not known; known: {', '.join(COMPUTE_TYPES)}")
     if engine == "transformers":
         if compute_type != "float32":
             raise UserError(f"compute_type={compute_type} needs CTranslate2: set engine=ctranslate2, or leave it auto")
@@ -174,10 +165,10 @@ def _chosen(model: PreTrainedModel, engine: str, compute_type: str) -> str:
 
 
 def _ready(folder: Path, compute_type: str) -> Path | None:
-    """The CTranslate2 folder at `folder`, or in the bundle there, that serves a compute type; None: there is none."""
+    """The CTranslate2 folder at `folder`, or in the bundle there, that can be run in a compute type; None: there is none."""
     if _is_ctranslate2(folder):
         return folder
-    # Weights in int8 have lost what float32 asks for; the other way round CTranslate2 rounds when it loads.
+    # float32 weights serve int8, too (CTranslate2 rounds them when it loads), but not the other way round.
     for stored in dict.fromkeys((compute_type, "float32")):
         if _is_ctranslate2(folder / "ctranslate2" / stored):
             return folder / "ctranslate2" / stored

@@ -1,9 +1,10 @@
-"""How texts are generated, whatever the engine: the options of the search, batches, and what every engine refuses."""
+"""What every engine of generation shares: the options of the search, batches, special ids, and ids back to texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,20 +12,27 @@ from hanflow.config import SearchConfig
 from hanflow.errors import UserError
 from hanflow.progress import log
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 ROUNDS = 8
-"""Batches a worker beyond which it does not matter that the last ones are small."""
+"""Batches a worker above which the size of the last ones hardly matters."""
+
+
+NEEDED = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
+"""Ids without which an encoder-decoder cannot generate."""
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """The search; the fields mean what the settings of the same names in SearchConfig mean.
+    """The search; fields as the settings of the same names in SearchConfig.
 
-    Beam search (Graves, 2012; Wu et al., 2016, section 7) means the same in every engine:
+    Beam search (Graves, 2012; Wu et al., 2016, section 7) is the same in every engine:
 
     - A text's score is the sum of its tokens' log-probabilities divided by its length to the power of `length_penalty`;
       the length counts the end token, not the start token.
-    - What `min_new_tokens` and `no_repeat_ngram` forbid gets probability 0, and the others are renormalised to sum to 1.
-    - The search of a row ends when `beams` texts have ended (transformers' `early_stopping=True`, CTranslate2's
+    - Tokens that `min_new_tokens` and `no_repeat_ngram` forbid get probability 0, the others are renormalised to sum to 1.
+    - The search of a row ends when `beams` hypotheses have ended (transformers' `early_stopping=True`, CTranslate2's
       `patience=1`), or at `max_new_tokens`.
 
     In float32 both engines then give the same text, but for ties within rounding. The exception is `no_repeat_ngram=1`:
@@ -42,7 +50,7 @@ class GenerationOptions:
 
     @classmethod
     def of(cls, config: SearchConfig) -> GenerationOptions:
-        """The options that an evaluation's settings stand for."""
+        """The options in the settings of an evaluation."""
         return cls(
             beams=config.beams,
             max_new_tokens=config.max_new_tokens,
@@ -54,7 +62,7 @@ class GenerationOptions:
         )
 
     def longest(self, positions: int | None) -> int:
-        """Most tokens that a model with so many positions (None: any number) can generate of `max_new_tokens`.
+        """`max_new_tokens`, limited to the model's positions (None: unlimited).
 
         Raises:
             UserError: min_new_tokens cannot be reached.
@@ -72,16 +80,19 @@ class GenerationOptions:
 
 
 def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers: int) -> list[list[int]]:
-    """Batches for workers that compute one each at a time: the batches of a round are alike, so that nobody waits.
+    """Batches for workers that compute one batch each at a time: those of a round are alike, so that none is idle.
 
-    A round takes the longest rows that are left and deals them out to the workers one by one. Where rounds are few, they
-    are of like size, too.
+    A round takes the longest remaining rows and distributes them to the workers one by one. If there are few rounds, they
+    are of similar size, too.
 
     Args:
         lengths: tokens of every source.
         batch_tokens: most tokens of a batch, counted as by `hanflow.data.batches.batches`.
-        beams: copies of every source that the search works on.
-        workers: batches computed at once.
+        beams: hypotheses of every source that are computed together.
+        workers: batches computed in parallel.
+
+    Returns:
+        Indices of the rows of every batch.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
 
@@ -104,7 +115,7 @@ def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers:
 
 
 def check_positions(positions: int | None, sources: Sequence[np.ndarray]) -> None:
-    """Refuse sources that a model with so many positions (None: any number) cannot read.
+    """Refuse sources that are longer than a model's positions (None: unlimited).
 
     Raises:
         UserError: a source is longer.
@@ -115,3 +126,54 @@ def check_positions(positions: int | None, sources: Sequence[np.ndarray]) -> Non
             f"a source has {longest} tokens, the model only {positions} positions; "
             f"set tokenize.max_source_tokens to {positions} at most and tokenize again"
         )
+
+
+def special_ids(model: PreTrainedModel) -> dict[str, int]:
+    """The special ids of a search: `bos_token_id`, `eos_token_id`, `pad_token_id`, `decoder_start_token_id`.
+
+    The model's config, which it was trained with, takes precedence over its generation config. Absent ids are omitted.
+
+    Raises:
+        UserError: one in NEEDED is absent.
+    """
+    ids = {}
+    for name in ("bos_token_id", *NEEDED):
+        value = getattr(model.config, name, None)
+        if value is None:
+            value = getattr(model.generation_config, name, None)
+        if isinstance(value, list):  # of several, the first is the one that training appends
+            value = value[0]
+        if value is not None:
+            ids[name] = int(value)
+    missing = [name for name in NEEDED if name not in ids]
+    if missing:
+        raise UserError(f"the model's config.json has no {', '.join(missing)}: no text can be generated; add it there")
+    return ids
+
+
+def removed_ids(
+    tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int], tokens: Sequence[str] = ()
+) -> frozenset[int]:
+    """Ids that are no part of a text: the special ones of model and tokenizer, and those of `tokens`."""
+    vocabulary = tokenizer.get_vocab()
+    unknown = [token for token in tokens if token not in vocabulary]
+    if unknown:
+        log.warning("remove_tokens: %s not in the vocabulary: nothing to remove", ", ".join(unknown))
+    listed = {vocabulary[token] for token in tokens if token in vocabulary}
+    own = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    return frozenset(listed | set(special.values()) | {token for token in own if token is not None})
+
+
+def decoded(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, end: int, removed: Collection[int]) -> str:
+    """The text up to the end token, without the removed ids.
+
+    skip_special_tokens is not used: KoBART marks emojis and speaker tokens as special, and both are part of the text.
+    Unknown tokens stay visible.
+    """
+    kept = []
+    for token in tokens:
+        if token == end:
+            break
+        if token not in removed:
+            kept.append(token)
+    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()

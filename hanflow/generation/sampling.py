@@ -1,4 +1,4 @@
-"""Continuing texts with a language model: greedily or by drawing from its probabilities."""
+"""Continuing texts with a language model: greedily, or by sampling."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class SamplingOptions:
     max_new_tokens: int = 50
     """Longest continuation."""
     greedy: bool = False
-    """Always the likeliest token; the settings below then mean nothing."""
+    """Always the likeliest token; temperature, top_k, top_p and seed then have no effect."""
     temperature: float = 1.0
-    """Divides the scores: below 1 bolder, above 1 more even."""
+    """Divides the logits: below 1 the distribution is sharper, above 1 flatter."""
     top_k: int = 0
-    """Only the k likeliest tokens can be drawn (0: all)."""
+    """Sample from the k likeliest tokens (0: all)."""
     top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability can be drawn (1: all)."""
+    """Sample from the likeliest tokens that together have this probability (1: all)."""
     seed: int = 42
     batch_tokens: int = 8192
     """Most tokens of a batch, prompts and continuations together; one prompt always fits."""
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing.
+        """Check the ranges.
 
         Raises:
-            UserError: names each setting that is out of range.
+            UserError: a setting is out of range; lists every one.
         """
         wrong = []
         if self.max_new_tokens < 1:
@@ -66,16 +66,16 @@ class SamplingOptions:
 def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SamplingOptions) -> list[np.ndarray]:
     """One continuation a prompt, in order.
 
-    What a prompt gets does not depend on the others of a batch: each draws from a generator of its own, seeded by
-    `options.seed`, its tokens and how often the same prompt came before. (Batches of other shapes round the scores
-    differently in the last place, which can turn a tie.)
+    A continuation does not depend on the other prompts of its batch: each prompt has its own random generator, seeded by
+    `options.seed`, its tokens and how often the same prompt came before. (Batches of other shapes round the logits
+    differently in the last place, which can decide a tie.)
 
     Args:
-        model: a decoder-only transformers model; evaluated in eval mode, its own mode is put back.
-        prompts: int32 arrays of token ids. Begin them with the separator as in training; an empty one is only that.
-            Of one that leaves no room for the continuation in the model's context, the last tokens are used, and a
-            warning says so.
-        options: the search.
+        model: a decoder-only transformers model; run in evaluation mode, its own mode is restored.
+        prompts: int32 arrays of token ids, the separator first as in training; an empty one stands for the separator alone.
+            Prompts that leave no room for the continuation in the model's context are cut to their last tokens, with
+            a warning.
+        options: how to continue.
 
     Returns:
         int32 arrays of new token ids, without the end of sequence that may have ended them.
@@ -87,7 +87,7 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
     cut = _fitted([np.asarray(prompt if len(prompt) else [end]) for prompt in prompts], model, options.max_new_tokens)
     generators = _generators(prompts, options.seed)
     search = GenerationConfig(
-        do_sample=False,  # drawing is up to `_Draw`, from generators of its own
+        do_sample=False,  # `_Sampler` samples, from the generators of the prompts
         num_beams=1,
         max_new_tokens=options.max_new_tokens,
         eos_token_id=end,
@@ -101,16 +101,16 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
     model.generation_config = search
     try:
         with torch.inference_mode():
-            for members in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
-                ids, mask = _left_padded([cut[row] for row in members], pad)
-                draw = [] if options.greedy else [_Draw([generators[row] for row in members], options)]
+            for rows in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
+                ids, mask = _left_padded([cut[row] for row in rows], pad)
+                draw = [] if options.greedy else [_Sampler([generators[row] for row in rows], options)]
                 generated = model.generate(
                     input_ids=torch.from_numpy(ids).to(model.device),
                     attention_mask=torch.from_numpy(mask).to(model.device),
                     generation_config=search,
                     logits_processor=LogitsProcessorList(draw),
                 )
-                for row, tokens in zip(members, generated[:, ids.shape[1] :].cpu().numpy(), strict=True):
+                for row, tokens in zip(rows, generated[:, ids.shape[1] :].cpu().numpy(), strict=True):
                     ends = np.flatnonzero(tokens == end)
                     continuations[row] = tokens[: ends[0] if len(ends) else None].astype(np.int32)
     finally:
@@ -119,8 +119,8 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
     return continuations
 
 
-class _Draw(LogitsProcessor):
-    """Leaves one token of each row, drawn from what temperature, top-k and top-p leave.
+class _Sampler(LogitsProcessor):
+    """Samples one token a row after temperature, top-k and top-p, and forbids all others.
 
     One uniform number a token, looked up in the cumulated probabilities.
     """
@@ -148,7 +148,7 @@ class _Draw(LogitsProcessor):
 def _special_ids(model: PreTrainedModel) -> tuple[int, int]:
     """(end of sequence, padding)."""
     end = model.config.eos_token_id
-    if isinstance(end, list):  # several ends: the first is the one that training appends
+    if isinstance(end, list):  # of several, the first is the one that training appends
         end = end[0]
     if end is None:
         raise UserError("the model's config.json has no eos_token_id: no text can be generated; add it there")
@@ -157,7 +157,7 @@ def _special_ids(model: PreTrainedModel) -> tuple[int, int]:
 
 
 def _fitted(prompts: list[np.ndarray], model: PreTrainedModel, new: int) -> list[np.ndarray]:
-    """Prompts that leave room for a continuation of `new` tokens."""
+    """Prompts cut so that `new` tokens fit behind them."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is None or not prompts:
         return prompts

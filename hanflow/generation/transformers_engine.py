@@ -1,7 +1,7 @@
 """Generation by transformers: any encoder-decoder, any device.
 
-Every knob of the search is set here, none is left to what a model's own generation_config.json happens to say (BART's
-say 20 tokens at most, or no repeated trigram), so one setting means one thing whatever the model.
+Every parameter of the search is set here and none taken from a model's own generation_config.json (BART's have 20 tokens
+at most, or no repeated trigram), so that a setting means the same for every model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hanflow.data.batches import batches
-from hanflow.generation.options import GenerationOptions, check_positions
-from hanflow.generation.texts import special_ids
+from hanflow.generation.options import GenerationOptions, check_positions, special_ids
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -25,7 +24,7 @@ class TransformersEngine:
     """An encoder-decoder in memory, searched by its own `generate`.
 
     Args:
-        model: evaluated in eval mode, on its device and in its dtype; its own mode is put back after every search.
+        model: run in evaluation mode, on its device and in its dtype; its own mode is restored after every search.
 
     Raises:
         UserError: its config lacks an id that generation needs.
@@ -72,7 +71,7 @@ class TransformersEngine:
 
 
 def generation_config(model: PreTrainedModel, options: GenerationOptions) -> GenerationConfig:
-    """The search as transformers understands it, complete: with it, `model.generate` does what this engine does.
+    """The complete search as transformers' config: with it, `model.generate` does what this engine does.
 
     Raises:
         UserError: min_new_tokens cannot be reached.
@@ -92,13 +91,15 @@ def generation_config(model: PreTrainedModel, options: GenerationOptions) -> Gen
     }
     if options.beams > 1:  # transformers refuses to save a greedy search that has them
         settings |= {"length_penalty": options.length_penalty, "early_stopping": True}
-        if options.no_repeat_ngram or options.min_new_tokens:  # else nothing is forbidden, nothing to renormalise
+        if (
+            options.no_repeat_ngram or options.min_new_tokens
+        ):  # else no token is forbidden, and there is nothing to renormalise
             settings["renormalize_logits"] = True
     return GenerationConfig(**settings)
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """Longest sequence that the model can read or write, in tokens; None: any length."""
+    """Longest sequence that the model can read or write, in tokens; None: unlimited."""
     return getattr(model.config, "max_position_embeddings", None)
 
 

@@ -1,7 +1,7 @@
-"""Weights that others have saved: PyTorch-Lightning checkpoints and bare state dicts, into a model of ours.
+"""Weights from other programs: PyTorch-Lightning checkpoints and bare state dicts, loaded into a transformers model.
 
-A checkpoint is data from a stranger. It is read with torch's weights_only unpickler, which builds tensors and plain
-containers and calls nothing else, or as safetensors.
+A checkpoint is untrusted data. It is read with torch's weights_only unpickler, which builds tensors and plain containers
+and calls nothing else, or as safetensors.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHOWN = 10
-"""Keys of one sort that a message lists."""
+"""Most keys of one kind that a message lists."""
 
 NESTS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-"""Keys under which training programs put the state dict, in the order in which they are looked at."""
+"""Keys under which training programs store the state dict, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did."""
+    """The result of an import."""
 
     keys: int
-    """Tensors taken over."""
+    """Number of tensors that were loaded."""
     prefix: str
-    """What was taken off the beginning of every key, or put there: "-module.", "+model.", "-module. +model."."""
+    """The prefix that was removed from every key or added: "-module.", "+model.", "-module. +model."."""
     derived: list[str]
-    """Keys that the file lacks and that follow from others: tied weights, and buffers that training leaves alone."""
+    """Keys that are missing in the file and not needed: tied weights, and buffers that training does not change."""
     ignored: list[str]
-    """Keys of the file that were passed over because the caller said so."""
+    """Keys of the file that the caller asked to ignore."""
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -50,7 +50,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             key in NESTS (PyTorch-Lightning: `state_dict`).
 
     Raises:
-        UserError: there is no such file, it cannot be read, holds more than data, or no tensors.
+        UserError: the file does not exist, cannot be read, holds more than data, or no tensors.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a checkpoint (.ckpt, .pt, .bin or .safetensors)")
@@ -68,14 +68,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 def load_weights(
     model: PreTrainedModel, weights: Mapping[str, torch.Tensor], origin: str, ignore: Sequence[str] = ()
 ) -> Imported:
-    """Put foreign weights into a model; all that a model needs must be there, and nothing else.
+    """Load weights into a model; all that it needs must be there, and nothing else.
 
     Args:
         model: changed only if everything fits; floating-point tensors are taken in the model's own dtype.
-        weights: tensors by their keys; one prefix (`model.`, `module.`) before all keys is found and taken off, and the
-            base model's is put on if the file holds the bare base model.
-        origin: what to call the weights in a message.
-        ignore: patterns (`loss_fn.*`) of keys to pass over, as they stand in the file.
+        weights: tensors by their keys; a common prefix (`model.`, `module.`) is detected and removed, and that of the base
+            model is added if the file holds the bare base model.
+        origin: name of the weights in messages.
+        ignore: patterns (`loss_fn.*`) of keys of the file to ignore.
 
     Raises:
         UserError: keys are missing or unexpected, or shapes differ; lists up to SHOWN of each, with counts.
@@ -123,8 +123,8 @@ def load_weights(
 
 
 def _unpickled(path: Path) -> Any:
-    """What a file of `torch.save` holds."""
-    # Settings that Lightning saves beside the weights: read as plain data, their own classes are never imported.
+    """The content of a file of `torch.save`."""
+    # Settings that Lightning saves beside the weights are read as plain data; their classes are not imported.
     plain: list[Any] = [
         argparse.Namespace,
         *(
@@ -140,7 +140,7 @@ def _unpickled(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(plain):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile file makes the unpickler do, it is the file's fault
+    except Exception as error:  # a broken or hostile file can make the unpickler raise anything
         reason = str(error)
         if "Unsupported" in reason or "GLOBAL" in reason or "reduce" in reason:
             found = reason.split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL " in reason else type(error).__name__
@@ -161,7 +161,7 @@ def _joined(*parts: str) -> str:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    """The mapping of tensors in what was read: itself, or the one that lies under a key in NESTS."""
+    """The mapping of tensors in a file's content: the content itself, or what is stored under a key in NESTS."""
     found, looked = content, 0
     while isinstance(found, Mapping) and looked < len(NESTS):
         inner = next((found[key] for key in NESTS if isinstance(found.get(key), Mapping)), None)
@@ -182,7 +182,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
 def _fitted(
     weights: Mapping[str, torch.Tensor], wanted: Mapping[str, Any], base: str
 ) -> tuple[str, dict[str, torch.Tensor]]:
-    """The change of prefix that makes most keys fit, and the tensors under their new keys."""
+    """The change of prefix with which most keys fit, and the tensors under their new keys."""
     # BART's own keys begin with `model.`, so a prefix is only taken off where more keys fit without it.
     votes: Counter[tuple[str, str]] = Counter()
     for key in weights:

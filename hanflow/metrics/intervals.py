@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals of means: how far a score might lie elsewhere on other rows of the same kind."""
+"""Bootstrap confidence intervals of metrics: the uncertainty that comes from the choice of test rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 1000
-"""As ROUGE-1.5.5 takes."""
+"""As in ROUGE-1.5.5."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,23 @@ def mean_intervals(
 ) -> dict[str, Interval]:
     """Mean of every metric with its percentile bootstrap interval (Efron and Tibshirani, 1993, section 13.3).
 
-    Rows are drawn anew, with replacement, as many as there are; the interval holds the middle `confidence` of the
-    resamples' means (quantiles between two of them are interpolated linearly). All metrics share the same resamples, so
-    the interval of a difference between two systems on the same rows is that of the differences row by row:
-    `mean_intervals({"gain": ours - theirs})`; it is a paired comparison (Koehn, 2004).
+    Each resample draws as many rows as there are, with replacement; the interval holds the central `confidence` of the
+    resamples' means (quantiles are interpolated linearly). All metrics share the resamples. To compare two systems on the
+    same rows, give the difference of each row, `mean_intervals({"gain": ours - theirs})`: a paired bootstrap (Koehn, 2004).
 
-    Memory is a few numbers a row and metric whatever `resamples` is; time about 10 ns a row and resample.
+    Memory does not depend on `resamples`; time is about 10 ns a row and resample.
 
     Args:
         rows: metric → finite floats of shape (rows,), the same number for all.
-        confidence: part of the resamples' means that the interval holds, between 0 and 1.
-        resamples: how many are drawn.
-        seed: of the draws: the same rows and seed give the same interval.
+        confidence: level of the interval, between 0 and 1.
+        resamples: number of resamples.
+        seed: of the resamples; the same rows and seed give the same interval.
 
     Returns:
-        One interval a metric, in the order given; without any row all of its figures are 0.
+        One interval a metric, in the given order; all zeros without any row.
 
     Raises:
-        ValueError: `confidence` is not between 0 and 1, `resamples` is not positive, or the metrics differ in rows.
+        ValueError: `confidence` or `resamples` is out of range, or the metrics differ in their number of rows.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, not {confidence}")
@@ -55,7 +54,7 @@ def mean_intervals(
         return {name: Interval(0.0, 0.0, 0.0) for name in rows}
     values = np.stack([np.asarray(column, np.float64) for column in rows.values()], axis=1)
     count = len(values)
-    # Around its first row every column is small numbers or, where all rows are equal, zeros: its interval is then exact.
+    # Relative to its first row a column of equal rows is all zeros: its interval is then exact.
     origin = values[0].copy()
     values -= origin
     generator = np.random.default_rng(seed)
@@ -77,15 +76,15 @@ def score_intervals(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The same for scores that are no means of rows, a macro F1 say: they are computed anew of every resample.
+    """Percentile bootstrap intervals of metrics that are not means of rows, e.g. macro F1: computed for every resample.
 
     Args:
-        measures: what the scores follow from: name → array whose first dimension is the rows.
-        overall: makes scores of the measures of some rows.
+        measures: name → array whose first axis is the rows.
+        overall: computes the metrics of some rows from their measures.
         confidence, resamples, seed: as in `mean_intervals`.
 
     Returns:
-        One interval a score; without any row, or of a single one, it is the score itself.
+        One interval a metric, with the metric of all rows as its `mean`; of fewer than two rows, low and high equal it.
     """
     scores = overall(measures)
     count = len(next(iter(measures.values()))) if measures else 0

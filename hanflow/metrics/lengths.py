@@ -1,4 +1,4 @@
-"""Length statistics of text and token sequences, as artifacts carry them and reports draw them."""
+"""Length statistics of texts and token sequences, for artifacts and reports."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def summary(lengths: np.ndarray) -> dict[str, Any]:
         lengths: integer array of shape (rows,).
 
     Returns:
-        Plain data: `rows`, `mean`, `median`, `p95`, `max`, and `edges` (bins + 1 floats) with `counts` (bins ints); the
-        last bin ends at the 99th percentile's reach and also counts everything longer, so that one giant row does not
-        flatten the picture.
+        Plain data: `rows`, `mean`, `median`, `p95`, `max`, and `edges` (bins + 1 floats) with `counts` (bins ints). The
+        bins end at the 99th percentile; the last one also counts all longer rows, so that a few outliers do not flatten
+        the histogram.
     """
     if len(lengths) == 0:
         return {"rows": 0, "mean": 0.0, "median": 0.0, "p95": 0.0, "max": 0, "edges": [0.0, 1.0], "counts": [0]}

@@ -1,4 +1,4 @@
-"""What token sequences share, for all rows at once: n-grams and longest common subsequences over arrays of numbers."""
+"""Common n-grams and longest common subsequences of token sequences, for all rows at once, in numpy arrays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Numbers(defaultdict[Hashable, int]):
-    """Token → its number, from 0 in the order of first sight."""
+    """Token → its number, counted from 0 in order of first occurrence."""
 
     def __init__(self) -> None:
         super().__init__(count().__next__)
@@ -22,20 +22,20 @@ class Sequences:
     """Sequences of different lengths in one array."""
 
     values: np.ndarray
-    """All of them, one behind the other: shape (tokens,); numbers of tokens are int32."""
+    """The concatenated sequences: shape (tokens,); token numbers are int32."""
     starts: np.ndarray
-    """Where each begins, and where the last one ends: int64 array of shape (sequences + 1,)."""
+    """Start of each sequence, and the end of the last one: int64 array of shape (sequences + 1,)."""
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence[Hashable]], numbers: Numbers) -> Sequences:
-        """The numbers of tokens; `numbers` grows by those that are new."""
+        """Sequences of token numbers; new tokens are added to `numbers`."""
         number = numbers.__getitem__
         arrays = [np.fromiter(map(number, tokens), np.int32, len(tokens)) for tokens in sequences]
         return cls.joined(np.concatenate([np.empty(0, np.int32), *arrays]), [len(array) for array in arrays])
 
     @classmethod
     def joined(cls, values: np.ndarray, lengths: Sequence[int] | np.ndarray) -> Sequences:
-        """Of all values and the length of each sequence."""
+        """Sequences from their concatenated values and their lengths."""
         starts = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=starts[1:])
         return cls(values, starts)
@@ -50,24 +50,24 @@ class Sequences:
 
     @property
     def owners(self) -> np.ndarray:
-        """Index of the sequence that each value belongs to: int64 array of shape (tokens,)."""
+        """Index of the sequence of each value: int64 array of shape (tokens,)."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def take(self, which: np.ndarray) -> Sequences:
-        """Some of the sequences, in the order of their indices, which may repeat."""
+        """The sequences with the given indices, which may repeat."""
         lengths = self.lengths[which]
         taken = Sequences.joined(self.values[:0], lengths)
         inside = np.arange(taken.starts[-1]) - np.repeat(taken.starts[:-1], lengths)
         return Sequences(self.values[np.repeat(self.starts[:-1][which], lengths) + inside], taken.starts)
 
     def slice(self, start: int, stop: int) -> Sequences:
-        """The sequences from one index to another; nothing is copied."""
+        """The sequences from `start` to before `stop`; nothing is copied."""
         starts = self.starts[start : stop + 1]
         return Sequences(self.values[starts[0] : starts[-1]], starts - starts[0])
 
 
 def ngram_matches(a: Sequences, b: Sequences, n: int) -> np.ndarray:
-    """N-grams that every pair of sequences shares, each counted as often as the one that has fewer of it has it.
+    """Number of n-grams that each pair of sequences has in common, with multiplicity (clipped counts).
 
     Args:
         a: token numbers.
@@ -83,12 +83,12 @@ def ngram_matches(a: Sequences, b: Sequences, n: int) -> np.ndarray:
 
 
 def ngram_counts(lengths: np.ndarray, n: int) -> np.ndarray:
-    """N-grams in sequences of such lengths: an array of the same shape."""
+    """Number of n-grams of sequences with the given lengths: an array of the same shape."""
     return np.maximum(lengths - (n - 1), 0)
 
 
 def _grams(sequences: Sequences, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(n-grams as int64 numbers, the sequence that each stands in); a token's number takes `width` bits."""
+    """(n-grams as int64 numbers, index of the sequence of each); a token number has `width` bits."""
     values, rows = sequences.values.astype(np.int64), sequences.owners
     if n == 1:
         return values, rows
@@ -98,12 +98,12 @@ def _grams(sequences: Sequences, n: int, width: int) -> tuple[np.ndarray, np.nda
 
 
 def common(left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_rows: np.ndarray, rows: int) -> np.ndarray:
-    """Size of the intersection of two multisets of whole numbers in every row: int64 array of shape (rows,).
+    """Size of the intersection of two multisets of integers in every row: int64 array of shape (rows,).
 
     Args:
-        left: what the first multisets hold, int64.
+        left: elements of the first multisets, int64.
         left_rows: the row of each, int64, ascending.
-        right: what the second hold.
+        right: elements of the second multisets.
         right_rows: the row of each, ascending.
         rows: number of rows.
     """
@@ -112,9 +112,9 @@ def common(left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_row
     row = np.concatenate([left_rows, right_rows])
     width = int(both.max(initial=0)).bit_length()
     if width + max(rows - 1, 1).bit_length() + 1 > 63:
-        distinct, both = np.unique(both, return_inverse=True)  # small numbers in place of the large
+        distinct, both = np.unique(both, return_inverse=True)  # smaller numbers
         width = len(distinct).bit_length()
-    # Row, value and side in one number: a sort brings equals of a row together, the sides beside each other.
+    # Row, value and side in one number: sorting puts equal values of a row next to each other, left before right.
     keys = (row << width | both) << 1 | side
     keys.sort()
     group = keys >> 1
@@ -128,7 +128,7 @@ def common(left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_row
 
 
 def run_starts(values: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins: int64 array of shape (runs,)."""
+    """Start of each run of equal values: int64 array of shape (runs,)."""
     begins = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=begins[1:])
     return np.flatnonzero(begins)
@@ -151,7 +151,7 @@ def subsequence_lengths(a: Sequences, b: Sequences) -> np.ndarray:
 
 
 def _comparable(sequences: Sequences) -> list[str] | list[list[int]]:
-    """Sequences as rapidfuzz takes them: as texts (a character a number) it neither hashes nor boxes a token."""
+    """Sequences as rapidfuzz compares them fastest: strings, a character a token."""
     values, starts = sequences.values, sequences.starts.tolist()
     parts = pairwise(starts)
     if values.max(initial=0) > 0x10FFFF:  # beyond the last character

@@ -1,10 +1,14 @@
-"""ROUGE that is right for Korean: pure functions over lists of texts.
+"""ROUGE for Korean: pure functions over lists of texts.
+
+    >>> scores = score_rows(["오늘 비가 왔다"], ["오늘은 비가 내렸다"])
+    >>> scores["rougeL_morpheme"]  # F1 of every row, from 0 to 1
+    >>> mean_intervals(scores)["rougeL_morpheme"]  # mean and bootstrap interval, see hanflow.metrics.intervals
 
 Scores follow Lin (2004), as the rouge_score package computes them: ROUGE-N from clipped n-gram counts, ROUGE-L from the
-longest common subsequence, ROUGE-Lsum from its union over sentences, which newlines end. What differs is the tokens.
+longest common subsequence, ROUGE-Lsum from its union over sentences, which end at newlines. The tokens differ:
 rouge_score's own tokenizer drops every character outside [a-z0-9], so Korean texts score 0 or, by their Latin letters
-alone, 1. Here a text is brought to NFKC and cut by a named tokenization, and the name stands in every key: a score means
-nothing without it.
+alone, 1. Here a text is normalised to NFKC and split by a named tokenization (`hanflow.text.scoring_tokens`). Scores of
+different tokenizations cannot be compared, so the name is part of every key.
 """
 
 from __future__ import annotations
@@ -19,29 +23,29 @@ from hanflow.metrics.union_lcs import Sentences, union_matches
 from hanflow.text.scoring_tokens import Tokenization, get_tokenization
 
 VARIANTS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-"""Everything that can be counted."""
+"""All variants."""
 
 USUAL = ("rouge1", "rouge2", "rougeL")
-"""What leaderboards and `rouge_sum` add up."""
+"""The variants of leaderboards and of `rouge_sum`."""
 
 CHUNK_CHARACTERS = 4_000_000
-"""Characters of the texts that are worked on at once: memory does not grow with the number of rows."""
+"""Characters of the texts that are processed at once: memory does not grow with the number of rows."""
 
 CHUNK_ROWS = 1 << 16
 CHUNK_TOKENS = 1 << 19
-"""Tokens of both sides that are counted at once."""
+"""Tokens of predictions and references that are compared at once."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What one ROUGE variant counts, row by row: int64 arrays of shape (rows,)."""
+    """The counts of one ROUGE variant in every row: int64 arrays of shape (rows,)."""
 
     matches: np.ndarray
-    """Units that prediction and reference share."""
+    """N-grams or tokens that prediction and reference have in common."""
     predicted: np.ndarray
-    """Units of the prediction."""
+    """N-grams or tokens of the prediction."""
     expected: np.ndarray
-    """Units of the reference."""
+    """N-grams or tokens of the reference."""
 
     @property
     def precision(self) -> np.ndarray:
@@ -65,7 +69,7 @@ def f1_rows(
     tokenization: str | Tokenization = "morpheme",
     variants: Sequence[str] = USUAL,
 ) -> dict[str, np.ndarray]:
-    """F1 of every row: what `score_rows` gives without precision and recall, and of several references the mean."""
+    """F1 of every row: `score_rows` without precision, recall and the best of several references."""
     names = [f"{variant}_{get_tokenization(tokenization).name}" for variant in variants]
     scores = score_rows(predictions, references, tokenization, variants)
     return {name: scores[name] for name in names}
@@ -82,20 +86,20 @@ def score_rows(
     """ROUGE of every row.
 
     Args:
-        predictions: one text a row; an empty one, or one without any token, scores 0.
-        references: the right text of every row, or its several right texts.
-        tokenization: a name of `tokenizations.TOKENIZATIONS`, or a tokenization that was made (`model_tokenization`).
-        variants: some of `VARIANTS`.
-        best: whether to give the scores with the best reference too; None: if any row has several references.
+        predictions: one text a row; one without any token scores 0.
+        references: as many: the reference text of each row, or a list of several reference texts.
+        tokenization: `morpheme`, `character`, `word`, `dacon`, or a `Tokenization` (see `model_tokenization`).
+        variants: some of VARIANTS.
+        best: whether to add the scores of the best reference; None: if any row has several references.
 
     Returns:
-        For every variant `rougeL_<tokenization>` (F1), `rougeL_<tokenization>_precision` and `…_recall` → float64 array
-        of shape (rows,), between 0 and 1. Of several references that is the mean over them; `rougeL_<tokenization>_best`,
-        `…_best_precision` and `…_best_recall` are those of the reference with the highest F1 (for each variant its own,
-        the first of equals), as rouge_score's `score_multi` takes it.
+        Name → float64 array of shape (rows,), from 0 to 1. For each variant: `rougeL_<tokenization>` (F1),
+        `rougeL_<tokenization>_precision` and `rougeL_<tokenization>_recall`; of several references the mean over them.
+        `rougeL_<tokenization>_best`, `…_best_precision` and `…_best_recall` are those of the reference with the highest
+        F1 (chosen for each variant, the first of equals), as in rouge_score's `score_multi`.
 
     Raises:
-        ValueError: unknown tokenization or variant, the lists differ in length, or a row has no reference.
+        ValueError: the tokenization or a variant is unknown, the lists differ in length, or a row has no reference.
     """
     cut = get_tokenization(tokenization)
     _check(predictions, references, variants)
@@ -142,7 +146,7 @@ def overlap_rows(
     tokenization: str | Tokenization = "morpheme",
     variants: Sequence[str] = USUAL,
 ) -> dict[str, Overlap]:
-    """The counts behind the scores of every row, one reference each; arguments and errors as in `score_rows`."""
+    """The counts of every row, with one reference each; arguments and errors as in `score_rows`."""
     cut = get_tokenization(tokenization)
     _check(predictions, references, variants)
     parts = [
@@ -157,8 +161,7 @@ def overlap_tokens(
     references: Sequence[Sequence[Hashable]],
     variants: Sequence[str] = USUAL,
 ) -> dict[str, Overlap]:
-    """The counts of ROUGE-1, -2 and -L (some of `USUAL`) of texts that are cut already, one list of tokens each; errors as in
-    `score_rows`."""
+    """The counts of ROUGE-1, -2 and -L (some of USUAL) for given tokens, one list a text; errors as in `score_rows`."""
     _check(predictions, references, variants, USUAL)
     numbers = Numbers()
     return _overlap_sequences(Sequences.of(predictions, numbers), Sequences.of(references, numbers), variants)
@@ -167,7 +170,7 @@ def overlap_tokens(
 def overlap_sentences(
     predictions: Sequence[Sequence[Sequence[Hashable]]], references: Sequence[Sequence[Sequence[Hashable]]]
 ) -> Overlap:
-    """The counts of ROUGE-Lsum of texts that are cut already: a list of sentences each, a list of tokens a sentence."""
+    """The counts of ROUGE-Lsum for given tokens: a list of sentences a text, a list of tokens a sentence."""
     _check(predictions, references, ())
     numbers = Numbers()
 
@@ -212,7 +215,7 @@ def _overlap_texts(
     predictions: Sequence[str], references: Sequence[str], cut: Tokenization, variants: Sequence[str]
 ) -> dict[str, Overlap]:
     numbers = Numbers()
-    places: dict[str, int] = {}  # every distinct text is cut once
+    places: dict[str, int] = {}  # every distinct text is split once
     for text in (*predictions, *references):
         places.setdefault(text, len(places))
     texts = [cut.clean(text) for text in places]
@@ -223,7 +226,7 @@ def _overlap_texts(
     overlaps = _overlap_sequences(tokens.take(a), tokens.take(b), usual)
     if "rougeLsum" in variants:
         several = np.array(["\n" in text for text in texts], bool)
-        rows = np.flatnonzero(several[a] | several[b])  # between two texts of one sentence the union is ROUGE-L itself
+        rows = np.flatnonzero(several[a] | several[b])  # between two texts of one sentence it equals ROUGE-L
         whole = overlaps["rougeL"]
         summed = Overlap(whole.matches.copy(), whole.predicted.copy(), whole.expected.copy())
         if len(rows):
@@ -236,7 +239,7 @@ def _overlap_texts(
 
 
 def _sentences(texts: Sequence[str], tokens: Sequences, cut: Tokenization, numbers: Numbers) -> Sentences:
-    """The sentences of every text; those without a newline are cut already."""
+    """The sentences of every text; the tokens of those without a newline are in `tokens` already."""
     lines = [[line for line in text.split("\n") if line] if "\n" in text else None for text in texts]
     every = [line for part in lines if part is not None for line in part]
     cut_lines = Sequences.of(cut.cut(every), numbers)
@@ -286,8 +289,8 @@ def _chunks_of_tokens(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int]]
     """(first row, one past the last) of parts of at most CHUNK_TOKENS on both sides, or of one row, in order.
 
     Args:
-        a: tokens before each row of one side, and tokens in all: int64 of shape (rows + 1,).
-        b: the same of the other side.
+        a: tokens before each row of the predictions, and their total: int64 of shape (rows + 1,).
+        b: the same for the references.
     """
     before, start = a + b, 0
     while start < len(before) - 1:

@@ -1,6 +1,6 @@
-"""What is worth knowing of a summary beside its ROUGE: how much is copied, new, repeated, cut off, too long or too short.
+"""Descriptive metrics of summaries beside ROUGE: how much is copied, new, repeated or truncated, and their length.
 
-Words are what stands between white space (eojeol).
+Words are separated by white space (eojeol).
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ import numpy as np
 def describe(
     sources: Sequence[str], summaries: Sequence[str], references: Sequence[str], cut: np.ndarray | None
 ) -> dict[str, np.ndarray]:
-    """Figures of every row; NaN where one is not defined (an empty summary, a single word).
+    """Descriptive metrics of every row; NaN where one is undefined (an empty summary, a single word).
 
     Args:
         sources: the texts that were summarized.
-        summaries: what was made of them.
-        references: what should have been.
-        cut: 1.0 where the longest length ended the summary before its own end, of shape (rows,); None: not known.
+        summaries: the generated summaries.
+        references: the reference summaries.
+        cut: float64 of shape (rows,), 1.0 where `max_new_tokens` ended the summary; None: not known.
 
     Returns:
-        Name → float64 array of shape (rows,): `copied words` (share of the summary's words that the source has), `new
-        word pairs` (share of its word bigrams that the source has not), `repeated word pairs` (share of its bigrams
-        that it had before), `length to reference` (characters), `cut at max_new_tokens`, `empty`.
+        Name → float64 array of shape (rows,): `copied words` (share of the summary's words that occur in the source), `new
+        word pairs` (share of its word bigrams that do not occur in the source), `repeated word pairs` (share of its bigrams
+        that occurred in it before), `length to reference` (characters), `cut at max_new_tokens`, `empty`.
     """
     columns: dict[str, list[float]] = {
         name: [] for name in ("copied words", "new word pairs", "repeated word pairs", "length to reference", "empty")

@@ -1,4 +1,4 @@
-"""The models: made, loaded, fed and scored."""
+"""Networks: their architectures, batches and losses. Weights are read and written elsewhere (`hanflow.loading`)."""
 
 import importlib
 

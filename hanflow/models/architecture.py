@@ -1,80 +1,118 @@
-"""The setting `train.architecture`: told what is wrong with it before any model is made."""
+"""The setting `train.architecture`: what networks it can describe, its checks, and the network itself, untrained."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
-
-def problems(settings: Mapping[str, Any], config_class: type[PretrainedConfig], keys: Collection[str]) -> list[str]:
-    """Problems of architecture settings, one text each.
-
-    A value fits if it is of the kind of the config's default: whole numbers above 0, fractions from 0 (dropout: below
-    1), lists of whole numbers above 0, names of activation functions.
-
-    Args:
-        settings: `train.architecture`; `type` is not looked at.
-        config_class: the transformers config that takes them.
-        keys: those of its fields that shape the model.
-    """
-    defaults = defaults_of(config_class)
-    found = []
-    for key, value in settings.items():
-        if key == "type":
-            continue
-        if key not in keys:
-            near = difflib.get_close_matches(key, keys, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(keys)}"
-            found.append(f"train.architecture.{key}: no such setting; {hint}")
-        elif not _fits(key, value, defaults[key]):
-            found.append(
-                f"train.architecture.{key}: {value!r} does not fit; for example {_example(key, defaults[key])}"
-            )
-    return found
+from hanflow.errors import UserError
 
 
-def defaults_of(config_class: type[PretrainedConfig]) -> dict[str, Any]:
+def _no_more(settings: Mapping[str, Any]) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of network."""
+
+    config: type[PretrainedConfig]
+    """Its fields hold the settings; their defaults are those of the settings."""
+    model: type[PreTrainedModel]
+    keys: tuple[str, ...]
+    """Settings beside `type`: the fields of the config that shape the network."""
+    heads: tuple[tuple[str, str], ...] = ()
+    """(key of a width, key of the number of attention heads that share it evenly)."""
+    check: Callable[[Mapping[str, Any]], list[str]] = _no_more
+    """Further problems of settings whose values are of the right type."""
+
+    def problems(self, settings: Mapping[str, Any]) -> list[str]:
+        """Problems of the settings, one message each; `type` is ignored.
+
+        A value fits if it has the type of the config's default: whole numbers above 0, fractions from 0 (dropout: below
+        1), lists of whole numbers above 0, names of activation functions.
+        """
+        defaults = _defaults(self.config)
+        found = []
+        for key, value in settings.items():
+            if key == "type":
+                continue
+            if key not in self.keys:
+                found.append(f"train.architecture.{key}: no such setting; {_hint(key, self.keys)}")
+            elif not _fits(key, value, defaults[key]):
+                example = 0.1 if defaults[key] is None else defaults[key]
+                found.append(f"train.architecture.{key}: {value!r} does not fit; for example {example!r}")
+        if found:
+            return found
+        values = {**defaults, **settings}
+        uneven = [
+            f"train.architecture.{heads}: {values[heads]} does not divide {width}={values[width]} evenly; give a divisor"
+            for width, heads in self.heads
+            if values[width] % values[heads]
+        ]
+        return uneven + self.check(settings)
+
+
+@dataclass(frozen=True)
+class Architectures:
+    """The networks that a task can train from random weights."""
+
+    task: str
+    by_type: Mapping[str, Architecture]
+    """`train.architecture.type` → the network; the first one is the default."""
+    example: str
+    """A setting that the message about an empty `train.architecture` suggests."""
+
+    def problems(self, settings: Mapping[str, Any]) -> list[str]:
+        """Problems of `train.architecture`, one message each."""
+        if not settings:
+            return [f"train.architecture: is empty and train.pretrained too; set one, e.g. {self.example}"]
+        kind = str(settings.get("type", self._default))
+        if kind in self.by_type:
+            return self.by_type[kind].problems(settings)
+        unknown = f"train.architecture.type: {kind!r} is not known to {self.task}; {_hint(kind, self.by_type)}"
+        only_one = len(self.by_type) == 1  # then the other settings can only be meant for that
+        return [unknown, *(self.by_type[self._default].problems(settings) if only_one else [])]
+
+    def build(self, settings: Mapping[str, Any], **fields: Any) -> PreTrainedModel:
+        """The network with new weights, drawn from torch's default generator, in evaluation mode.
+
+        Args:
+            settings: `train.architecture`.
+            fields: further fields of the config, e.g. `vocab_size`.
+
+        Raises:
+            UserError: the settings are wrong; lists every problem.
+        """
+        problems = self.problems(settings)
+        if problems:
+            raise UserError("\n".join(problems))
+        chosen = self.by_type[settings.get("type", self._default)]
+        shape = {key: value for key, value in settings.items() if key != "type"}
+        return chosen.model(chosen.config(**fields, **shape)).eval()
+
+    @property
+    def _default(self) -> str:
+        return next(iter(self.by_type))
+
+
+def _defaults(config: type[PretrainedConfig]) -> dict[str, Any]:
     """Name of each field of a transformers config → its default."""
     return {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in dataclasses.fields(config_class)
+        for field in dataclasses.fields(config)
     }
 
 
-def indivisible(settings: Mapping[str, Any], config_class: type[PretrainedConfig], width: str, heads: str) -> list[str]:
-    """The problem that a width cannot be shared evenly among attention heads, if it is one; call on fitting values."""
-    values = {**defaults_of(config_class), **settings}
-    if values[width] % values[heads] == 0:
-        return []
-    return [
-        f"train.architecture.{heads}: {values[heads]} does not divide {width}={values[width]} evenly; give a divisor"
-    ]
-
-
-def choose(settings: Mapping[str, Any], known: Collection[str], task: str, example: str) -> tuple[str, list[str]]:
-    """(type, problems of choosing it) of `train.architecture`.
-
-    Args:
-        known: types of architecture that the task has; the first is meant where `type` is missing.
-        example: a setting that would do instead of an empty architecture.
-    """
-    if not settings:
-        return "", [f"train.architecture: is empty and train.pretrained too; set one, e.g. {example}"]
-    kind = settings.get("type", next(iter(known)))
-    if kind in known:
-        return kind, []
-    near = difflib.get_close_matches(str(kind), known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return "", [f"train.architecture.type: {kind!r} is not known to {task}; {hint}"]
-
-
-def _is_activation(key: str) -> bool:
-    return key.endswith(("activation_function", "_act", "activation"))
+def _hint(word: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _fits(key: str, value: Any, default: Any) -> bool:
@@ -88,8 +126,5 @@ def _fits(key: str, value: Any, default: Any) -> bool:
         return fraction and (value < 1 or "dropout" not in key)
     if isinstance(default, list):
         return isinstance(value, list) and len(value) > 0 and all(_fits(key, item, 1) for item in value)
-    return isinstance(value, str) and (not _is_activation(key) or value in ACT2FN)
-
-
-def _example(key: str, default: Any) -> str:
-    return repr(0.1 if default is None else default)
+    is_activation = key.endswith(("activation_function", "_act", "activation"))
+    return isinstance(value, str) and (not is_activation or value in ACT2FN)

@@ -1,4 +1,4 @@
-"""Encoder-decoders of the BART family, through transformers: made, loaded, fed and scored.
+"""Encoder-decoders, of transformers' BART: new models, batches and the loss.
 
 Shapes: B rows of a batch, S padded source length, T padded target length, N target tokens of the batch, D model
 width, V vocabulary.
@@ -12,13 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import BartConfig
+from transformers import BartConfig, BartForConditionalGeneration
 
-from hanflow.config import TrainConfig
-from hanflow.errors import UserError
-from hanflow.loading import pretrained
-from hanflow.models import architecture
-from hanflow.models.kernels import bart_cpu as bart_forward
+from hanflow.models.architecture import Architecture, Architectures
+from hanflow.models.kernels import bart_cpu
 from hanflow.models.kernels.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
@@ -27,74 +24,61 @@ if TYPE_CHECKING:
 TARGETS_MULTIPLE = 64
 """The N of a batch is rounded up to a multiple of this, so that few distinct matrix shapes occur."""
 
-ARCHITECTURE_KEYS = (
-    "d_model",
-    "encoder_layers",
-    "decoder_layers",
-    "encoder_attention_heads",
-    "decoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_ffn_dim",
-    "activation_function",
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "max_position_embeddings",
-    "init_std",
-    "scale_embedding",
+ARCHITECTURES = Architectures(
+    "summarization",
+    {
+        "bart": Architecture(
+            BartConfig,
+            BartForConditionalGeneration,
+            (
+                "d_model",
+                "encoder_layers",
+                "decoder_layers",
+                "encoder_attention_heads",
+                "decoder_attention_heads",
+                "encoder_ffn_dim",
+                "decoder_ffn_dim",
+                "activation_function",
+                "dropout",
+                "attention_dropout",
+                "activation_dropout",
+                "max_position_embeddings",
+                "init_std",
+                "scale_embedding",
+            ),
+            heads=(("d_model", "encoder_attention_heads"), ("d_model", "decoder_attention_heads")),
+        )
+    },
+    "train.pretrained=gogamza/kobart-base-v2",
 )
-"""Keys of `train.architecture` beside `type`; those of transformers' BartConfig that shape the model."""
 
 
 def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings of a model made from nothing, one text each."""
-    _, unknown = architecture.choose(settings, ("bart",), "summarization", "train.pretrained=gogamza/kobart-base-v2")
-    problems = unknown + architecture.problems(settings, BartConfig, ARCHITECTURE_KEYS)
-    if not problems:
-        for side in ("encoder", "decoder"):
-            problems += architecture.indivisible(settings, BartConfig, "d_model", f"{side}_attention_heads")
-    return problems
+    """Problems of `train.architecture`, one message each."""
+    return ARCHITECTURES.problems(settings)
 
 
-def new_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model before training: random weights from `config.seed`, or those of `config.pretrained`.
+def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A BART with random weights.
 
-    Raises:
-        UserError: the architecture is wrong, the pretrained model cannot be had or does not fit the tokenizer.
-    """
-    from transformers import BartForConditionalGeneration
-
-    torch.manual_seed(config.seed)
-    if config.pretrained:
-        model = load(config.pretrained)
-        pretrained.fit_to_tokenizer(model, tokenizer, config.pretrained, ("pad_token_id", "eos_token_id"))
-        return model
-    problems = check(config.architecture)
-    if problems:
-        raise UserError("\n".join(problems))
-    settings = {key: value for key, value in config.architecture.items() if key != "type"}
-    return BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=len(tokenizer),
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            decoder_start_token_id=tokenizer.eos_token_id,
-            forced_eos_token_id=tokenizer.eos_token_id,
-            **settings,
-        )
-    ).eval()
-
-
-def load(name: str) -> PreTrainedModel:
-    """A pretrained encoder-decoder in float32, from a hub name or a folder.
+    Args:
+        settings: `train.architecture`.
+        tokenizer: gives the vocabulary's size and the special ids.
+        seed: of the weights.
 
     Raises:
-        UserError: it cannot be loaded; says why.
+        UserError: the settings are wrong; lists every problem.
     """
-    from transformers import AutoModelForSeq2SeqLM
-
-    return pretrained.load(AutoModelForSeq2SeqLM, name, "encoder-decoder")
+    torch.manual_seed(seed)
+    return ARCHITECTURES.build(
+        settings,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=tokenizer.eos_token_id,
+    )
 
 
 def collate(
@@ -106,7 +90,8 @@ def collate(
         rows: at most B rows of two int32 arrays (end-of-sequence included).
         shape: (B, S, T).
         config: the model's config, for the ids of padding and of the decoder's start.
-        static: only what follows from the shape, rows first: no device then looks into another one's rows.
+        static: only tensors whose shapes follow from `shape`, with the rows as their first dimension (so that a batch
+            can be split among devices).
 
     Returns:
         int64 tensors: `input_ids` (B, S); `attention_mask` (B, S), left out where nothing is padded, unless static;
@@ -125,7 +110,7 @@ def collate(
         inputs[row, 0] = config.decoder_start_token_id
         inputs[row, 1 : len(target)] = target[:-1]
         labels[row, : len(target)] = target
-    # A row of padding alone would leave attention without anything to look at (NaN): let it see one token.
+    # Attention over a row of nothing but padding would be NaN: let it see one token.
     mask[len(rows) :, 0] = 1
     batch = {"input_ids": torch.from_numpy(sources), "decoder_input_ids": torch.from_numpy(inputs)}
     if static or not mask.all():
@@ -142,7 +127,7 @@ def collate(
 
 
 def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross-entropy of the targets, logits computed at their positions alone where the batch tells them.
+    """Cross-entropy of the targets; where the batch has `positions`, logits are computed at those alone.
 
     Equal to the sum behind `BartForConditionalGeneration(labels=…).loss` (which takes the mean).
 
@@ -150,8 +135,8 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
         (sum over the N targets, number of targets that are not IGNORED): float32 and int64 scalars.
     """
     mask = batch.get("attention_mask")
-    if bart_forward.applies(model):
-        hidden_BTD = bart_forward.hidden(model, batch["input_ids"], mask, batch["decoder_input_ids"])
+    if bart_cpu.applies(model):
+        hidden_BTD = bart_cpu.hidden(model, batch["input_ids"], mask, batch["decoder_input_ids"])
     else:
         hidden_BTD = model.model(
             input_ids=batch["input_ids"],

@@ -1,4 +1,4 @@
-"""Language models of every architecture: made, loaded, fed and scored.
+"""Language models: new models, batches and losses.
 
 Rows are chunks of one stream of tokens, `eos document eos document eos …`: the separator before a document is what
 its first token is predicted from. Neighbouring chunks share one token, the last of one being the first of the next, so
@@ -13,64 +13,54 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM
 
-from hanflow.config import TrainConfig
 from hanflow.errors import UserError
-from hanflow.loading import pretrained
-from hanflow.models import architecture, ffn, gpt, register
+from hanflow.models import ffn, gpt
+from hanflow.models.architecture import Architectures
 from hanflow.models.kernels.cross_entropy import CHUNK, IGNORED, linear_cross_entropy
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-ARCHITECTURES: dict[str, tuple[Any, Any, Any]] = {
-    "gpt": (gpt.check, gpt.GptConfig, gpt.GptForCausalLM),
-    "ffn": (ffn.check, ffn.FfnConfig, ffn.FfnForCausalLM),
-}
-"""`train.architecture.type` → (check of its settings, config class, model class)."""
+ARCHITECTURES = Architectures(
+    "language_modeling",
+    {"gpt": gpt.ARCHITECTURE, "ffn": ffn.ARCHITECTURE},
+    'train.architecture={"type": "gpt"}',
+)
 
 
 def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings of a language model made from nothing, one text each."""
-    kind, problems = architecture.choose(
-        settings, ARCHITECTURES, "language_modeling", 'train.architecture={"type": "gpt"}'
-    )
-    return problems or ARCHITECTURES[kind][0](settings)
+    """Problems of `train.architecture`, one message each."""
+    return ARCHITECTURES.problems(settings)
 
 
-def new_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The model before training: random weights from `config.seed`, or those of `config.pretrained`.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that cannot separate documents.
 
     Raises:
-        UserError: the architecture is wrong, the pretrained model cannot be had or does not fit the tokenizer.
+        UserError: it has no end-of-sequence token.
     """
     if tokenizer.eos_token_id is None:
         raise UserError(
             "the tokenizer has no end-of-sequence token, which separates documents; choose one that has, or train one"
         )
-    torch.manual_seed(config.seed)
-    if config.pretrained:
-        model = load(config.pretrained)
-        pretrained.fit_to_tokenizer(model, tokenizer, config.pretrained, ("eos_token_id",))
-        return model
-    problems = check(config.architecture)
-    if problems:
-        raise UserError("\n".join(problems))
-    settings = {key: value for key, value in config.architecture.items() if key != "type"}
-    _, config_class, model_class = ARCHITECTURES[config.architecture.get("type", "gpt")]
-    ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return model_class(config_class(vocab_size=len(tokenizer), **ids, **settings)).eval()
 
 
-def load(name: str) -> PreTrainedModel:
-    """A language model in float32, from a hub name or a folder; our own architectures too.
+def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+    """A language model with random weights.
+
+    Args:
+        settings: `train.architecture`.
+        tokenizer: gives the vocabulary's size and the special ids.
+        seed: of the weights.
 
     Raises:
-        UserError: it cannot be loaded; says why.
+        UserError: the settings are wrong (lists every problem), or the tokenizer has no end-of-sequence token.
     """
-    register()
-    return pretrained.load(AutoModelForCausalLM, name, "language model")
+    check_tokenizer(tokenizer)
+    torch.manual_seed(seed)
+    ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return ARCHITECTURES.build(settings, vocab_size=len(tokenizer), **ids)
 
 
 def collate(
@@ -85,7 +75,7 @@ def collate(
         rows: at most B rows of one int32 array of 2 to T + 1 token ids.
         shape: (B, T + 1).
         config: the model's config, for the ids of separator and padding.
-        separate_documents: whether a token shall see its own document only; None: as the model's config says.
+        separate_documents: whether a token sees its own document only; None: as the model's config has it.
 
     Returns:
         int64 tensors: `input_ids` (B, T); `targets` (B, T), the token after each, IGNORED where there is none;

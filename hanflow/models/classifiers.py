@@ -1,4 +1,4 @@
-"""Text classifiers of every architecture: made, loaded, fed, scored and asked.
+"""Text classifiers: new models, batches, the loss and class probabilities.
 
 All of them map `input_ids` (B, L) and `attention_mask` (B, L) to `logits` (B, C). Shapes: B rows of a batch, L padded
 length, C classes.
@@ -6,102 +6,121 @@ length, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification
 
-from hanflow.config import TrainConfig
-from hanflow.data.batches import batches
 from hanflow.errors import UserError
-from hanflow.loading import pretrained
-from hanflow.models import architecture, bert, cnn, register, rnn
+from hanflow.models import cnn, rnn
+from hanflow.models.architecture import Architecture, Architectures
 from hanflow.models.kernels.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-ARCHITECTURES: dict[str, tuple[Any, Any, Any]] = {
-    "rnn": (rnn.check, rnn.RnnConfig, rnn.RnnForSequenceClassification),
-    "cnn": (cnn.check, cnn.CnnConfig, cnn.CnnForSequenceClassification),
-    "bert": (bert.check, bert.BertConfig, bert.BertForSequenceClassification),
-}
-"""`train.architecture.type` → (check of its settings, config class, model class)."""
+BERT = Architecture(
+    BertConfig,
+    BertForSequenceClassification,
+    (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "hidden_act",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "classifier_dropout",
+        "max_position_embeddings",
+        "initializer_range",
+        "layer_norm_eps",
+    ),
+    heads=(("hidden_size", "num_attention_heads"),),
+)
+
+ARCHITECTURES = Architectures(
+    "classification",
+    {"rnn": rnn.ARCHITECTURE, "cnn": cnn.ARCHITECTURE, "bert": BERT},
+    'train.architecture={"type": "cnn"}',
+)
 
 
 def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings of a classifier made from nothing, one text each."""
-    kind, problems = architecture.choose(
-        settings, ARCHITECTURES, "classification", 'train.architecture={"type": "cnn"}'
-    )
-    return problems or ARCHITECTURES[kind][0](settings)
+    """Problems of `train.architecture`, one message each."""
+    return ARCHITECTURES.problems(settings)
 
 
-def new_model(
-    config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    labels: Sequence[str],
-    class_weights: Sequence[float] | None = None,
-) -> PreTrainedModel:
-    """The model before training: random weights from `config.seed`, or those of `config.pretrained`.
-
-    Args:
-        labels: name of each class; its place is its index, which the model's config keeps.
-        class_weights: factor of each class's loss, kept in the model's config; None: all 1. See `loss`.
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer whose texts cannot be padded.
 
     Raises:
-        UserError: the architecture or the labels are wrong, the pretrained model cannot be had or does not fit the
-            tokenizer.
+        UserError: it has no padding token.
     """
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UserError(f"a classifier needs two different labels or more, not {', '.join(labels) or 'none'}")
     if tokenizer.pad_token_id is None:
         raise UserError(
             "the tokenizer has no padding token, which batches of texts need; add one: "
             'tokenize.special_tokens=["[PAD]"] with pad_token, or choose another tokenizer'
         )
-    names = dict(enumerate(labels))
-    indices = {name: index for index, name in names.items()}
-    torch.manual_seed(config.seed)
-    if config.pretrained:
-        # A head for other classes is left behind, a new one drawn.
-        model = load(config.pretrained, id2label=names, label2id=indices, ignore_mismatched_sizes=True)
-        pretrained.fit_to_tokenizer(model, tokenizer, config.pretrained, ("pad_token_id",))
-    else:
-        problems = check(config.architecture)
-        if problems:
-            raise UserError("\n".join(problems))
-        settings = {key: value for key, value in config.architecture.items() if key != "type"}
-        _, config_class, model_class = ARCHITECTURES[config.architecture.get("type", "rnn")]
-        ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-        model = model_class(config_class(**ids, id2label=names, label2id=indices, **settings)).eval()
+
+
+def label_fields(labels: Sequence[str]) -> dict[str, dict[Any, Any]]:
+    """`id2label` and `label2id` of a model's config: a class's index is its place in `labels`.
+
+    Raises:
+        UserError: there are fewer than two, or two are equal.
+    """
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UserError(f"a classifier needs two different labels or more, not {', '.join(labels) or 'none'}")
+    return {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
+
+
+def new_model(
+    settings: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    labels: Sequence[str],
+    class_weights: Sequence[float] | None = None,
+) -> PreTrainedModel:
+    """A classifier with random weights.
+
+    Args:
+        settings: `train.architecture`.
+        tokenizer: gives the vocabulary's size and the id of padding.
+        seed: of the weights.
+        labels: name of each class, which the model's config keeps.
+        class_weights: see `set_class_weights`.
+
+    Raises:
+        UserError: the settings (lists every problem), the labels or their weights are wrong, or the tokenizer has no
+            padding token.
+    """
+    names = label_fields(labels)
+    check_tokenizer(tokenizer)
+    torch.manual_seed(seed)
+    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+    return set_class_weights(ARCHITECTURES.build(settings, **ids, **names), class_weights)
+
+
+def set_class_weights(model: PreTrainedModel, class_weights: Sequence[float] | None) -> PreTrainedModel:
+    """Keep the factor of each class's loss in the model's config, see `loss`; None: all are 1.
+
+    Raises:
+        UserError: their number is not that of the classes.
+    """
     if class_weights is not None:
-        if len(class_weights) != len(labels):
-            raise UserError(f"{len(class_weights)} class weights for {len(labels)} labels; give one each")
+        if len(class_weights) != model.config.num_labels:
+            raise UserError(f"{len(class_weights)} class weights for {model.config.num_labels} labels; give one each")
         model.config.class_weights = [float(weight) for weight in class_weights]
     return model
 
 
-def load(name: str, **settings: Any) -> PreTrainedModel:
-    """A classifier in float32, from a hub name or a folder; our own architectures and ensembles too.
-
-    Args:
-        settings: handed on to transformers' `from_pretrained`.
-
-    Raises:
-        UserError: it cannot be loaded; says why.
-    """
-    register()
-    return pretrained.load(AutoModelForSequenceClassification, name, "classifier", **settings)
-
-
 def balanced_weights(counts: Sequence[int]) -> list[float]:
-    """Class weights that let every class count the same in the loss: rows / (classes × rows of the class).
+    """Class weights that give every class the same share of the loss: rows / (classes × rows of the class).
 
-    Their mean over the training rows is 1, as `loss` wants it.
+    Their mean over the training rows is 1, as `loss` assumes.
 
     Args:
         counts: training rows of each class, all above 0.
@@ -117,9 +136,9 @@ def collate(
     Args:
         rows: at most B rows: an int32 array of token ids, and the class's index as an integer or an array of one.
             Without a label: the tokens alone.
-        shape: (B, L); what follows is not looked at.
+        shape: (B, L, …); the rest is ignored.
         config: the model's config, for the id of padding.
-        static: leave nothing out.
+        static: always return the same tensors.
 
     Returns:
         int64 tensors: `input_ids` (B, L), padded on the right; `attention_mask` (B, L), left out where nothing is
@@ -127,7 +146,7 @@ def collate(
     """
     B, L = shape[:2]
     ids = np.full((B, L), config.pad_token_id, dtype=np.int64)
-    lengths = np.ones(B, dtype=np.int64)  # a missing row is one token of padding: attention must look at something
+    lengths = np.ones(B, dtype=np.int64)  # a missing row is one token of padding: attention over none would be NaN
     labels = np.full(B, IGNORED, dtype=np.int64)
     for at, row in enumerate(rows):
         ids[at, : len(row[0])] = row[0]
@@ -143,7 +162,7 @@ def collate(
 def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Cross-entropy of the labels, each row's times the weight of its class, if `model.config.class_weights` is set.
 
-    The training loop divides by the number of labels, which it knows before anything is computed, where torch's
+    The training loop divides by the number of labels, which it knows in advance, whereas torch's
     weighted mean divides by the sum of the rows' weights. With weights whose mean over the training rows is 1 (see
     `balanced_weights`) the two agree over an epoch; the loop's is the unbiased one, as its divisor does not depend on
     which rows a batch happens to hold. Label smoothing weighs classes as torch's `cross_entropy` does.
@@ -165,28 +184,15 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
     return total, (labels_B != IGNORED).sum()
 
 
-def probabilities(
-    model: PreTrainedModel, rows: Sequence[np.ndarray], batch_tokens: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Probability of every class for every text, batch by batch.
+def probabilities(model: PreTrainedModel, rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Probability of every class for every text, computed as one batch: float32 (B, C).
 
     Args:
-        model: a classifier; evaluated in eval mode, its own mode is put back.
-        rows: int32 arrays of token ids.
-        batch_tokens: most padded tokens of a batch; one row always fits.
-
-    Yields:
-        (indices of the batch's rows, int64 (B,); probabilities, float32 (B, C)), every row once, long ones first.
+        model: a classifier in evaluation mode.
+        rows: int32 arrays of token ids, at least one.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        for members in batches([len(row) for row in rows], batch_tokens):
-            L = max(len(rows[members[0]]), 1)
-            batch = collate([(rows[row],) for row in members], (len(members), L), model.config)
-            inputs = {name: tensor.to(model.device) for name, tensor in batch.items() if name != "labels"}
-            with torch.inference_mode():
-                scores = model(**inputs).logits.float().softmax(-1).cpu().numpy()
-            yield np.array(members), scores
-    finally:
-        model.train(was_training)
+    batch = collate([(row,) for row in rows], (len(rows), max(1, *map(len, rows))), model.config)
+    del batch["labels"]
+    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    with torch.inference_mode():
+        return model(**inputs).logits.float().softmax(-1).cpu().numpy()

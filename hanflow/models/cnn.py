@@ -12,15 +12,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hanflow.models import architecture
+from hanflow.models.architecture import Architecture
 from hanflow.models.kernels.dropout import dropout
-
-ARCHITECTURE_KEYS = ("embedding_size", "windows", "n_filters", "dropout", "initializer_range")
-"""Keys of `train.architecture` beside `type`."""
+from hanflow.models.text_classifier import TextClassifier
 
 
 class CnnConfig(PretrainedConfig):
@@ -31,7 +28,7 @@ class CnnConfig(PretrainedConfig):
     vocab_size: int = 8000
     embedding_size: int = 256
     windows: list[int] = field(default_factory=lambda: [3, 4, 5])
-    """Tokens that the filters of each group look at."""
+    """Width in tokens of the filters of each group."""
     n_filters: int = 100
     """Filters of each window."""
     dropout: float = 0.3
@@ -41,16 +38,14 @@ class CnnConfig(PretrainedConfig):
     pad_token_id: int | None = 0
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings, one text each."""
-    problems = architecture.problems(settings, CnnConfig, ARCHITECTURE_KEYS)
-    windows = settings.get("windows")
-    if not problems and windows and len(set(windows)) < len(windows):
-        problems.append(f"train.architecture.windows: {windows} names one twice; raise n_filters instead")
-    return problems
+def _check_windows(settings: Mapping[str, Any]) -> list[str]:
+    windows = settings.get("windows", [])
+    if len(set(windows)) == len(windows):
+        return []
+    return [f"train.architecture.windows: {windows} names one twice; raise n_filters instead"]
 
 
-class CnnForSequenceClassification(PreTrainedModel):
+class CnnForSequenceClassification(TextClassifier):
     """One convolution a window, ReLU, the maximum over time, dropout, a linear classifier.
 
     Only windows that lie within the text compete for the maximum, so padding never wins. A text shorter than a window
@@ -77,23 +72,7 @@ class CnnForSequenceClassification(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Class scores of texts.
-
-        Args:
-            input_ids: int64 (B, L).
-            attention_mask: (B, L), 1 where a token stands, padding on the right; None: nothing is padded.
-            labels: int64 (B,); the mean cross-entropy is added to the output.
-
-        Returns:
-            `logits`: float32 (B, C).
-        """
+    def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         x_BLE = self.embedding(input_ids)
         lengths_B = None
         if attention_mask is not None:
@@ -104,11 +83,9 @@ class CnnForSequenceClassification(PreTrainedModel):
         pooled = []
         for window, convolution in zip(self.config.windows, self.convolutions, strict=True):
             response_BFL = convolution(x_BEL)
-            # ReLU after the maximum: the same, and less to do.
+            # ReLU after the maximum gives the same values as before it, on fewer elements.
             pooled.append(_largest(response_BFL, lengths_B, input_ids.shape[1], window).relu())
-        logits = self.classifier(dropout(torch.cat(pooled, dim=1), self.config.dropout, self.training)).float()
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return self.classifier(dropout(torch.cat(pooled, dim=1), self.config.dropout, self.training))
 
 
 def _largest(response_BFL: torch.Tensor, lengths_B: torch.Tensor | None, longest: int, window: int) -> torch.Tensor:
@@ -119,6 +96,13 @@ def _largest(response_BFL: torch.Tensor, lengths_B: torch.Tensor | None, longest
     outside_BL = starts > (lengths_B - window).clamp(min=0)[:, None]
     return response_BFL.masked_fill(outside_BL[:, None], float("-inf")).amax(dim=-1)
 
+
+ARCHITECTURE = Architecture(
+    CnnConfig,
+    CnnForSequenceClassification,
+    ("embedding_size", "windows", "n_filters", "dropout", "initializer_range"),
+    check=_check_windows,
+)
 
 AutoConfig.register(CnnConfig.model_type, CnnConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(CnnConfig, CnnForSequenceClassification, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Trained classifiers that decide together, by their averaged probabilities.
+"""Ensembles of trained classifiers: the weighted mean of their class probabilities.
 
 Shapes: B rows of a batch, L padded length, M members, C classes.
 """
@@ -8,41 +8,40 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from hanflow.errors import UserError
+from hanflow.models.text_classifier import TextClassifier
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class EnsembleConfig(PretrainedConfig):
-    """The members' own configs, complete, and how much each counts."""
+    """The complete configs of the members, and their weights."""
 
     model_type = "hanflow_ensemble"
 
     members: list[dict] = field(default_factory=list)
     """Each member's config as a mapping, `model_type` included."""
     names: list[str] = field(default_factory=list)
-    """What each member is called."""
+    """Name of each member."""
     weights: list[float] = field(default_factory=list)
     """Share of each member in the average, summing to 1."""
     vocab_size: int = 8000
     pad_token_id: int | None = 0
     max_position_embeddings: int | None = None
-    """Longest text that all members take; None: any."""
+    """Longest text that all members accept; None: unlimited."""
 
 
-class EnsembleForSequenceClassification(PreTrainedModel):
+class EnsembleForSequenceClassification(TextClassifier):
     """Weighted mean of the members' class probabilities; `logits` are its logarithm."""
 
     config_class = EnsembleConfig
-    _supports_sdpa = True  # as far as the members do: each decides for itself
+    _supports_sdpa = True  # as far as the members do
 
     def __init__(self, config: EnsembleConfig):
         super().__init__(config)
@@ -61,23 +60,8 @@ class EnsembleForSequenceClassification(PreTrainedModel):
         """The first member's; every member has its own."""
         return self.members[0].get_input_embeddings()
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Class scores of texts.
-
-        Args:
-            input_ids: int64 (B, L).
-            attention_mask: (B, L), 1 where a token stands, padding on the right; None: nothing is padded.
-            labels: int64 (B,); the mean cross-entropy is added to the output.
-
-        Returns:
-            `logits`: float32 (B, C), logarithms of probabilities that sum to 1.
-        """
+    def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """float32 (B, C): logarithms of probabilities that sum to 1."""
         logs_MBC = torch.stack(
             [
                 member(input_ids=input_ids, attention_mask=attention_mask).logits.float().log_softmax(-1)
@@ -85,23 +69,21 @@ class EnsembleForSequenceClassification(PreTrainedModel):
             ]
         )
         shares_M = logs_MBC.new_tensor(self.config.weights)
-        logits = torch.logsumexp(logs_MBC + shares_M.log()[:, None, None], dim=0)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        return torch.logsumexp(logs_MBC + shares_M.log()[:, None, None], dim=0)
 
 
 def combine(
     members: Mapping[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]], weights: Sequence[float] | None = None
 ) -> EnsembleForSequenceClassification:
-    """An ensemble of trained classifiers; it takes over their weights, nothing is trained.
+    """An ensemble of trained classifiers, with copies of their weights.
 
     Args:
         members: name of each → the model and its tokenizer. All read the same token ids and name the same
             classes in the same order.
-        weights: how much each counts, in their order, none negative; None: all the same.
+        weights: weight of each, in their order, none negative; they are normalised to sum to 1. None: equal weights.
 
     Raises:
-        UserError: there are none, or they do not fit together; says which and why.
+        UserError: there are no members, or they do not fit together; says which and why.
     """
     names = list(members)
     if not names:
@@ -142,21 +124,6 @@ def combine(
     for ours, theirs in zip(ensemble.members, models, strict=True):
         ours.load_state_dict(theirs.state_dict())
     return ensemble.eval()
-
-
-def load_members(folders: Mapping[str, str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """What `combine` takes, from name → folder in Hugging Face format.
-
-    Raises:
-        UserError: one cannot be loaded; says why.
-    """
-    from transformers import AutoTokenizer
-
-    from hanflow.models import classifiers
-
-    return {
-        name: (classifiers.load(str(folder)), AutoTokenizer.from_pretrained(folder)) for name, folder in folders.items()
-    }
 
 
 def _listed(model: PreTrainedModel) -> str:

@@ -8,7 +8,6 @@ Shapes: B rows of a batch, T tokens of a row, W tokens of the window, D model wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,27 +18,15 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
 from transformers.modeling_utils import slice_logits_to_keep
 
-from hanflow.models import architecture
+from hanflow.models.architecture import Architecture
 from hanflow.models.kernels.dropout import dropout
-
-ARCHITECTURE_KEYS = (
-    "d_model",
-    "d_ffn",
-    "n_layers",
-    "window",
-    "dropout",
-    "activation_function",
-    "separate_documents",
-    "initializer_range",
-)
-"""Keys of `train.architecture` beside `type`."""
 
 
 class FfnConfig(PretrainedConfig):
     """Everything that shapes the model; the defaults are those of the described system."""
 
     model_type = "hanflow_ffn"
-    attribute_map = {  # noqa: RUF012 – transformers' own way
+    attribute_map = {  # noqa: RUF012 – as in transformers
         "hidden_size": "d_model",
         "intermediate_size": "d_ffn",
         "num_hidden_layers": "n_layers",
@@ -63,11 +50,6 @@ class FfnConfig(PretrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
-
-
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings, one text each."""
-    return architecture.problems(settings, FfnConfig, ARCHITECTURE_KEYS)
 
 
 class Layer(nn.Module):
@@ -187,6 +169,21 @@ def _visible(
         visible = visible & (back <= position_ids[..., None])
     return visible.float()
 
+
+ARCHITECTURE = Architecture(
+    FfnConfig,
+    FfnForCausalLM,
+    (
+        "d_model",
+        "d_ffn",
+        "n_layers",
+        "window",
+        "dropout",
+        "activation_function",
+        "separate_documents",
+        "initializer_range",
+    ),
+)
 
 AutoConfig.register(FfnConfig.model_type, FfnConfig, exist_ok=True)
 AutoModelForCausalLM.register(FfnConfig, FfnForCausalLM, exist_ok=True)

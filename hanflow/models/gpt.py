@@ -6,7 +6,6 @@ Shapes: B rows of a batch, T tokens of a row, D model width, H heads, V vocabula
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,22 +19,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 
-from hanflow.models import architecture
+from hanflow.models.architecture import Architecture
 from hanflow.models.kernels.dropout import dropout
-
-ARCHITECTURE_KEYS = (
-    "d_model",
-    "d_ffn",
-    "n_layers",
-    "nhead",
-    "dropout",
-    "attention_dropout",
-    "activation_function",
-    "max_position_embeddings",
-    "separate_documents",
-    "initializer_range",
-)
-"""Keys of `train.architecture` beside `type`."""
 
 
 class GptConfig(PretrainedConfig):
@@ -43,7 +28,7 @@ class GptConfig(PretrainedConfig):
 
     model_type = "hanflow_gpt"
     keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {  # noqa: RUF012 – transformers' own way; the names its generation and caches ask for
+    attribute_map = {  # noqa: RUF012 – the names that transformers' generation and caches use
         "hidden_size": "d_model",
         "intermediate_size": "d_ffn",
         "num_hidden_layers": "n_layers",
@@ -73,12 +58,6 @@ class GptConfig(PretrainedConfig):
     pad_token_id: int | None = None
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings, one text each."""
-    problems = architecture.problems(settings, GptConfig, ARCHITECTURE_KEYS)
-    return problems or architecture.indivisible(settings, GptConfig, "d_model", "nhead")
-
-
 class Attention(nn.Module):
     """Causal self-attention of one layer; queries, keys and values come from one product."""
 
@@ -96,7 +75,7 @@ class Attention(nn.Module):
         query, key, value = self.qkv(x_BTD).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)
         if cache is not None:
             key, value = cache.update(key, value, self.layer)
-        # Whatever the model was told to use: sdpa, or `hanflow.models.kernels.attention` in training on a CPU.
+        # What `set_attn_implementation` chose: sdpa, or `hanflow.models.kernels.attention` in training on a CPU.
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, sdpa_attention_forward)
         probability = self.config.attention_dropout if self.training else 0.0
         y_BTHd, _ = attend(self, query, key, value, mask, dropout=probability, scaling=(D // H) ** -0.5)
@@ -250,6 +229,24 @@ def _same_document(position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tens
     seen = seen & (document[:, :, None] == document[:, None, :])
     return torch.zeros(seen.shape, dtype=dtype, device=like.device).masked_fill_(~seen, float("-inf"))[:, None]
 
+
+ARCHITECTURE = Architecture(
+    GptConfig,
+    GptForCausalLM,
+    (
+        "d_model",
+        "d_ffn",
+        "n_layers",
+        "nhead",
+        "dropout",
+        "attention_dropout",
+        "activation_function",
+        "max_position_embeddings",
+        "separate_documents",
+        "initializer_range",
+    ),
+    heads=(("d_model", "nhead"),),
+)
 
 AutoConfig.register(GptConfig.model_type, GptConfig, exist_ok=True)
 AutoModelForCausalLM.register(GptConfig, GptForCausalLM, exist_ok=True)

@@ -1,25 +1,21 @@
 """Bidirectional LSTM that classifies texts (Hochreiter and Schmidhuber, 1997; Schuster and Paliwal, 1997).
 
 Shapes: B rows of a batch, L padded length, E embedding width, H width of one direction, C classes. Inside, time comes
-first: (L, B, …), as the recurrent kernels want it.
+first: (L, B, …), the layout of torch's LSTM.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig
 from transformers import initialization as init
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hanflow.models import architecture
+from hanflow.models.architecture import Architecture
 from hanflow.models.kernels.dropout import dropout
-
-ARCHITECTURE_KEYS = ("embedding_size", "hidden_size", "n_layers", "dropout", "initializer_range")
-"""Keys of `train.architecture` beside `type`."""
+from hanflow.models.text_classifier import TextClassifier
 
 
 class RnnConfig(PretrainedConfig):
@@ -39,17 +35,12 @@ class RnnConfig(PretrainedConfig):
     pad_token_id: int | None = 0
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of the architecture settings, one text each."""
-    return architecture.problems(settings, RnnConfig, ARCHITECTURE_KEYS)
-
-
-class RnnForSequenceClassification(PreTrainedModel):
+class RnnForSequenceClassification(TextClassifier):
     """Stacked bidirectional LSTM; both directions' last states of the top layer go to a linear classifier.
 
-    The same function as `nn.LSTM(bidirectional=True)` over packed sequences. Packing, though, takes the slow road on a
-    CPU (no oneDNN), so each direction runs on its own, the backward one over rows turned around within their length:
-    padding then stands at the end for both, where it changes nothing.
+    The same function as `nn.LSTM(bidirectional=True)` over packed sequences. Packed sequences, though, are slow on a CPU
+    (torch does not use oneDNN for them), so each direction runs on its own, the backward one over rows that are reversed
+    within their length: padding then stands at the end for both, where it changes nothing.
     """
 
     config_class = RnnConfig
@@ -76,37 +67,19 @@ class RnnForSequenceClassification(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> SequenceClassifierOutput:
-        """Class scores of texts.
-
-        Args:
-            input_ids: int64 (B, L).
-            attention_mask: (B, L), 1 where a token stands, padding on the right; None: nothing is padded.
-            labels: int64 (B,); the mean cross-entropy is added to the output.
-
-        Returns:
-            `logits`: float32 (B, C).
-        """
+    def scores(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         x_LBE = self.embedding(input_ids.T)
-        turn = _Turn(input_ids, attention_mask)
+        reverse = _Reversal(input_ids, attention_mask)
         *lower, (forwards, backwards) = zip(self.forwards, self.backwards, strict=True)
         for ahead, behind in lower:
-            x_LBE = torch.cat([ahead(x_LBE)[0], turn(behind(turn(x_LBE))[0])], dim=-1)
+            x_LBE = torch.cat([ahead(x_LBE)[0], reverse(behind(reverse(x_LBE))[0])], dim=-1)
             x_LBE = dropout(x_LBE, self.config.dropout, self.training)
-        ends_BH = [turn.last(forwards(x_LBE)[0]), turn.last(backwards(turn(x_LBE))[0])]
-        logits = self.classifier(torch.cat(ends_BH, dim=-1)).float()
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+        ends_BH = [reverse.last(forwards(x_LBE)[0]), reverse.last(backwards(reverse(x_LBE))[0])]
+        return self.classifier(torch.cat(ends_BH, dim=-1))
 
 
-class _Turn:
-    """Rows of a batch turned around in time within their own lengths; turning twice is the identity."""
+class _Reversal:
+    """Reverses the rows of a batch in time, each within its own length; applied twice it is the identity."""
 
     def __init__(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None):
         self.order: torch.Tensor | None = None
@@ -116,8 +89,8 @@ class _Turn:
         rows = torch.arange(B, device=input_ids.device)
         lengths = attention_mask.sum(1).clamp(min=1)
         at = torch.arange(L, device=input_ids.device)[:, None]
-        turned = torch.where(at < lengths, lengths - 1 - at, at)
-        self.order = (turned * B + rows).flatten()
+        reversed_at = torch.where(at < lengths, lengths - 1 - at, at)
+        self.order = (reversed_at * B + rows).flatten()
         """int64 (L · B,): where in the flattened input each position of the flattened output comes from."""
         self.ends = (lengths - 1) * B + rows
 
@@ -143,6 +116,12 @@ class _Permute(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradient.index_select(0, ctx.saved_tensors[0]), None
 
+
+ARCHITECTURE = Architecture(
+    RnnConfig,
+    RnnForSequenceClassification,
+    ("embedding_size", "hidden_size", "n_layers", "dropout", "initializer_range"),
+)
 
 AutoConfig.register(RnnConfig.model_type, RnnConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(RnnConfig, RnnForSequenceClassification, exist_ok=True)

@@ -1,10 +1,12 @@
-"""What a person sees while a pipeline runs: a live line a step on a terminal, plain lines elsewhere."""
+"""Progress of a pipeline for the person at the terminal: one live line per step, or plain lines where there is no terminal."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -13,17 +15,17 @@ from rich.table import Table
 from rich.text import Text
 
 LINE_INTERVAL = 15.0
-"""Seconds between two plain progress lines of one piece of work."""
+"""Seconds between two plain progress lines of a step."""
 
 PLAIN_WIDTH = 140
-"""Columns of what is written elsewhere than to a terminal."""
+"""Columns where standard output is no terminal."""
 
 
 class Display:
     """Use as a context manager around the run.
 
     Args:
-        title: what is run.
+        title: what runs.
         folder: where it writes.
     """
 
@@ -51,7 +53,7 @@ class Display:
             self._live = None
 
     def started(self, step: str) -> None:
-        """A step began."""
+        """A step has started."""
         self._since[step] = self._line_at[step] = time.monotonic()
         if self._live:
             self._show(step, Text(f"  {step} …", style="cyan"))
@@ -59,7 +61,7 @@ class Display:
             self._console.print(f"  {step} …")
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        """A step came along: `step`, `label`, `done`, `total`, `unit`, `figures`; several may run side by side."""
+        """Progress of a step: `step`, `label`, `done`, `total`, `unit`, `figures`; several steps may run at once."""
         step = event["step"]
         done, total, unit = event["done"], event["total"], event["unit"]
         count = f"{done:,}/{total:,} {unit}" if total else f"{done:,} {unit}"
@@ -85,14 +87,14 @@ class Display:
             self._line_at[step] = time.monotonic()
 
     def finished(self, step: str, seconds: float, figures: Mapping[str, Any]) -> None:
-        """A step ended well."""
+        """A step has succeeded."""
         self._print(
             Text.assemble(("✔ ", "green"), (f"{step:<11}", "bold"), f"{_seconds(seconds):>8}  {_figures(figures)}")
         )
         self._ended(step)
 
     def failed(self, step: str) -> None:
-        """A step ended badly."""
+        """A step has failed."""
         self._ended(step)
         self._print(Text.assemble(("✘ ", "red"), (step, "bold")))
 
@@ -101,7 +103,7 @@ class Display:
         self._show(step, None)
 
     def _show(self, step: str, text: Text | None) -> None:
-        """Bring the live lines up to date, one a running step."""
+        """Update the live line of a step; None removes it."""
         if text is None:
             self._now.pop(step, None)
         else:
@@ -123,16 +125,43 @@ class Display:
         """A plain line."""
         self._print(Text(text))
 
-    def log_tail(self, lines: Sequence[str]) -> None:
-        """The end of the log of a failed run."""
-        self._errors.print(Text("\n".join(f"  │ {line}" for line in lines), style="dim"))
+    def failure(self, reason: str, log: Path, excerpt: Sequence[str] = (), hint: str = "") -> None:
+        """Why a run failed: an excerpt of its log, where the log is, how to continue, and last the reason."""
+        if excerpt:
+            self._errors.print(Text("\n".join(f"  │ {line}" for line in excerpt), style="dim"))
+        for line in (f"full log: {log}", hint):
+            if line:
+                self._errors.print(Text(line))
+        self.error(reason)
 
     def error(self, text: str) -> None:
-        """What went wrong, last, where eyes go first."""
+        """What went wrong; printed last, where it is looked for."""
         self._errors.print(Text.assemble(("error: ", "bold red"), text))
 
     def _print(self, text: Text) -> None:
         self._console.print(text)
+
+
+_KFP_LINE = re.compile(
+    r"\d\d:\d\d:\d\d\.\d+ - [A-Z]+ - |-{20,}$|\s*\[KFP Executor |.*UserWarning: Task '|\s+_warn_local_only_noops"
+    r"|(RuntimeError: )?Pipeline '.*' finished with status"
+)
+_COLOR = re.compile("\x1b\\[[0-9;]*m")
+
+
+def step_lines(log: Iterable[str], count: int) -> list[str]:
+    """The last `count` lines of a run's log that the steps wrote, without those of Kubeflow Pipelines around them."""
+    kept: list[str] = []
+    in_input = False  # between `Got executor_input:` and the brace that closes that JSON
+    for line in log:
+        line = _COLOR.sub("", line).rstrip()
+        if in_input:
+            in_input = line.strip() != "}" or len(line) - len(line.lstrip()) > 4
+        elif _KFP_LINE.match(line):
+            in_input = line.endswith("Got executor_input:")
+        elif line:
+            kept.append(line)
+    return kept[-count:]
 
 
 def _seconds(seconds: float) -> str:

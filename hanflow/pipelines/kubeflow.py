@@ -1,4 +1,4 @@
-"""Runs on a Kubeflow Pipelines server: start, follow, end and continue them. Talks through kfp's own client."""
+"""Runs on a Kubeflow Pipelines server: start, follow, end and retry them, through kfp's own client."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import Any
 from hanflow.errors import UserError
 
 FINISHED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
-"""States that a run does not leave again."""
+"""Final states of a run."""
 
 PATIENCE_SECONDS = 300.0
-"""How long a watch bears with a server that does not answer."""
+"""How long `follow` waits for a server that does not answer."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One task of a run."""
+    """One step of a run."""
 
     id: str
-    """Names may repeat: members of an ensemble have one."""
+    """Unlike names, ids are unique: members of an ensemble share a name."""
     name: str
     state: str
     """PENDING, RUNNING, SUCCEEDED, SKIPPED, FAILED, CANCELING, CANCELED or PAUSED."""
@@ -37,12 +37,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """What the server tells of a run."""
+    """A run as the server reports it."""
 
     id: str
     name: str
     state: str
-    """As of a step; empty before the server has looked at the run."""
+    """As of a step; empty until the server has scheduled the run."""
     steps: tuple[Step, ...] = ()
     error: str = ""
 
@@ -61,7 +61,7 @@ class Server:
         ca_file: certificates to trust, PEM; empty: the system's.
 
     Raises:
-        UserError: a file that cannot be read, or a server that gives no answer.
+        UserError: a file that cannot be read, or a server that does not answer.
     """
 
     def __init__(self, endpoint: str, namespace: str = "", token_file: str = "", ca_file: str = ""):
@@ -80,11 +80,11 @@ class Server:
 
         class Client(client.Client):
             def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-                """Asks once: kfp's own asks five times, also where a token is wrong, and logs tracebacks meanwhile."""
+                """Ask once: kfp's own method asks five times, even where a token is wrong, and logs tracebacks."""
                 return self._healthz_api.healthz_service_get_healthz()
 
         credentials = client.ServiceAccountTokenVolumeCredentials(path=token_file) if token_file else None
-        with self._told():
+        with self._translated():
             self._client = Client(host=self.endpoint, credentials=credentials, ssl_ca_cert=ca_file or None)
 
     def submit(
@@ -103,14 +103,14 @@ class Server:
             package: the compiled pipeline.
             arguments: parameter → value.
             name: of the run, for people.
-            group: Kubeflow's "experiment" that lists the run; made if there is none of that name.
+            group: Kubeflow's "experiment" that lists the run; created if there is none of that name.
             root: URI below which artifacts are written; empty: the server's own.
             service_account: of the steps' pods; empty: the server's own.
 
         Raises:
-            UserError: the server refuses, or gives no answer.
+            UserError: the server refuses, or does not answer.
         """
-        with self._told():
+        with self._translated():
             made = self._client.create_run_from_pipeline_package(
                 str(package),
                 arguments=dict(arguments),
@@ -120,51 +120,51 @@ class Server:
                 pipeline_root=root or None,
                 service_account=service_account or None,
             )
-            return self._sound(made.run_id)
+            return self._checked(made.run_id)
 
     def get(self, run: str) -> Run:
         """The run as it is now.
 
         Raises:
-            UserError: there is no such run, or the server refuses or gives no answer.
+            UserError: there is no such run, or the server refuses or does not answer.
         """
-        with self._told(run):
+        with self._translated(run):
             found = self._client.get_run(run)
-            self._sound(found.run_id)
+            self._checked(found.run_id)
             return _run(found)
 
     def terminate(self, run: str) -> None:
         """Ask the server to end a run.
 
         Raises:
-            UserError: there is no such run, or the server refuses or gives no answer.
+            UserError: there is no such run, or the server refuses or does not answer.
         """
-        with self._told(run):
+        with self._translated(run):
             self._client.terminate_run(run)
 
     def retry(self, run: str) -> None:
-        """Let a failed run go on from the steps that failed; what finished is kept.
+        """Continue a failed run from the steps that failed; finished steps are kept.
 
         Raises:
-            UserError: there is no such run, or it cannot be retried, or the server refuses or gives no answer.
+            UserError: there is no such run, or it cannot be retried, or the server refuses or does not answer.
         """
-        with self._told(run):
+        with self._translated(run):
             self._client._run_api.run_service_retry_run(run)
 
     def link(self, run: str) -> str:
         """The run's page, for a browser."""
         return f"{self.endpoint}/#/runs/details/{run}"
 
-    def follow(self, run: str, every: float, tell: Callable[[str], None]) -> Iterator[Run]:
-        """The run again and again, until it has finished; that is the last one.
+    def follow(self, run: str, every: float, report: Callable[[str], None]) -> Iterator[Run]:
+        """The run every few seconds until it has finished; the last one is final.
 
         Args:
             run: its id.
-            every: seconds between two looks.
-            tell: takes a line about a server that does not answer for a while.
+            every: seconds between two requests.
+            report: takes a line when the server stops answering and when it answers again.
 
         Raises:
-            UserError: there is no such run, or the server gave no answer for PATIENCE_SECONDS.
+            UserError: there is no such run, or the server did not answer for PATIENCE_SECONDS.
         """
         seen = self.get(run)
         answered, silent = time.monotonic(), False
@@ -177,17 +177,17 @@ class Server:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
                 if not silent:
-                    tell(f"{error}; asking again every {every:g} s")
+                    report(f"{error}; asking again every {every:g} s")
                 silent = True
                 continue
             if silent:
-                tell("the server answers again")
+                report("the server answers again")
             answered, silent = time.monotonic(), False
             yield seen
 
     @contextlib.contextmanager
-    def _told(self, run: str = "") -> Iterator[None]:
-        """Errors of kfp's client as errors for people; what it prints meanwhile is dropped."""
+    def _translated(self, run: str = "") -> Iterator[None]:
+        """Turn errors of kfp's client into UserErrors; its output is dropped."""
         import urllib3
         from kfp_server_api import ApiException
 
@@ -196,53 +196,53 @@ class Server:
                 warnings.simplefilter("ignore")
                 yield
         except ApiException as error:
-            raise self._refusal(error, run) from None
+            raise self._error_of(error, run) from None
         except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
             raise Unanswered(
-                f"{self.endpoint}: gives no answer ({_reason(error)}); check the URL, and that the port-forward runs: "
+                f"{self.endpoint}: does not answer ({_reason(error)}); check the URL, and that the port-forward runs: "
                 "kubectl port-forward -n kubeflow svc/ml-pipeline-ui 8080:80"
             ) from None
         except UserError:
             raise
         except (AttributeError, TypeError, ValueError) as error:
-            raise self._strange(_reason(error)) from None
+            raise self._not_kubeflow(_reason(error)) from None
 
-    def _sound(self, run: str | None) -> str:
-        """The id of a run in an answer; kfp's client makes an empty object of a page for people."""
+    def _checked(self, run: str | None) -> str:
+        """The id of a run in a response; of an HTML page kfp's client makes an object without one."""
         if not run:
-            raise self._strange("no run in the answer")
+            raise self._not_kubeflow("no run in the response")
         return run
 
-    def _strange(self, reason: str) -> UserError:
+    def _not_kubeflow(self, reason: str) -> UserError:
         return UserError(
-            f"{self.endpoint}: does not answer as Kubeflow Pipelines does ({reason}); is it a login page? Give the URL of the "
+            f"{self.endpoint}: does not respond as Kubeflow Pipelines does ({reason}); is it a login page? Give the URL of the "
             "API (with /pipeline on a full Kubeflow) and --token-file"
         )
 
-    def _refusal(self, error: Any, run: str) -> UserError:
-        status, said = int(error.status or 0), _said(error)
+    def _error_of(self, error: Any, run: str) -> UserError:
+        status, detail = int(error.status or 0), _detail(error)
         if status in (401, 403):
             return Refused(
-                f"{self.endpoint}: refuses ({status} {error.reason}{said}); give a token that may do this with --token-file, "
+                f"{self.endpoint}: access refused ({status} {error.reason}{detail}); give a token with the right to do this with --token-file, "
                 "and on a multi-user Kubeflow your profile with --namespace"
             )
         if status == 404 and run:
-            return UserError(f"{run}: no such run on {self.endpoint}{said}; take the id from the run's page")
+            return UserError(f"{run}: no such run on {self.endpoint}{detail}; take the id from the run's page")
         if status in (0, 429) or status >= 500:
-            return Unanswered(f"{self.endpoint}: fails ({status} {str(error.reason).strip()}{said})")
-        return UserError(f"{self.endpoint}: refuses ({status} {error.reason}{said})")
+            return Unanswered(f"{self.endpoint}: the server failed ({status} {str(error.reason).strip()}{detail})")
+        return UserError(f"{self.endpoint}: the request was refused ({status} {error.reason}{detail})")
 
 
 class Unanswered(UserError):
-    """The server gave no answer, or one that says that it cannot just now."""
+    """The server did not answer, or is not able to at the moment."""
 
 
 class Refused(Unanswered):
-    """The server wants to know better who asks; a token that is renewed while a run is watched mends it."""
+    """The server does not accept the credentials; while a run is followed the token file may be renewed."""
 
 
-def _said(error: Any) -> str:
-    """What the body of a refusal says, on one line: ": …", or nothing."""
+def _detail(error: Any) -> str:
+    """The message in the body of an error response, on one line, as ": …"; empty without one."""
     try:
         body = json.loads(error.body or "")
     except ValueError:
@@ -252,7 +252,7 @@ def _said(error: Any) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    inner = getattr(error, "reason", None)  # urllib3 wraps what went wrong
+    inner = getattr(error, "reason", None)  # urllib3 wraps the cause
     text = " ".join(str(inner or error).split())
     return text.rsplit(">: ", 1)[-1].rsplit("object at", 1)[-1].rsplit(": ", 1)[-1] or type(error).__name__
 
@@ -268,15 +268,15 @@ def _run(found: Any) -> Run:
             _message(task.error),
         )
         for task in sorted(details or (), key=lambda task: str(task.create_time or ""))
-        if not NO_STEP.fullmatch(task.display_name or "")
+        if not NOT_A_STEP.fullmatch(task.display_name or "")
     ]
     return Run(found.run_id, found.display_name or "", found.state or "", tuple(steps), _message(found.error))
 
 
-NO_STEP = re.compile(
+NOT_A_STEP = re.compile(
     r"|root|executor(\(\d+\))?|.*-driver(\(\d+\))?|(exit-handler|condition|condition-branches|for-loop)-\d+"
 )
-"""Tasks that nobody wrote: the server also lists groups, drivers and containers."""
+"""Tasks that are no steps: the server also lists groups, drivers and containers."""
 
 
 def _message(error: Any) -> str:

@@ -25,7 +25,7 @@ import yaml
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import Experiment, member_settings, step_config
-from hanflow.pipelines.display import Display
+from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, boxes
 from hanflow.progress import EVENTS_VARIABLE
 from hanflow.steps.runner import ARTIFACTS_VARIABLE
@@ -300,12 +300,12 @@ class _Run:
                 else "the run failed"
             )
             message = what
-        # A message meant for the user says it all; for anything else the way there is wanted.
+        # An error meant for the user explains itself; for any other the end of the log is wanted.
         expected = self.failure is not None and self.failure["expected"]
-        display.log_tail(_tail(self.log, TAIL_LINES // 3 if expected else TAIL_LINES))
-        display.error(f"{message}\nthe whole log: {self.log}")
-        if any(r.status == "done" for r in self.records.values()):
-            display.error(self._go_on())
+        with self.log.open(encoding="utf-8", errors="replace") as log:
+            excerpt = [] if expected else step_lines(log, TAIL_LINES)
+        done = any(r.status == "done" for r in self.records.values())
+        display.failure(message, self.log, excerpt, self._go_on() if done else "")
         return 1
 
     def _go_on(self) -> str:
@@ -387,9 +387,3 @@ def _whole_lines(stream: TextIO) -> Iterator[str]:
             stream.seek(at)
             return
         yield line
-
-
-def _tail(path: Path, count: int) -> list[str]:
-    with path.open(encoding="utf-8", errors="replace") as stream:
-        lines = [line.rstrip() for line in stream if line.strip()]
-    return lines[-count:]

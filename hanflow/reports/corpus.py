@@ -23,7 +23,7 @@ def render(
         config: the step's settings.
         counts: as in the corpus's manifest.
         details: as in the corpus's manifest.
-        examples: kind of reason → the first row rejected for it.
+        examples: reason → the first row rejected for it.
     """
     from hanflow.reports.html import Section, histogram, page, table  # matplotlib: only when a report is drawn
 
@@ -41,7 +41,7 @@ def render(
             Section(
                 "Rejected rows",
                 table(
-                    ["reason", "rows", "the first one"],
+                    ["reason", "rows", "first such row"],
                     [(reason, count, examples.get(reason, "")) for reason, count in reasons],
                 ),
                 "Every rejected row is in rejected.parquet, with its file, row number, reason and raw text.",

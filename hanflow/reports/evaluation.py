@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,10 +19,6 @@ from hanflow.storage.artifacts import Manifest, lineage, trainings
 from hanflow.tasks.base import Task, lower_is_better
 from hanflow.tasks.data import Lines, ReportPart
 
-if TYPE_CHECKING:
-    from hanflow.steps.evaluate import System
-    from hanflow.steps.evaluation_rows import Example, Kept
-
 PROMPT_CHARACTERS = 600
 """Longer prompts are folded away."""
 
@@ -29,13 +27,70 @@ DECILES = 10
 POINTS = 400
 """Most points of a training curve; longer histories are averaged over neighbouring points."""
 
+EXTREMES = 5
+"""Best rows, and worst rows, that the report shows."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A model or a baseline, and its scores."""
+
+    name: str
+    measures: dict[str, np.ndarray]
+    """Measures of every row, from `Task.score`: name → float64 array of shape (rows,)."""
+    scores: dict[str, Interval]
+    """`Task.overall` of them, with 95 % bootstrap intervals."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row with what was predicted for it."""
+
+    row: int
+    """Number in the split, from 0."""
+    id: str
+    """Id from the raw data; "" where it has none."""
+    prompt: str
+    reference: str
+    prediction: str
+    measures: dict[str, float]
+
+
+@dataclass
+class Shown:
+    """What the report shows of the trained model's rows: a few examples, and numbers of every row."""
+
+    wanted: frozenset[int]
+    """Numbers of the rows that are shown as examples."""
+    examples: list[Example] = field(default_factory=list)
+    best: list[tuple[float, int, Example]] = field(default_factory=list)
+    worst: list[tuple[float, int, Example]] = field(default_factory=list)
+    """Heaps of (rank, -row, example) and (-rank, -row, example)."""
+    lengths: dict[str, list[np.ndarray]] = field(
+        default_factory=lambda: {"input": [], "generated": [], "reference": []}
+    )
+    """Characters of every text."""
+    described: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    """`Task.describe` of every chunk."""
+
+    def add(self, example: Example, rank: float) -> None:
+        """Keep a row if it is wanted, or among the best or worst by `rank` (higher is better)."""
+        if example.row in self.wanted:
+            self.examples.append(example)
+        for heap, key in ((self.best, rank), (self.worst, -rank)):
+            entry = (key, -example.row, example)
+            if len(heap) < EXTREMES:
+                heapq.heappush(heap, entry)
+            elif entry[:2] > heap[0][:2]:
+                heapq.heapreplace(heap, entry)
+
 
 def render(
     config: EvaluateConfig,
     task: Task,
     rows: int,
     systems: Sequence[System],
-    kept: Kept,
+    shown: Shown,
     gate: Sequence[str],
     training: Mapping[str, Any],
     corpus: Manifest,
@@ -46,23 +101,23 @@ def render(
 
     Args:
         config: the step's settings.
-        task: what is learnt.
-        rows: how many were scored.
+        task: the task of the model.
+        rows: number of scored rows.
         systems: every system's measures and scores, the trained model first.
-        kept: what remains of the trained model's rows.
-        gate: limits that its scores do not keep.
+        shown: what is shown of the trained model's rows.
+        gate: limits that its scores do not meet.
         training: training.json of the model.
-        corpus, shards, model: manifests of the parents; length histograms may be absent.
+        corpus, shards, model: manifests of the parents; length histograms are optional.
     """
-    texts = {name: np.concatenate(parts) for name, parts in kept.lengths.items()}
+    texts = {name: np.concatenate(parts) for name, parts in shown.lengths.items()}
     sections = [
         _scores(task, systems, rows, gate),
         *map(_part, task.sections(systems[0].measures, shards.details["facts"])),
         *_by_length(task, systems, texts["input"]),
-        *_described(kept),
+        *_described(shown),
         *(section for name, facts in trainings(training).items() for section in _curves(name, facts)),
         *_lengths(texts, corpus, shards),
-        *_examples(config.examples, task, kept),
+        *_examples(config.examples, task, shown),
         Section("Evaluation settings", _settings(to_mapping(config))),
         *(
             Section(_of("Training settings", name), _settings(facts["settings"]))
@@ -71,7 +126,7 @@ def render(
         Section(
             "Lineage",
             html.table(["artifact", "digest (sha256)"], list(lineage(corpus, shards, model).items())),
-            "The artifacts that these scores belong to.",
+            "The artifacts that these scores were computed from.",
         ),
     ]
     return html.page("Evaluation", sections, f"{task.name}: {rows:,} rows of the {config.split} split")
@@ -91,8 +146,8 @@ def _scores(task: Task, systems: Sequence[System], rows: int, gate: Sequence[str
         [[system.name, *(_with_interval(system.scores[name]) for name in names)] for system in systems],
     )
     intro = (
-        f"Of the same {rows:,} rows, with 95 % bootstrap intervals; {task.best_metric} decides which model is best, "
-        f"{'less' if task.best_metric in lower_is_better(task) else 'more'} is better."
+        f"Over the same {rows:,} rows, with 95 % bootstrap intervals; {task.best_metric} decides which model is best, "
+        f"{'lower' if task.best_metric in lower_is_better(task) else 'higher'} is better."
     )
     rivals = {system.name: system.scores[task.best_metric].mean for system in systems[1:]}
     if rivals:
@@ -128,20 +183,24 @@ def _by_length(task: Task, systems: Sequence[System], lengths_of_inputs: np.ndar
         Section(
             "Score by input length",
             html.lines(series, "characters of the input (median of a tenth of the rows)", task.best_metric),
-            "A fall on the right points at inputs that are cut (tokenize.max_source_tokens).",
+            "A drop on the right suggests that inputs are truncated (tokenize.max_source_tokens).",
         )
     ]
 
 
-def _described(kept: Kept) -> list[Section]:
-    if not kept.described:
+def _described(shown: Shown) -> list[Section]:
+    if not shown.described:
         return []
     rows = []
-    for name, parts in kept.described.items():
+    for name, parts in shown.described.items():
         values = np.concatenate(parts)
         known = values[~np.isnan(values)]
         rows.append([name, float(known.mean()) if len(known) else "–", len(known)])
-    return [Section("Predictions", html.table(["what", "mean", "rows"], rows), "Of the trained model, row by row.")]
+    return [
+        Section(
+            "Predictions", html.table(["property", "mean", "rows"], rows), "Means over the rows of the trained model."
+        )
+    ]
 
 
 def _of(heading: str, member: str) -> str:
@@ -158,7 +217,7 @@ def _curves(member: str, training: Mapping[str, Any]) -> list[Section]:
     intro = ""
     if best:
         values = ", ".join(f"validation {name} {value:.4f}" for name, value in best.items() if name != "step")
-        intro = f"The kept model is that of step {best['step']:,}: {values}."
+        intro = f"The saved model is that of step {best['step']:,}: {values}."
     return [
         Section(_of("Loss", member), html.lines(loss, "optimizer step", "loss per target token"), intro),
         Section(_of("Learning rate", member), html.lines({"learning rate": rates}, "optimizer step", "learning rate")),
@@ -179,7 +238,7 @@ def _lengths(texts: Mapping[str, np.ndarray], corpus: Manifest, shards: Manifest
         Section(
             "Predicted and reference lengths",
             html.histogram(series, "characters"),
-            "Texts much shorter or longer than their references point at max_new_tokens, length_penalty or the training.",
+            "Texts much shorter or longer than their references suggest a wrong max_new_tokens or length_penalty, or too little training.",
         )
     ]
     for manifest, heading, unit, intro in (
@@ -191,18 +250,18 @@ def _lengths(texts: Mapping[str, np.ndarray], corpus: Manifest, shards: Manifest
     return sections
 
 
-def _examples(count: int, task: Task, kept: Kept) -> list[Section]:
+def _examples(count: int, task: Task, shown: Shown) -> list[Section]:
     if not count:
         return []
-    best, worst = ([example for *_, example in sorted(heap, reverse=True)] for heap in (kept.best, kept.worst))
+    best, worst = ([example for *_, example in sorted(heap, reverse=True)] for heap in (shown.best, shown.worst))
     by = f"By {task.rank_by}."
     return [
         Section("Best rows", "\n".join(map(_example, best)), by),
         Section("Worst rows", "\n".join(map(_example, worst)), by),
         Section(
             "Examples",
-            "\n".join(map(_example, kept.examples)),
-            f"{len(kept.examples)} rows evenly spread over the split, none picked by hand; all of them are in "
+            "\n".join(map(_example, shown.examples)),
+            f"{len(shown.examples)} rows evenly spread over the split, not chosen by hand; every row is in "
             "predictions.csv.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""Reports that a browser shows without the network: one HTML file, charts as inline SVG, no script, no request.
+"""Building blocks of the HTML reports: one self-contained file, charts as inline SVG, no script, no network request.
 
 The same input gives the same bytes. Colours are CSS variables, so charts follow the reader's light or dark mode.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, RULE = "#010203", "#010204", "#010205"
-"""Colours that only stand for `--ink`, `--muted` and `--rule` of the page; `_svg` puts the variables in their place."""
+"""Placeholders for the CSS variables `--ink`, `--muted` and `--rule` of the page; `_svg` replaces them."""
 
 SERIES = ("#2f6fb3", "#d9772b", "#2f9169", "#a8509c", "#7a6a2a", "#b23a48")
 """Colours of `--series-1` and so on, in light mode."""
@@ -32,7 +32,7 @@ FONTS = "system-ui, 'Apple SD Gothic Neo', 'Noto Sans KR', 'Noto Sans CJK KR', '
 """Fonts of a chart's text, as in page.html."""
 
 WIDTH = 8.0
-"""Inches of a chart at 72 points each; browsers scale it to the page."""
+"""Width of a chart in inches of 72 points; browsers scale it to the page."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -42,7 +42,7 @@ class Section:
     """One part of a page."""
 
     heading: str
-    """Escaped; stands in the table of contents too."""
+    """Escaped; also in the table of contents."""
     body: str
     """Trusted HTML, made by the functions of this module."""
     intro: str = ""
@@ -50,7 +50,7 @@ class Section:
 
 
 def escape(text: object) -> str:
-    """Text as HTML that shows it; characters that HTML cannot carry (NUL, lone surrogates) show as U+FFFD."""
+    """Text escaped for HTML; characters that HTML cannot hold (NUL, lone surrogates) become U+FFFD."""
     return _escape(_CONTROL.sub("\ufffd", str(text)), quote=True)
 
 
@@ -112,7 +112,7 @@ def _cell(value: object) -> str:
 
 
 def text(content: str, limit: int = 0) -> str:
-    """A text with its own line breaks; beyond `limit` characters (0: never) it is folded away behind its beginning."""
+    """A text with its own line breaks; beyond `limit` characters (0: never) only its beginning shows until it is unfolded."""
     if not content.strip():
         return '<p class="text note">(empty)</p>'
     if not limit or len(content) <= limit:
@@ -136,7 +136,7 @@ def example(heading: str, parts: Mapping[str, str], aside: str = "") -> str:
 
 
 def histogram(series: Mapping[str, Mapping[str, Any]], xlabel: str) -> str:
-    """Histograms under each other, one a series, on one axis where their ranges allow a comparison.
+    """Histograms one below the other, one for each series, on a common axis where their ranges are similar.
 
     Args:
         series: name → a summary of `hanflow.metrics.lengths.summary`.
@@ -159,18 +159,18 @@ def histogram(series: Mapping[str, Mapping[str, Any]], xlabel: str) -> str:
             axes.bar(edges[:-1], counts, widths, align="edge", color=color, edgecolor="none", alpha=0.85)
             axes.set_xlim(0, max(tops) if shared else edges[-1])
             axes.set_ylim(0, 1.05 * max(*counts, 1))
-            told = "no rows"
+            summary = "no rows"
             if values["rows"]:
-                told = (
+                summary = (
                     f"{values['rows']:,} rows · mean {values['mean']:.1f} · median {values['median']:.0f} · "
                     f"95 % ≤ {values['p95']:.0f} · longest {values['max']:,}"
                 )
                 axes.axvline(values["median"], color=INK, linewidth=1, linestyle=(0, (3, 2)))
             axes.set_title(_plain(name), loc="left", color=INK, fontweight="bold")
-            axes.set_title(told, loc="right", color=MUTED)
+            axes.set_title(summary, loc="right", color=MUTED)
             axes.set_ylabel("rows")
             _integer_axis(axes)
-        panels[-1].set_xlabel(f"{_plain(xlabel)} (dashed: median; the last bar also counts everything longer)")
+        panels[-1].set_xlabel(f"{_plain(xlabel)} (dashed: median; the last bar includes everything longer)")
         return _svg(figure, f"Histogram of {xlabel}: {', '.join(series)}")
 
 
@@ -192,7 +192,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
         for i, (name, points) in enumerate(drawn.items()):
             xs, ys = zip(*points, strict=True)
             marker = "o" if len(points) < 30 else None
-            # A dot instead of a line is all that a single point would show.
+            # A single point would be invisible as a line.
             axes.plot(xs, ys, color=SERIES[i % len(SERIES)], label=_plain(name), marker=marker, markersize=3.5)
         axes.set_xlabel(_plain(xlabel))
         axes.set_ylabel(_plain(ylabel))
@@ -204,7 +204,7 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
 
 
 def _plain(label: str) -> str:
-    """A label that matplotlib can measure: it refuses lone surrogates."""
+    """A label without the lone surrogates that matplotlib refuses."""
     return _CONTROL.sub("\ufffd", label)
 
 
@@ -227,9 +227,9 @@ def _style() -> Any:
             "default",
             {
                 "font.sans-serif": ["DejaVu Sans"],
-                "svg.fonttype": "none",  # text stays text: searchable, and set in the reader's own Korean font
+                "svg.fonttype": "none",  # keep text as text: searchable, and shown in the reader's own Korean font
                 "svg.hashsalt": "hanflow",
-                "text.parse_math": False,  # $…$ in a name is a name
+                "text.parse_math": False,  # a $ in a name is no formula
                 "font.size": 9,
                 "axes.titlesize": 9,
                 "axes.edgecolor": RULE,
@@ -249,12 +249,12 @@ def _style() -> Any:
 def _figure(height: float) -> Figure:
     from matplotlib.figure import Figure
 
-    # Without pyplot nothing is registered anywhere and no display is looked for.
+    # pyplot would keep the figure and look for a display.
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
 def _svg(figure: Figure, label: str) -> str:
-    """The figure as an SVG element: page's colours and fonts, ids that no other chart of the page has."""
+    """The figure as an SVG element with the page's colours and fonts, and ids that are unique on the page."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     FigureCanvasSVG(figure)

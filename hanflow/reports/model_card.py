@@ -1,4 +1,4 @@
-"""The model card: what a stranger needs to know before using a model."""
+"""The model card: what someone needs to know before using a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHOWN_SETTINGS = (
     "label_smoothing",
     "seed",
 )
-"""Training settings that the card tells; the rest is in training.json and bundle.json."""
+"""Training settings in the card; the others are in training.json and bundle.json."""
 
 
 def model_card(
@@ -44,10 +44,10 @@ def model_card(
 
     Args:
         config: title, licence, intended use.
-        task: what was learnt.
+        task: the task of the model.
         training: training.json of the model.
-        model, shards, evaluation: manifests of what the bundle comes from.
-        formats: folder of every format of the bundle → what its comparison with the trained model found.
+        model, shards, evaluation: manifests of the bundle's parents.
+        formats: folder of every format of the bundle → result of its comparison with the trained model.
         skipped: formats left out, with the reason.
     """
     card, systems = task.card(), evaluation.details["systems"]
@@ -71,10 +71,10 @@ def model_card(
         "## Formats",
         *_formats(formats, skipped),
         "## Intended use",
-        config.intended_use or "Not stated by its makers.",
+        config.intended_use or "Not stated.",
         "## Scores",
         f"Means over {evaluation.counts['rows']:,} rows of the {evaluation.counts['split']} split; the name of a score "
-        "ends with its tokenization, without which it could not be compared.",
+        "ends with its tokenization: scores are comparable only under the same one.",
         _table(
             ["system", *next(iter(systems.values()))],
             [[n, *(f"{v:.4f}" for v in s.values())] for n, s in systems.items()],
@@ -89,10 +89,10 @@ def model_card(
         *(part for name, facts in trainings(training).items() for part in _training(name, facts)),
         "## Licence",
         config.license
-        or "No licence was stated for these weights. Ask their makers, and mind the licence of the data.",
+        or "No licence was stated for these weights. Ask whoever published them, and respect the licence of the training data.",
         "## Limits",
-        "A model says what its training data makes likely, not what is true. It was scored on held-out rows of the same "
-        "source alone: measure it on your own texts before relying on it.",
+        "The model produces what its training data makes likely, which is not always true. It was scored only on held-out "
+        "rows of the same source: evaluate it on your own texts before relying on it.",
         "## Lineage",
         _table(
             ["artifact", "digest"],
@@ -107,14 +107,14 @@ def _training(name: str, facts: Mapping[str, Any]) -> list[str]:
     settings = facts["settings"]
     return [
         (f"The member {name}: " if name else "") + f"{facts['steps']:,} optimizer steps in {facts['precision']} on "
-        f"{facts['world_size']} × {facts['device']} (torch {facts['torch']}); the kept model is that of step "
+        f"{facts['world_size']} × {facts['device']} (torch {facts['torch']}); the saved model is that of step "
         f"{(facts['best'] or {'step': facts['steps']})['step']:,}.",
         _table(["setting", "value"], [[k, f"`{settings[k]}`"] for k in SHOWN_SETTINGS if settings[k]]),
     ]
 
 
 def _use(card: Mapping[str, Any], formats: Mapping[str, Any]) -> list[str]:
-    """One example a kind of format."""
+    """An example for each kind of format."""
     parts = []
     if "huggingface" in formats:
         parts += ["With transformers:", f"```python\n{card['example']}\n```"]
@@ -128,12 +128,12 @@ def _use(card: Mapping[str, Any], formats: Mapping[str, Any]) -> list[str]:
 def _formats(formats: Mapping[str, Mapping[str, Any]], skipped: Mapping[str, str]) -> list[str]:
     """A table of the folders, and why one is missing."""
     rows = []
-    for name, told in formats.items():
-        found = [f"{told['equal_texts']:.1%} of the checked texts are equal"]
-        found += [f"{metric} {value:+.4f}" for metric, value in told.get("score_difference", {}).items()]
-        rows.append([f"`{name}`", f"{told['bytes'] / 1e6:,.1f}", "; ".join(found)])
+    for name, entry in formats.items():
+        found = [f"{entry['equal_texts']:.1%} of the compared texts are equal"]
+        found += [f"{metric} {value:+.4f}" for metric, value in entry.get("score_difference", {}).items()]
+        rows.append([f"`{name}`", f"{entry['bytes'] / 1e6:,.1f}", "; ".join(found)])
     reasons = [f"No {name}: {reason}." for name, reason in skipped.items()]
-    return [_table(["folder", "MB", "reloaded, beside the trained model"], rows), *reasons]
+    return [_table(["folder", "MB", "reloaded, compared with the trained model"], rows), *reasons]
 
 
 def _table(headers: list[str], rows: list[list[str]]) -> str:

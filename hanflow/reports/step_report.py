@@ -1,4 +1,4 @@
-"""What a step reports to whoever ran it."""
+"""The report that a step returns to its caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Report:
-    """What a step tells about its work."""
+    """Results of a step."""
 
     figures: dict[str, Any] = field(default_factory=dict)
     """Key figures by name, numbers or short texts: the run's table, KFP Metrics."""

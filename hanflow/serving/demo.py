@@ -1,4 +1,4 @@
-"""The page that `hanflow demo` serves: a text in, what one or two bundles make of it out. Streamlit runs this file."""
+"""The page of `hanflow demo`: predictions of one or two models for a text. Streamlit runs this file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer, open_bundle
 from hanflow.tasks.predictor import Adjustable, Predictor
 
-# Comments here, no strings below the names: Streamlit's magic would print them on the page.
+# Comments instead of strings below the names: Streamlit's magic would print strings on the page.
 
 # Example texts that are offered.
 EXAMPLES = 6
 
-# Most classes whose bars are shown unasked.
+# Most classes that are shown at first.
 CLASSES = 5
 
 BOX = (
@@ -34,14 +34,14 @@ BOX = (
 
 @dataclass(frozen=True)
 class Result:
-    """What one bundle made of a text."""
+    """The prediction of one model for a text."""
 
     answers: Answers
     seconds: float
     written: int
     """Tokens of the prediction."""
     reads: int
-    """Most tokens that the model reads."""
+    """Longest input of the model, in tokens."""
     description: str
     columns: dict[str, Any]
 
@@ -92,7 +92,7 @@ def main() -> None:
     if st.button(first.task.verb, type="primary"):
         st.session_state.results = None
         if not text.strip():
-            st.info("Nothing to work on yet: type or paste a text above, or choose an example.")
+            st.info("There is no text yet: type or paste one above, or choose an example.")
             return
         with st.spinner("Working …"):
             st.session_state.results = [_predicted(bundle, predictor, text, changes) for bundle, predictor in loaded]
@@ -132,7 +132,7 @@ def _adjusts(predictor: Predictor) -> tuple[str, ...]:
 
 
 def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
-    """The settings of those names as the person sets them; they start as the bundle was scored."""
+    """Controls for the named settings, starting from those of the evaluation; returns their values."""
     if not names:
         return {}
     settings: Any = bundle.settings
@@ -150,19 +150,33 @@ def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
             "Length penalty", -2.0, 4.0, settings.length_penalty, 0.1, help="Higher: longer texts, given more beams"
         ),
         "no_repeat_ngram": lambda: st.slider(
-            "Never repeat so many tokens", 0, max(10, settings.no_repeat_ngram), settings.no_repeat_ngram, help="0: off"
+            "Never repeat this many tokens",
+            0,
+            max(10, settings.no_repeat_ngram),
+            settings.no_repeat_ngram,
+            help="0: off",
         ),
-        # All classes to begin with: their bars are what the page is for.
+        # All classes at first: their probabilities are what the page is for.
         "top_classes": lambda: st.slider("Classes shown", 1, max(classes, 2), min(classes, CLASSES) or 1),
-        "greedy": lambda: st.toggle("Greedy", settings.greedy, help="Always the likeliest token; draws none"),
+        "greedy": lambda: st.toggle("Greedy", settings.greedy, help="Always the likeliest token, without sampling"),
         "temperature": lambda: st.slider(
-            "Temperature", 0.1, 2.0, min(max(settings.temperature, 0.1), 2.0), 0.05, help="Below 1 bolder"
+            "Temperature",
+            0.1,
+            2.0,
+            min(max(settings.temperature, 0.1), 2.0),
+            0.05,
+            help="Below 1 favours likely tokens",
         ),
         "top_k": lambda: st.slider(
-            "Top k", 0, max(200, settings.top_k), settings.top_k, help="Draw among so many tokens; 0: all"
+            "Top k", 0, max(200, settings.top_k), settings.top_k, help="Sample among this many tokens; 0: all"
         ),
         "top_p": lambda: st.slider(
-            "Top p", 0.01, 1.0, max(settings.top_p, 0.01), 0.01, help="Draw among tokens of this probability; 1: all"
+            "Top p",
+            0.01,
+            1.0,
+            max(settings.top_p, 0.01),
+            0.01,
+            help="Sample among the likeliest tokens of this total probability; 1: all",
         ),
     }
     with st.sidebar:
@@ -189,7 +203,7 @@ def _offer(texts: list[str]) -> None:
 
 
 def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[str, Any]) -> Result | str:
-    """The result, or what is wrong."""
+    """The result, or an error message."""
     try:
         if isinstance(predictor, Adjustable):
             mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
@@ -213,16 +227,16 @@ def _show(result: Result | str) -> None:
         return
     answers = result.answers
     if answers.empty[0]:
-        st.info("Nothing of this text is left after cleaning: it holds only tags or invisible characters.")
+        st.info("Nothing is left of this text after cleaning: it has only tags or invisible characters.")
         return
     if answers.cut[0]:
         st.warning(
-            f"The text has {answers.tokens[0]:,} tokens, the model reads {result.reads:,}: the last {answers.cut[0]:,} "
+            f"The text has {answers.tokens[0]:,} tokens, the model reads at most {result.reads:,}: the last {answers.cut[0]:,} "
             "were cut off."
         )
     prediction = answers.predictions.texts[0]
     if prediction:
-        # As text, not as Markdown: newlines and #Person1# are to be seen as they stand.
+        # As text, not as Markdown: newlines and #Person1# have to show unchanged.
         st.html(f'<div data-testid="prediction" style="{BOX}">{html.escape(prediction)}</div>')
     else:
         st.info("The model generated nothing for this text.")
@@ -234,7 +248,7 @@ def _show(result: Result | str) -> None:
 
 
 def _show_columns(columns: dict[str, Any]) -> None:
-    """What a task tells beside its text; class probabilities as bars."""
+    """Further columns of a prediction; class probabilities as bars."""
     for name, value in columns.items():
         shares = _shares(value)
         if shares:
@@ -247,7 +261,7 @@ def _show_columns(columns: dict[str, Any]) -> None:
 
 
 def _shares(value: Any) -> dict[str, float]:
-    """Class → probability of a column that holds them as JSON; else nothing."""
+    """Class → probability of a column that holds them as JSON; empty for any other."""
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except ValueError:

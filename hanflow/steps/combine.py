@@ -1,4 +1,4 @@
-"""Trained models → one model artifact that averages what they say."""
+"""The combine step: several trained models as one model artifact that averages their predictions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from hanflow.tasks import get_task
 
 
 def run(config: CombineConfig, *, task: str, output: str, shards: str, models: Sequence[str]) -> Report:
-    """Combine models that were trained on the same shards; what evaluate and export take as if it had been trained.
+    """Combine models that were trained on the same shards into one that evaluate and export take like any other.
 
     Args:
         config: names and weights of the members.
         task: name of the task.
         output: URI of the model to write; must not hold anything yet.
-        shards: URI of what all of them were trained on.
-        models: URI of every member, in the order of names and weights.
+        shards: URI of the shards that all of them were trained on.
+        models: URI of every member, in the order of `config.members` and `config.weights`.
 
     Returns:
-        Figures: names of the `members`, and `parameters` of all together.
+        Figures: names of the `members`, and their `parameters` in total.
 
     Raises:
         UserError: the models do not fit together, or the task cannot combine any.
     """
     from hanflow.loading import pretrained
 
-    learnt = get_task(task)
+    chosen_task = get_task(task)
     names = _names(config, models)
     if config.weights and len(config.weights) != len(models):
         raise UserError(f"combine.weights: {len(config.weights)} weights for {len(models)} models; give one each")
@@ -44,15 +44,15 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
         folder, manifests[name] = fetched(uri, "model", task=task)
         folders[name] = str(folder)
         artifacts.check_parent(manifests[name], of_shards, uri, shards)
-    told = {name: _training(folder) for name, folder in folders.items()}
-    combined = learnt.combine(folders, config.weights)
+    trainings = {name: _training(folder) for name, folder in folders.items()}
+    combined = chosen_task.combine(folders, config.weights)
     training = {
         "settings": to_mapping(config),
         "history": {"train": [], "validation": []},
         "best": None,
-        "steps": sum(facts["steps"] for facts in told.values()),
+        "steps": sum(facts["steps"] for facts in trainings.values()),
         "parameters": combined.num_parameters(),
-        "members": told,
+        "members": trainings,
     }
     with staged(output, "model") as target:
         combined.save_pretrained(target)
@@ -65,7 +65,7 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
 
 
 def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
-    """What the members are called: by the settings, or else by their number."""
+    """Names of the members: from the settings, or else numbered."""
     if not config.members:
         return [f"member-{number}" for number in range(1, len(models) + 1)]
     try:
@@ -73,11 +73,11 @@ def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
     except (KeyError, TypeError) as error:
         raise UserError(f"combine.members: every member needs a name ({error}); e.g. [{{name: rnn}}, …]") from None
     if len(set(names)) < len(names):
-        raise UserError(f"combine.members: {', '.join(names)}: every name once")
+        raise UserError(f"combine.members: {', '.join(names)}: names have to differ")
     if len(names) != len(models):
         raise UserError(
-            f"combine.members names {len(names)} ({', '.join(names)}), but there are {len(models)} models; name each, "
-            "in the order of the models"
+            f"combine.members names {len(names)} ({', '.join(names)}), but there are {len(models)} models; give one name "
+            "each, in the order of the models"
         )
     return names
 
@@ -85,7 +85,7 @@ def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
 def _training(folder: str) -> Mapping[str, Any]:
     training = artifacts.read_training(local_path(folder))
     if "members" in training:
-        raise UserError(f"{folder}: is an ensemble itself; combine its members with the others instead")
+        raise UserError(f"{folder}: is itself an ensemble; combine its members with the other models instead")
     return training
 
 

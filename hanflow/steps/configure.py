@@ -14,7 +14,7 @@ from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment, member_settings
 from hanflow.experiment.form import MEMBERS, from_form
-from hanflow.progress import emit, setup_logging, speak_for
+from hanflow.progress import emit, set_step, setup_logging
 
 PLACED = ("preprocess", "tokenize", "train", "evaluate", "export")
 """Steps whose pods have CPUs and memory of their own."""
@@ -55,7 +55,7 @@ def run(
         ConfigError: everything that is wrong with them.
     """
     setup_logging()
-    speak_for("configure")
+    set_step("configure")
     values = {**form, **(yaml.safe_load(own) or {})}
     if members:
         values.pop("model", None)

@@ -1,4 +1,4 @@
-"""Trained model → a bundle that others can load, checked by loading it."""
+"""The export step: a trained model as a bundle that others can load, checked by loading it."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 FORMATS = ("huggingface", "ctranslate2")
-"""What a bundle can hold, one folder each."""
+"""Formats that a bundle can hold, one folder each."""
 
 
 def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation: str, shards: str) -> Report:
-    """Pack a trained model for others, reload it and compare it with what was trained.
+    """Write a trained model in every format, reload each, and compare it with the trained model.
 
     Args:
         config: the step's settings.
         task: name of the task.
         output: URI of the bundle to write; must not hold anything yet.
-        model, evaluation, shards: URIs of what is packed, of its scores, and of what it was trained on.
+        model, evaluation, shards: URIs of the model, of its scores, and of the shards it was trained on.
 
     Returns:
-        Figures: `size_mb` of all files in 10^6 bytes, `parameters`, rows that formats were compared on
+        Figures: `size_mb` of all files in 10^6 bytes, `parameters`, the number of rows that formats were compared on
         (`checked_rows`), and the `formats`.
 
     Raises:
-        UserError: an input or a setting cannot be used, or a format is, reloaded, not the model that was trained.
+        UserError: an input or a setting cannot be used, or a reloaded format differs from the trained model.
     """
     from hanflow.loading import pretrained
 
-    learnt = get_task(task)
+    chosen_task = get_task(task)
     model_at, of_model = fetched(model, "model", task=task)
     shards_at, of_shards = fetched(
         shards, "shards", task=task, only=lambda manifest: [f"{_check_split(manifest)}.arrow"]
@@ -55,14 +55,14 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     artifacts.check_parent(of_evaluation, of_model, evaluation, model)
     search = step_config("evaluate", of_evaluation.config, task)
     training = artifacts.read_training(model_at)
-    trained = learnt.load_model(str(model_at))
+    trained = chosen_task.load_model(str(model_at))
     tokenizer = pretrained.load_tokenizer(model_at)
-    rows = _check_rows(config, learnt, shards_at, _check_split(of_shards))
-    learnt.prepare_export(trained, search)
-    formats, skipped = chosen_formats(config, learnt, trained)
+    rows = _check_rows(config, chosen_task, shards_at, _check_split(of_shards))
+    chosen_task.prepare_export(trained, search)
+    formats, skipped = chosen_formats(config, chosen_task, trained)
     with staged(output, "bundle") as target:
-        written = _write_formats(config, learnt, trained, tokenizer, formats, target, rows, search)
-        card = model_card(config, learnt, training, of_model, of_shards, of_evaluation, written, skipped)
+        written = _write_formats(config, chosen_task, trained, tokenizer, formats, target, rows, search)
+        card = model_card(config, chosen_task, training, of_model, of_shards, of_evaluation, written, skipped)
         for folder in (target, *(target / name for name in written)):
             (folder / "README.md").write_text(card, encoding="utf-8")
         size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
@@ -91,10 +91,10 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
 
 
 def chosen_formats(config: ExportConfig, task: Task, model: PreTrainedModel) -> tuple[list[str], dict[str, str]]:
-    """Formats to write, and those that `auto` leaves out, with the reason.
+    """Formats to write; and format → reason of those that `auto` leaves out.
 
     Raises:
-        UserError: a format that was asked for by name is impossible.
+        UserError: a format that was named cannot be written.
     """
     problem = _ctranslate2_problem(task, model)
     wanted = [name for name in FORMATS if name in config.formats]
@@ -111,7 +111,7 @@ def chosen_formats(config: ExportConfig, task: Task, model: PreTrainedModel) -> 
 
 def _ctranslate2_problem(task: Task, model: PreTrainedModel) -> str:
     if "ctranslate2_example" not in task.card():
-        return f"the task {task.name} has no use for it: it generates no text"
+        return f"the task {task.name} generates no text"
     from hanflow.generation import conversion_problem
 
     return conversion_problem(model)
@@ -127,8 +127,8 @@ def _write_formats(
     rows: Sequence[tuple[Any, ...]],
     search: Any,
 ) -> dict[str, dict[str, Any]]:
-    """Write every format below `target` and compare it with the trained model; folder → what bundle.json tells of it."""
-    from hanflow.serving import verify as compare
+    """Write every format below `target` and compare it with the trained model; folder → its entry in bundle.json."""
+    from hanflow.serving import verify
 
     search = task.reference_settings(search)
     written = {}
@@ -136,7 +136,7 @@ def _write_formats(
         folder = target / "huggingface"
         trained.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        written["huggingface"] = compare.compare_huggingface(task, trained, tokenizer, folder, rows, search)
+        written["huggingface"] = verify.compare_huggingface(task, trained, tokenizer, folder, rows, search)
     if "ctranslate2" in formats:
         from hanflow.generation import GenerationOptions, Generator, convert
         from hanflow.generation.ctranslate2_engine import search_arguments
@@ -144,17 +144,17 @@ def _write_formats(
 
         options = GenerationOptions.of(search)
         arguments = search_arguments(options, positions(trained))
-        generator, loss = Generator.of(trained, tokenizer, "transformers"), compare.loss(task, trained, rows)
+        generator, loss = Generator.of(trained, tokenizer, "transformers"), verify.loss(task, trained, rows)
         references = [task.reference_of(row, tokenizer, trained) for row in rows]
         for compute_type in dict.fromkeys(config.compute_types):
             name = f"ctranslate2/{compute_type}"
             (target / name).parent.mkdir(exist_ok=True)
             convert(trained, tokenizer, target / name, compute_type, arguments)
-            written[name] = compare.compare_ctranslate2(
+            written[name] = verify.compare_ctranslate2(
                 task, generator, loss, target / name, compute_type, rows, references, options
             )
-    for name, told in written.items():
-        told["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())
+    for name, entry in written.items():
+        entry["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())
     return written
 
 
@@ -163,7 +163,7 @@ def _check_split(shards: Manifest) -> str:
     for split in ("test", "validation", "train"):
         if shards.counts["rows"][split]:
             return split
-    raise UserError("the shards have no rows at all, nothing to check the bundle on; run the tokenize step again")
+    raise UserError("the shards have no rows to check the bundle on; run the tokenize step again on a corpus with rows")
 
 
 def _check_rows(config: ExportConfig, task: Task, shards_at: Path, split: str) -> list[tuple[Any, ...]]:

@@ -1,6 +1,6 @@
-"""Which scores let a model be exported: the limits of `evaluate.minimum` and `evaluate.maximum`.
+"""The quality gate before export: the limits of `evaluate.minimum` and `evaluate.maximum`.
 
-`python -m hanflow.steps.gate --evaluation DIR` prints true or false; the condition of the export step in Argo.
+`python -m hanflow.steps.gate --evaluation DIR` prints true or false: the condition of the export step in Argo.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from hanflow.config import EvaluateConfig
+from hanflow.config.suggest import did_you_mean, similar
 from hanflow.errors import UserError
 from hanflow.storage import fetched, nothing
 from hanflow.tasks.base import Task
@@ -17,27 +18,29 @@ from hanflow.tasks.data import Predictions
 
 
 def passed(evaluation: str) -> bool:
-    """Whether an evaluation says that the model is good enough to be exported."""
+    """Whether the scores of an evaluation artifact meet the limits."""
     return bool(fetched(evaluation, "evaluation", only=nothing)[1].details["gate"]["passed"])
 
 
-def check_gate(config: EvaluateConfig, task: Task) -> None:
-    """Refuse limits of scores that the task does not have, before anything is computed.
+def check_limits(config: EvaluateConfig, task: Task) -> None:
+    """Refuse limits for unknown scores, before anything is computed.
 
     Raises:
-        UserError: an unknown score, or a limit that is no number.
+        UserError: an unknown score, or a limit that is not a number.
     """
     known = task.overall(task.score(Predictions([]), []))
     for setting, limits in (("minimum", config.minimum), ("maximum", config.maximum)):
         for name, limit in limits.items():
             if name not in known:
-                raise UserError(f"evaluate.{setting}: the task has no score {name!r}; known: {', '.join(known)}")
+                near = similar(name, known)
+                hint = did_you_mean([near] if near else [])
+                raise UserError(f"evaluate.{setting}: the task has no score {name!r}{hint}; known: {', '.join(known)}")
             if isinstance(limit, bool) or not isinstance(limit, (int, float)):
                 raise UserError(f"evaluate.{setting}.{name}: expected a number, found {limit!r}")
 
 
 def failures(config: EvaluateConfig, scores: Mapping[str, float]) -> list[str]:
-    """The limits that scores do not keep, one text each."""
+    """The limits that the scores do not meet, one text each."""
     low = [
         f"{name} is {scores[name]:.4f}, below evaluate.minimum {limit}"
         for name, limit in config.minimum.items()
@@ -52,7 +55,7 @@ def failures(config: EvaluateConfig, scores: Mapping[str, float]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print whether an evaluation's scores keep their limits; returns the exit status, which does not depend on that."""
+    """Print whether an evaluation's scores meet the limits; the exit status is 0 in both cases."""
     parser = argparse.ArgumentParser(
         prog="python -m hanflow.steps.gate", description="Print whether a model may be exported."
     )

@@ -27,7 +27,7 @@ from hanflow.reports.step_report import Report
 from hanflow.steps.runner import main
 from hanflow.storage import fingerprint, staged
 from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
-from hanflow.system import put_off
+from hanflow.system import gc_paused
 from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
 
@@ -53,7 +53,7 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     with staged(output, "corpus") as folder:
         with (
             Intake(chosen.columns, chosen.text_roles, chosen.split_role, chosen.clean, config, folder) as intake,
-            put_off(),
+            gc_paused(),
         ):
             for split, files in sources:
                 intake.read_source(split, files)

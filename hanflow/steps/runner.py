@@ -17,7 +17,7 @@ from typing import Any
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
-from hanflow.progress import emit, hold_run, log, setup_logging, speak_for
+from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
 from hanflow.signals import obey_sigterm
 from hanflow.steps.reuse import finished_before, left_at
@@ -52,7 +52,7 @@ def execute(
     setup_logging()
     obey_sigterm()
     hold_run()
-    speak_for(called or step)
+    set_step(called or step)
     emit("started")
     started = time.monotonic()
     try:
@@ -128,11 +128,12 @@ def main(
     )
     for s in settings:
         default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
+        choices = f" One of: {', '.join(s.choices)}." if s.choices else ""
         parser.add_argument(
             f"--{s.name.replace('_', '-')}",
             dest=f"set_{s.name}",
             metavar=s.type.__name__.upper(),
-            help=f"{s.help} ({default})".replace("%", "%%"),
+            help=f"{s.help}{choices} ({default})".replace("%", "%%"),
         )
     options = vars(parser.parse_args(argv))
     overrides = [

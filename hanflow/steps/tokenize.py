@@ -1,4 +1,4 @@
-"""Corpus → shards: every text as token ids, in memory-mapped Arrow files beside the tokenizer that made them."""
+"""The tokenize step: every text of a corpus as token ids, in memory-mapped Arrow files beside their tokenizer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hanflow import system as collection
-from hanflow import system as processors
+from hanflow import system
 from hanflow.config import TokenizeConfig, to_mapping
 from hanflow.data.corpus import batches
 from hanflow.data.shards import Shard, ShardWriter
@@ -31,11 +30,11 @@ from hanflow.tasks.data import Encoded
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-AT_ONCE = 2
-"""Batches encoded side by side."""
+CONCURRENT = 2
+"""Batches encoded at once."""
 
 BATCH_ROWS = 2_000
-"""Rows encoded at a time: enough to keep every thread busy, few enough to stay small in memory."""
+"""Rows in a batch: enough to keep every thread busy, few enough to use little memory."""
 
 
 def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Report:
@@ -48,39 +47,40 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         corpus: URI of the corpus.
 
     Returns:
-        Figures: `rows` of the shards, their `tokens`, tokens in the `vocabulary`, `tokens_per_character` of the texts before
-        truncation; rows cut, by sequence, or the share of the shards' room that tokens fill (`packing_efficiency`).
+        Figures: `rows` of the shards, their `tokens`, size of the `vocabulary`, `tokens_per_character` before truncation;
+        truncated rows by sequence, or the share of the chunks that tokens fill (`packing_efficiency`).
 
     Raises:
-        UserError: the corpus or the tokenizer cannot be used, or nothing can be learnt from the train split.
+        UserError: the corpus or the tokenizer cannot be used, or the train split is empty.
     """
-    # The Rust tokenizers read both when they start their threads.
+    # The Rust library reads both variables when it starts its threads.
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    os.environ["RAYON_NUM_THREADS"] = str(config.workers or processors.usable())
-    from hanflow.text import vocabulary
+    os.environ["RAYON_NUM_THREADS"] = str(config.workers or system.available_cpus())
+    from hanflow.loading.pretrained import load_encoding_tokenizer
+    from hanflow.text.vocabulary import train_tokenizer
 
-    learnt = get_task(task)
+    chosen_task = get_task(task)
     folder, parent = fetched(corpus, "corpus", task=task, only=_splits)
     rows: dict[str, int] = parent.counts["rows"]
     if config.tokenizer:
-        tokenizer = vocabulary.pretrained(fetched_model(config.tokenizer), config.special_tokens)
+        tokenizer = load_encoding_tokenizer(fetched_model(config.tokenizer), config.special_tokens)
     else:
         if not rows["train"]:
             raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
         log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
-        tokenizer = vocabulary.trained(_texts(folder / "train.parquet", learnt, config), config)
+        tokenizer = train_tokenizer(_texts(folder / "train.parquet", chosen_task, config), config)
     with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
-        known = [column.role for column in learnt.columns if column.role not in learnt.text_roles]
-        facts = learnt.facts(batches(folder / "train.parquet", known, BATCH_ROWS))
-        truncated: dict[str, int] = dict.fromkeys(learnt.sequences, 0)
+        known = [column.role for column in chosen_task.columns if column.role not in chosen_task.text_roles]
+        facts = chosen_task.facts(batches(folder / "train.parquet", known, BATCH_ROWS))
+        truncated: dict[str, int] = dict.fromkeys(chosen_task.sequences, 0)
         tokens_before, characters = 0, 0
-        with collection.put_off(), Progress("tokenizing", total=sum(rows.values())) as progress:
+        with system.gc_paused(), Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 rest: dict[str, list[int]] | None = None
-                of_split = _batches(folder / f"{split}.parquet", learnt)
-                with ShardWriter(target / f"{split}.arrow", learnt.sequences) as writer:
-                    for encoded in _encoded(of_split, learnt, tokenizer, config, facts):
+                of_split = _batches(folder / f"{split}.parquet", chosen_task)
+                with ShardWriter(target / f"{split}.arrow", chosen_task.sequences) as writer:
+                    for encoded in _encoded(of_split, chosen_task, tokenizer, config, facts):
                         rest = encoded.rest
                         writer.write(encoded.columns)
                         for name, count in encoded.truncated.items():
@@ -90,8 +90,8 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
                         progress.update(encoded.texts)
                     if rest and all(len(row) > 1 for row in rest.values()):
                         writer.write({name: [row] for name, row in rest.items()})
-        tokens = {split: Shard(target / f"{split}.arrow", learnt.sequences).lengths() for split in SPLITS}
-        everything = np.concatenate(list(tokens.values()))
+        tokens = {split: Shard(target / f"{split}.arrow", chosen_task.sequences).lengths() for split in SPLITS}
+        lengths_of_rows = np.concatenate(list(tokens.values()))
         per_character = tokens_before / max(characters, 1)
         counts: dict[str, Any] = {
             "rows": {split: len(lengths_of) for split, lengths_of in tokens.items()},
@@ -100,12 +100,12 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
             "vocabulary": len(tokenizer),
             "tokens_per_character": per_character,
         }
-        if learnt.packs:
-            room = len(everything) * sum(learnt.longest(config).values())
-            counts["packing_efficiency"] = int(everything.sum()) / max(room, 1)
+        if chosen_task.packs:
+            capacity = len(lengths_of_rows) * sum(chosen_task.longest(config).values())
+            counts["packing_efficiency"] = int(lengths_of_rows.sum()) / max(capacity, 1)
         details: dict[str, Any] = {
-            "lengths": {name: lengths.summary(everything[:, i]) for i, name in enumerate(learnt.sequences)},
-            "longest": learnt.longest(config),
+            "lengths": {name: lengths.summary(lengths_of_rows[:, i]) for i, name in enumerate(chosen_task.sequences)},
+            "longest": chosen_task.longest(config),
             "facts": facts,
             "cleaning": parent.config,
         }
@@ -117,15 +117,15 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     for name, count in truncated.items():
         if count:
             longest = details["longest"][name]
-            log.info("%s of %s rows have a %s of more than %d tokens: cut there", count, total, name, longest)
+            log.info("%s of %s rows have a %s of more than %d tokens and were truncated", count, total, name, longest)
     return Report(
         {
             "rows": total,
-            "tokens": int(everything.sum()),
+            "tokens": int(lengths_of_rows.sum()),
             "vocabulary": len(tokenizer),
             "tokens_per_character": round(per_character, 4),
-            **{f"truncated_{name}": count for name, count in truncated.items() if not learnt.packs},
-            **({"packing_efficiency": round(counts["packing_efficiency"], 4)} if learnt.packs else {}),
+            **{f"truncated_{name}": count for name, count in truncated.items() if not chosen_task.packs},
+            **({"packing_efficiency": round(counts["packing_efficiency"], 4)} if chosen_task.packs else {}),
         }
     )
 
@@ -139,8 +139,8 @@ def _encoded(
 ) -> Iterator[Encoded]:
     """Batches of a split as token ids, in order.
 
-    Two at a time where none needs what the one before left: the tokenizer lets go of the interpreter while it works, so
-    one batch's ids become lists meanwhile.
+    Two at once where no batch needs the rest of the one before: the tokenizer releases the interpreter lock while it
+    works, so the ids of another batch become lists in the meantime.
     """
     if task.packs:
         rest = None
@@ -149,14 +149,14 @@ def _encoded(
             rest = encoded.rest
             yield encoded
         return
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        waiting: deque[Future[Encoded]] = deque()
+    with ThreadPoolExecutor(CONCURRENT) as threads:
+        pending: deque[Future[Encoded]] = deque()
         for batch in rows:
-            waiting.append(threads.submit(task.encode, batch, tokenizer, config, facts))
-            if len(waiting) > AT_ONCE:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(threads.submit(task.encode, batch, tokenizer, config, facts))
+            if len(pending) > CONCURRENT:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def _splits(_: Manifest) -> list[str]:

@@ -2,8 +2,8 @@
 
 The manifest names the artifact's kind, the schema version, counts, the size and sha256 of every data file, the
 settings that made it, the digests of its parents and the program's version. It is written last, into a staging
-directory that is renamed (in a bucket: uploaded, the manifest last) when whole (`hanflow.storage.staged`), so
-a directory with a manifest is whole.
+directory that is renamed (in a bucket: uploaded, the manifest last) when complete (`hanflow.storage.staged`), so a
+directory with a manifest is complete.
 
 Standard library only.
 """
@@ -38,7 +38,7 @@ COMBINED = "combine"
 SPLITS = ("train", "validation", "test")
 
 UNCOMMITTED = "uncommitted"
-"""Only key of what stands in a bucket in a manifest's place until the artifact is whole."""
+"""The only key of the placeholder that stands for a manifest in a bucket until the artifact is complete."""
 
 
 def program_version() -> str:
@@ -51,7 +51,7 @@ def program_version() -> str:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an artifact says about itself; stored as `<kind>.json`."""
+    """The description of an artifact, stored in it as `<kind>.json`."""
 
     artifact: str
     """Kind: corpus, shards, model, evaluation or bundle."""
@@ -60,9 +60,9 @@ class Manifest:
     config: dict[str, Any]
     """The settings of the step that made it."""
     counts: dict[str, Any] = field(default_factory=dict)
-    """What a reader wants to know without opening the data, e.g. rows of each split."""
+    """Facts that are needed without opening the data, e.g. rows of each split."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Larger findings, e.g. length histograms."""
+    """Larger facts, e.g. length histograms."""
     parents: dict[str, str] = field(default_factory=dict)
     """Kind of each parent → its digest."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -102,16 +102,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def read_manifest(folder: Path, kind: str, *, task: str | None = None, verify: bool = True) -> Manifest:
-    """The manifest of an artifact of that kind in `folder`, once everything about it fits.
+    """The manifest of the artifact in a local folder, verified.
 
     Args:
         folder: local directory of the artifact.
         kind: the kind that the caller needs.
         task: the task it must belong to; None: any.
-        verify: also compare size and sha256 of every data file.
+        verify: also verify size and sha256 of every data file.
 
     Raises:
-        UserError: no such artifact there, another kind, schema or task, a missing or altered file; says which.
+        UserError: no such artifact is there, its kind, schema or task is another one, or a file is missing or altered.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; expected a {kind} artifact: {_made_by(kind)}")
@@ -129,14 +129,14 @@ def _made_by(kind: str) -> str:
 
 
 def missing_manifest(place: str, kind: str, names: Iterable[str]) -> UserError:
-    """What is said of a place without the manifest that was looked for, but with files of these names."""
+    """The error about a place that lacks the expected manifest; `names` are the files that it has."""
     other = next((k for k in KINDS if f"{k}.json" in set(names)), None)
     found = f"this is a {other} artifact" if other else f"it holds no {kind}.json"
     return UserError(f"{place}: expected a {kind} artifact, but {found}; {_made_by(kind)}")
 
 
 def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = None) -> Manifest:
-    """The manifest in a file's content, once it fits what the caller needs.
+    """The manifest in the content of a file, verified.
 
     Args:
         content: of `<kind>.json`.
@@ -145,7 +145,7 @@ def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = 
         task: the task it must belong to; None: any.
 
     Raises:
-        UserError: it is damaged, or of another kind, schema or task; says which.
+        UserError: it is damaged, or its kind, schema or task is another one.
     """
     path = f"{place.rstrip('/')}/{kind}.json"
     again = f"run the {KINDS[kind]} step again"
@@ -154,7 +154,7 @@ def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = 
         if UNCOMMITTED in values:
             raise UserError(
                 f"{place}: the {kind} artifact was never finished (begun on {values[UNCOMMITTED]['host']} at "
-                f"{values[UNCOMMITTED]['since']}); wait if that still runs, else {again}"
+                f"{values[UNCOMMITTED]['since']}); wait if that run is still going on, else {again}"
             )
         digest = values.pop("digest")
         if values["schema"] != SCHEMA:
@@ -176,7 +176,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     """Compare size and sha256 of every data file with the manifest.
 
     Raises:
-        UserError: one is missing, changed or damaged; says which.
+        UserError: one is missing, changed or damaged; the message names it.
     """
     again = f"run the {KINDS[manifest.artifact]} step again"
     for name, expected in manifest.files.items():
@@ -188,10 +188,10 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def check_parent(child: Manifest, parent: Manifest, child_at: str, parent_at: str) -> None:
-    """Refuse a parent that is not the one the child was made from.
+    """Refuse a parent that is not the one that the child was made from.
 
     Raises:
-        UserError: the digests differ; names both artifacts.
+        UserError: the digests differ; the message names both artifacts.
     """
     expected = child.parents.get(parent.artifact)
     if expected is not None and expected != parent.digest:
@@ -217,7 +217,7 @@ def numbered(manifests: Sequence[Manifest]) -> dict[str, str]:
 
 
 def trainings(training: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """How each part of a model was trained, from its training.json: name of the member of an ensemble, or "" → facts."""
+    """How a model was trained, from its training.json: name of each member of an ensemble (else "") → its record."""
     return dict(training["members"]) if "members" in training else {"": training}
 
 
@@ -225,7 +225,7 @@ def read_training(folder: Path) -> dict[str, Any]:
     """training.json of a model's folder.
 
     Raises:
-        UserError: there is none that tells how the model was trained.
+        UserError: it is missing, or not a record of a training.
     """
     path = folder / "training.json"
     try:
@@ -233,5 +233,7 @@ def read_training(folder: Path) -> dict[str, Any]:
         for facts in (training, *trainings(training).values()):
             facts["settings"], facts["steps"], facts["history"]["train"], facts["history"]["validation"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: tells no training ({error}); give the folder that the train step wrote") from None
+        raise UserError(
+            f"{path}: is no record of a training ({error}); give the folder that the train step wrote"
+        ) from None
     return training

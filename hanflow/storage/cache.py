@@ -1,7 +1,11 @@
-"""The cache: copies on this machine of what lies in buckets."""
+"""The cache: local copies of what lies in buckets; and the file locks that protect it and other local folders.
+
+The operating system releases a lock when the process that holds it ends, however it ends.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -11,17 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hanflow.errors import UserError
-from hanflow.storage.locks import hold_with_others, lock, try_lock
 
 SPARE_BYTES = 1 << 28
-"""What the cache leaves free on its disk."""
+"""Bytes that the cache leaves free on its disk."""
+
+_held: dict[Path, int] = {}
+"""Locked file → open descriptor, until the process ends."""
 
 
 def cache_folder() -> Path:
-    """The folder for copies of what lies in buckets; made if missing, for this user alone.
+    """The folder for local copies; created if missing, readable by this user alone.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: it cannot be created, or belongs to another user.
     """
     chosen = os.environ.get("HANFLOW_CACHE")
     folder = Path(chosen).expanduser() if chosen else Path(tempfile.gettempdir()) / f"hanflow-{os.getuid()}"
@@ -29,15 +35,15 @@ def cache_folder() -> Path:
         folder.mkdir(0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{folder}: the folder for copies of gs:// data cannot be made ({error.strerror}); set HANFLOW_CACHE to one"
+            f"{folder}: the folder for copies of gs:// data cannot be created ({error.strerror}); set HANFLOW_CACHE to one"
         ) from None
     if not chosen and folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}: belongs to someone else; set HANFLOW_CACHE to a folder of your own")
+        raise UserError(f"{folder}: belongs to another user; set HANFLOW_CACHE to a folder of your own")
     return folder
 
 
 def work_folder(uri: str) -> Path:
-    """The folder on this machine that stands for a folder in a bucket; made if missing."""
+    """The local folder with the working copy of a folder in a bucket; created if missing."""
     folder = cache_folder() / "work" / hashlib.sha256(uri.rstrip("/").encode()).hexdigest()[:32]
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -45,10 +51,10 @@ def work_folder(uri: str) -> Path:
 
 @contextmanager
 def filling(folder: Path) -> Iterator[None]:
-    """Make a folder of the cache and be alone in filling it; it is not cleared away while this process lives."""
+    """Create a folder of the cache and lock it against other writers; it is not evicted while this process lives."""
     used = folder.with_suffix(".used")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    hold_with_others(used)  # not only once: someone may have emptied the cache meanwhile
+    hold_with_others(used)  # each time: the cache may have been emptied meanwhile
     os.utime(used)
     folder.mkdir(exist_ok=True)
     descriptor = lock(folder.with_suffix(".filling"))
@@ -59,7 +65,11 @@ def filling(folder: Path) -> Iterator[None]:
 
 
 def make_room(folder: Path, needed: int) -> None:
-    """Clear the cache of what nobody uses, longest unused first, until there is room."""
+    """Remove copies that no process uses, the least recently used first, until `needed` bytes fit.
+
+    Raises:
+        UserError: they do not fit even then.
+    """
     for path in sorted(folder.parent.glob("*.used"), key=lambda path: path.stat().st_mtime):
         if shutil.disk_usage(folder).free >= needed + SPARE_BYTES:
             return
@@ -73,3 +83,41 @@ def make_room(folder: Path, needed: int) -> None:
             f"{folder.parent}: needs {needed / 1e9:.1f} GB for a copy of gs:// data, {free / 1e9:.1f} GB are free; set "
             "HANFLOW_CACHE to a folder on a larger disk"
         )
+
+
+def hold(path: Path) -> bool:
+    """Lock a file (created if missing) until this process ends; False: another process holds the lock."""
+    if path not in _held:
+        descriptor = try_lock(path)
+        if descriptor is None:
+            return False
+        _held[path] = descriptor
+    return True
+
+
+def hold_with_others(path: Path) -> None:
+    """Hold a shared lock on a file (created if missing, even if removed meanwhile) until this process ends."""
+    if path not in _held or not path.exists():
+        _held[path] = lock(path, fcntl.LOCK_SH)
+
+
+def lock(path: Path, how: int = fcntl.LOCK_EX) -> int:
+    """Wait for the lock on a file (created if missing); it is held until the returned descriptor is closed."""
+    descriptor = _opened(path)
+    fcntl.flock(descriptor, how)
+    return descriptor
+
+
+def try_lock(path: Path) -> int | None:
+    """As `lock`, exclusive and without waiting; None: another process holds it."""
+    descriptor = _opened(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _opened(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -1,4 +1,4 @@
-"""Artifacts and models to read: local ones where they are, those in a bucket as copies in the cache."""
+"""Artifacts and models to read: local ones in place, those in a bucket as copies in the cache."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _Config = TypeVar("_Config")
 
 
 def manifest_at(uri: str, kind: str, *, task: str | None = None) -> Manifest:
-    """The manifest of an artifact, local or in a bucket; its files are not looked at.
+    """The manifest of an artifact, local or in a bucket; its files are not verified.
 
     Raises:
-        UserError: no such artifact there, an unfinished one, or another kind, schema or task; says which.
+        UserError: no such artifact is there, it is incomplete, or its kind, schema or task is another one.
     """
     if is_remote(uri):
         return _remote_manifest(uri, kind, task)
@@ -45,24 +45,25 @@ def _remote_manifest(uri: str, kind: str, task: str | None) -> Manifest:
 
 
 def nothing(_: Manifest) -> Sequence[str]:
-    """For `fetched`: no file, only the manifest."""
+    """For the argument `only` of `fetched`: no file, the manifest alone."""
     return ()
 
 
 def fetched(
     uri: str, kind: str, *, task: str | None = None, only: Callable[[Manifest], Sequence[str]] | None = None
 ) -> tuple[Path, Manifest]:
-    """A local folder with an artifact, every file of it compared with its digest, and its manifest.
+    """A local folder with an artifact, each file verified by its digest, and its manifest.
 
     Args:
-        uri: of the artifact. A local one is used where it is; one in a bucket is downloaded into the cache, what is there
-            already is not downloaded again.
+        uri: of the artifact. A local one is used in place; of one in a bucket, the files that the cache does not have yet
+            are downloaded into it.
         kind: the kind that the caller needs.
         task: the task it must belong to; None: any.
-        only: tells the files that are needed of an artifact in a bucket; None: all. A local one is always checked whole.
+        only: the files needed of an artifact in a bucket, from its manifest; None: all. A local one is always verified
+            completely.
 
     Raises:
-        UserError: no such artifact there, another kind, schema or task, a missing or damaged file; says which.
+        UserError: no such artifact is there, its kind, schema or task is another one, or a file is missing or damaged.
     """
     if not is_remote(uri):
         folder = local_path(uri)
@@ -100,10 +101,10 @@ def _fetch(uri: str, folder: Path, names: list[str], manifest: Manifest) -> None
 
 
 def fetched_model(name: str) -> str:
-    """A model or tokenizer that can be loaded: local folders and hub names as they are, a folder in a bucket as its copy.
+    """A local folder or hub name of a model or tokenizer: those are returned unchanged, a folder in a bucket as its copy.
 
     Raises:
-        UserError: there is nothing, or an artifact that was never finished.
+        UserError: the folder in the bucket is empty, or an incomplete artifact.
     """
     if not is_remote(name):
         return name
@@ -129,5 +130,5 @@ def fetched_model(name: str) -> str:
 
 
 def with_fetched_model(config: _Config, name: str) -> _Config:
-    """Settings whose model or tokenizer (the setting `name`) is no longer in a bucket; see `fetched_model`."""
+    """Settings in which the model or tokenizer (the setting `name`) is replaced by `fetched_model` of it."""
     return dataclasses.replace(config, **{name: fetched_model(getattr(config, name))})  # type: ignore[type-var]

@@ -1,16 +1,22 @@
-"""Single files at a place, and what a folder in a bucket holds."""
+"""Files that are no artifacts, local or in a bucket: single ones, listings, and raw data to find and to stream."""
 
 from __future__ import annotations
 
+import glob
+import gzip
+import io
+import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 from hanflow.errors import UserError
-from hanflow.storage.uri import is_remote, local_path
+from hanflow.storage.uri import is_remote, join, local_path, pattern
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file of that name.
+    """Whether there is a file at a URI.
 
     Raises:
         UserError: its bucket cannot be read.
@@ -43,15 +49,15 @@ def copy_file(uri: str, target: Path) -> None:
 
 
 def refuse_run(uri: str) -> None:
-    """Make sure that a folder in a bucket holds nothing yet.
+    """Refuse a folder in a bucket that is not empty.
 
     Raises:
-        UserError: it does, or the bucket cannot be read.
+        UserError: it is not empty, or the bucket cannot be read.
     """
     from hanflow.storage import gcs
 
     if gcs.listing(uri):
-        raise UserError(f"{uri}: already holds another run; give another --output or remove it")
+        raise UserError(f"{uri}: already holds another run; give another --output, or remove it")
 
 
 def object_names(uri: str) -> list[str]:
@@ -69,8 +75,103 @@ def publish_file(path: Path, uri: str, *, replace: bool = False) -> None:
     """Upload one whole file into a bucket.
 
     Raises:
-        UserError: there is one already and it is not to be replaced, or it cannot be written.
+        UserError: the object exists and `replace` is not set, or it cannot be written.
     """
     from hanflow.storage import gcs
 
     gcs.put_new(uri, path, replace=replace)
+
+
+def find_raw(uri: str, suffixes: tuple[str, ...]) -> list[str]:
+    """The raw files that a file path, a folder or a glob stands for, local or in a bucket, sorted by name.
+
+    Args:
+        uri: file, folder (read recursively, without hidden files) or glob (`**` allowed).
+        suffixes: endings of the files that can be read; a folder's other files are ignored.
+
+    Raises:
+        UserError: no file is there, or none that can be read.
+    """
+    endings = ", ".join(suffixes)
+    if is_remote(uri):
+        return _find_objects(uri, suffixes, endings)
+    path = local_path(uri)
+    if path.is_file():
+        return [str(path)]
+    if path.is_dir():
+        files = sorted(
+            p
+            for p in path.rglob("*")
+            if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
+        )
+        readable = [str(p) for p in files if p.name.lower().endswith(suffixes)]
+        if not readable:
+            raise UserError(f"{uri}: the folder holds no readable file among {len(files)}; readable endings: {endings}")
+        return readable
+    if glob.has_magic(uri):
+        matches = [str(p) for p in sorted(glob.glob(str(path), recursive=True)) if os.path.isfile(p)]
+        if not matches:
+            raise UserError(f"{uri}: the pattern matches no file; quote it in the shell and check the folder part")
+        return matches
+    near = _nearest_existing(path)
+    raise UserError(f"{uri}: no such file or folder (the nearest folder that exists is {near}); check the path")
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(p for p in path.absolute().parents if p.exists())
+
+
+def _find_objects(uri: str, suffixes: tuple[str, ...], endings: str) -> list[str]:
+    from hanflow.storage import gcs
+
+    if not uri.endswith("/") and gcs.split(uri)[1] and gcs.stat(uri):
+        return [uri]
+    if glob.has_magic(uri):
+        folder = uri[: re.search(r"[*?[]", uri).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        wanted = pattern(uri.removeprefix(f"{folder}/"))
+        matches = [join(folder, name) for name in gcs.listing(folder) if wanted.fullmatch(name)]
+        if not matches:
+            raise UserError(f"{uri}: the pattern matches no object; quote it in the shell and check the folder part")
+        return matches
+    there = gcs.listing(uri)
+    if not there:
+        raise UserError(f"{uri}: no such object or folder in the bucket; check the URI with `gcloud storage ls`")
+    seen = [name for name in there if not any(part.startswith(".") for part in name.split("/"))]
+    readable = [join(uri, name) for name in seen if name.lower().endswith(suffixes)]
+    if not readable:
+        raise UserError(f"{uri}: the folder holds no readable file among {len(seen)}; readable endings: {endings}")
+    return readable
+
+
+def open_raw(path: str) -> BinaryIO:
+    """One of the files that `find_raw` found, opened to read bytes; seekable.
+
+    From a bucket it is streamed: nothing is copied to disk, and memory holds some megabytes of it.
+
+    Raises:
+        UserError, OSError: it cannot be read.
+    """
+    if not is_remote(path):
+        return open(path, "rb")
+    from hanflow.storage import gcs
+
+    there = gcs.stat(path)
+    if there is None:
+        raise UserError(f"{path}: no such object in the bucket; check the URI with `gcloud storage ls`")
+    stream = io.BufferedReader(gcs.Reader(there), 1 << 20)
+    if there.blob.content_encoding == "gzip" and not path.lower().endswith(".gz"):
+        return cast(BinaryIO, gzip.open(stream))  # uploaded with `gcloud storage cp --gzip-local`
+    return stream
+
+
+def fingerprint(path: str) -> dict[str, Any]:
+    """What changes when a raw file is replaced: `path`, `bytes`, and `modified_ns` (local) or `generation` (bucket)."""
+    if not is_remote(path):
+        found = os.stat(path)
+        return {"path": str(Path(path).resolve()), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+    from hanflow.storage import gcs
+
+    there = gcs.stat(path)
+    if there is None:
+        raise UserError(f"{path}: no such object in the bucket; check the URI with `gcloud storage ls`")
+    return {"path": path, "bytes": there.bytes, "generation": there.generation}

@@ -1,4 +1,4 @@
-"""Artifacts to write: a local folder that becomes the artifact when it is whole."""
+"""Artifacts to write: a local folder that becomes the artifact when it is complete."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from pathlib import Path
 
 from hanflow.errors import UserError
 from hanflow.progress import log
-from hanflow.storage.cache import cache_folder
-from hanflow.storage.locks import lock, try_lock
+from hanflow.storage.cache import cache_folder, lock, try_lock
 from hanflow.storage.uri import is_remote, local_path
 
 
 @contextmanager
 def staged(uri: str, kind: str = "") -> Iterator[Path]:
-    """A local directory to write an artifact into; it becomes `uri` only if the block ends without an error.
+    """A local directory to write an artifact into; it becomes `uri` if the block ends without an error.
 
-    Locally it is written beside the target, then renamed. In a bucket the place is claimed first and committed by the
-    manifest last (`hanflow.storage.gcs`). Either way nobody ever takes a half-written artifact for whole, and after an
-    error, a full disk or Ctrl-C nothing of it is left.
+    A local artifact is written beside its target, then renamed. In a bucket the place is claimed first and committed by
+    the manifest last (`hanflow.storage.gcs`). Either way a partial artifact is never taken for a complete one, and after
+    an error, a full disk or Ctrl-C nothing of it is left.
 
     Args:
-        uri: where the artifact is to be; must not hold anything yet.
-        kind: of the artifact, whose manifest the block must write; empty: a plain folder, which has to be local.
+        uri: of the artifact; must be empty or absent.
+        kind: of the artifact, whose manifest the block must write; "": a plain folder, which has to be local.
 
     Raises:
-        UserError: `uri` already holds something, cannot be written to, or the disk is full.
+        UserError: `uri` is not empty, cannot be written to, or the disk is full.
     """
     if is_remote(uri):
         with _staged_remote(uri, kind) as staging:
@@ -49,7 +48,7 @@ def staged(uri: str, kind: str = "") -> Iterator[Path]:
         os.replace(staging, target)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{target}: the disk is full; free some space, nothing half-written was left") from error
+            raise UserError(f"{target}: the disk is full; free some space; nothing partial was left") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR) and not staging.is_dir():
             raise UserError(f"{target}: cannot be written ({error.strerror}); give another output folder") from error
         raise
@@ -70,7 +69,9 @@ def _staged_remote(uri: str, kind: str) -> Iterator[Path]:
     descriptor = lock(staging.with_suffix(".lock"))
     try:
         staging.mkdir()
-        claimed = gcs.claim(uri, f"{kind}.json")  # not before this machine has room for it: no claim is left behind
+        claimed = gcs.claim(
+            uri, f"{kind}.json"
+        )  # only now that the folder exists: an error before leaves no claim behind
         try:
             yield staging
             size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
@@ -92,7 +93,7 @@ def _staged_remote(uri: str, kind: str) -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what killed processes left."""
+    """Remove the staging folders of processes that were killed."""
     for path in parent.glob("*.lock"):
         descriptor = try_lock(path)
         if descriptor is not None:
@@ -102,9 +103,9 @@ def _sweep(parent: Path) -> None:
 
 
 def readable_by_umask(folder: Path) -> None:
-    """Give the files in a folder the permissions that plainly created ones have.
+    """Give the files in a folder the permissions that newly created files get by default.
 
-    Some libraries (safetensors) create theirs readable by the owner alone; other users of a shared volume need them.
+    Some libraries (safetensors) create files that the owner alone can read; on a shared volume others need them, too.
     """
     umask = os.umask(0)
     os.umask(umask)

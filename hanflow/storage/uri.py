@@ -1,4 +1,4 @@
-"""Places: local paths and gs:// URIs, by their names alone."""
+"""Local paths and gs:// URIs as strings: nothing here touches a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REMOTE = "gs://"
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a URI names something in a bucket."""
+    """Whether a URI is in a bucket."""
     return uri.startswith(REMOTE)
 
 
@@ -24,7 +24,7 @@ def local_path(uri: str) -> Path:
     """The path behind a local URI (`/path`, `relative/path`, `file:///path`).
 
     Raises:
-        UserError: the scheme has no reader.
+        UserError: the URI is in a bucket, or of an unknown scheme.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
@@ -39,7 +39,7 @@ def local_path(uri: str) -> Path:
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """A glob as Python's own reads it: `*` and `?` stay within a folder and match no hidden name, `**` is any folders."""
+    """A glob with the meaning of Python's `glob`: `*` and `?` match within a folder and no hidden name, `**` any folders."""
     folders = "(?:[^/.][^/]*/)*"
     *parents, last = text.split("/")
     parts = [folders if segment == "**" else _segment(segment) + "/" for segment in parents]

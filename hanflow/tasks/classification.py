@@ -170,15 +170,17 @@ class Classification(CommonTask):
     def new_model(
         self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> PreTrainedModel:
+        from hanflow.loading import initial
         from hanflow.models import classifiers
 
         weights = classifiers.balanced_weights(facts["counts"]) if config.class_weights == "balanced" else None
-        return classifiers.new_model(config, tokenizer, facts["labels"], weights)
+        return initial.classifier(config, tokenizer, facts["labels"], weights)
 
     def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
+        from hanflow.loading.pretrained import load_members
         from hanflow.models import ensemble
 
-        return ensemble.combine(ensemble.load_members(folders), weights or None)
+        return ensemble.combine(load_members(folders), weights or None)
 
     def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         from hanflow.models import ensemble
@@ -244,7 +246,7 @@ class Classification(CommonTask):
         points = [(float(p), float(a)) for p, a, count in bins if count]
         lowest = min((p for p, _ in points), default=0.0)
         series = {"model": points, "perfectly calibrated": [(lowest, lowest), (1.0, 1.0)]}
-        intro = "Below the straight line the model is surer than it is right."
+        intro = "Below the straight line the model is more confident than it is accurate."
         parts.append(Lines("Reliability", series, "mean probability of the predicted class", "accuracy", intro))
         return parts
 
@@ -279,15 +281,19 @@ class Classifier(ModelPredictor):
     def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
         import numpy as np
 
+        from hanflow.data.batches import batches
         from hanflow.models import classifiers
 
         found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
-        for members, probabilities in classifiers.probabilities(
-            self.model, [row[0] for row in rows], self.config.batch_tokens
-        ):
-            found[members] = probabilities
-            if progress is not None:
-                progress.update(len(members))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for batch in batches([len(row[0]) for row in rows], self.config.batch_tokens):
+                found[batch] = classifiers.probabilities(self.model, [rows[row][0] for row in batch])
+                if progress is not None:
+                    progress.update(len(batch))
+        finally:
+            self.model.train(was_training)
         order = np.argsort(-found, axis=1, kind="stable")
         columns: dict[str, list[Any]] = {
             "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]

@@ -67,8 +67,8 @@ class CommonTask(Task):
         return tuple(metric.name for metric in self.metrics if metric.shown)
 
     def models(self) -> ModuleType:
-        """The module of `hanflow.models` with the functions `check`, `new_model`, `load`, `collate` and `loss`;
-        imported only here, as it needs torch. A task that has those five methods of its own needs none."""
+        """The module of `hanflow.models` with the functions `check`, `collate` and `loss`; imported only here, as it needs
+        torch. A task that has those three methods of its own needs none."""
         raise NotImplementedError(f"{self.name}: does not say where its models are")
 
     def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -125,10 +125,12 @@ class CommonTask(Task):
     def new_model(
         self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
     ) -> PreTrainedModel:
-        return self.models().new_model(config, tokenizer)
+        raise NotImplementedError(f"{self.name}: does not say how its models are made")
 
     def load_model(self, folder: str) -> PreTrainedModel:
-        return self.models().load(folder)
+        from hanflow.loading.pretrained import load_model
+
+        return load_model(folder, self.card()["auto_class"])
 
     def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
         raise UserError(f"models of the task {self.name} cannot be combined; classifiers can: set task=classification")
@@ -167,9 +169,9 @@ class CommonTask(Task):
         return 1
 
     def open_predictor(self, folder: str, config: Config, *, scoring: bool = False) -> Predictor:
-        from hanflow.loading import pretrained
+        from hanflow.loading.pretrained import load_with_tokenizer
 
-        return self.predictor(*pretrained.open_folder(folder, self.load_model), config, scoring=scoring)
+        return self.predictor(*load_with_tokenizer(folder, self.load_model), config, scoring=scoring)
 
     def baselines(
         self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]

@@ -127,6 +127,13 @@ class LanguageModeling(CommonTask):
 
         return language
 
+    def new_model(
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from hanflow.loading import initial
+
+        return initial.language_model(config, tokenizer)
+
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"chunk_tokens": lengths[:, 0] - 1}
 

@@ -153,6 +153,13 @@ class Summarization(CommonTask):
 
         return bart
 
+    def new_model(
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
+    ) -> PreTrainedModel:
+        from hanflow.loading import initial
+
+        return initial.encoder_decoder(config, tokenizer)
+
     def positions(self, lengths: np.ndarray) -> dict[str, np.ndarray]:
         return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}
 

@@ -1,4 +1,4 @@
-"""Texts to token ids and back, the same way for every task."""
+"""Texts to token ids and back, in the same way for every task."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[
 def framed(
     rows: Sequence[list[int]], frame: tuple[Sequence[int], Sequence[int]], longest: int | None
 ) -> tuple[list[list[int]], int]:
-    """Token ids between others, cut to a longest length with both ends kept.
+    """Token ids with special ids before and after each text, truncated so that both fit.
 
     Args:
         rows: token ids of one text each.
-        frame: token ids that stand before and behind every text.
-        longest: most tokens of a row, the frame included; None: any number.
+        frame: ids to put before and after every text.
+        longest: most tokens of a row, the frame included; None: unlimited.
 
     Returns:
-        (one list of at most `longest` token ids a row, how many rows were cut).
+        (at most `longest` token ids a row, number of truncated rows).
     """
     begin, end = frame
     if longest is None:
@@ -46,12 +46,12 @@ def framed(
 
 
 def as_inputs(rows: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, ...]]:
-    """Token ids of one text each as a `Predictor` takes them: int32 arrays of shape (length,)."""
+    """Rows for a `Predictor`: of each text, a tuple of one int32 array of shape (length,)."""
     import numpy as np
 
     return [(np.array(ids, dtype=np.int32),) for ids in rows]
 
 
 def plain_text(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of token ids, of shape (length,), nothing removed and nothing tidied: a special token belongs to it, too."""
+    """The text of token ids of shape (length,), special tokens included and spaces unchanged."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

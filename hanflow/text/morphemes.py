@@ -1,7 +1,7 @@
-"""Morphemes by MeCab with mecab-ko-dic, over several processes where there is much to cut.
+"""Morphemes by MeCab with mecab-ko-dic, in several processes for large amounts of text.
 
-MeCab's binding holds the interpreter's lock while it works, so threads gain nothing; the helpers are processes that read
-one text a line and write its morphemes, and know nothing else of this program. Imports nothing but MeCab for their sake.
+MeCab's binding holds the interpreter's lock, so threads gain nothing. The helper processes run this file: they read one
+text a line and write its morphemes. So that they start fast, nothing but MeCab is imported at the top.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from _mecab import Tagger
 
 PIECE = 10_000
-"""Longest stretch of a text, in characters, that MeCab sees at once: its time grows with the square of a run of one kind
-of character (ㅋㅋㅋ…, aaa…)."""
+"""Characters that MeCab parses at once: its time grows with the square of the length of a run of one kind of character
+(ㅋㅋㅋ…, aaa…)."""
 
 HELPER = 250_000
-"""Fewest characters worth a helper process: about 0.35 s of work, twice what it takes to start one."""
+"""Characters that justify a helper process: about 0.35 s of work, twice the time to start one."""
 
 MOST_HELPERS = 16
 
@@ -31,36 +31,36 @@ def morphemes(texts: Sequence[str], helpers: int | None = None) -> Iterator[list
     """Surface forms of the morphemes of every text, as `mecab.MeCab().morphs` gives them.
 
     Args:
-        texts: lines without control characters or lone surrogates (`tokenizations.normalise`).
-        helpers: processes that share the work; None: as many as the amount of text and the processors ask for, none
-            (0 or 1: this process does it all) for little text. Where they cannot be had this process does the work.
+        texts: lines without control characters or lone surrogates (`scoring_tokens.normalise`).
+        helpers: processes that share the work; 0 or 1: this process does all of it; None: chosen by the amount of text
+            and the available processors. If helpers cannot be started, this process does the work.
 
     Yields:
         One list of tokens a text, in order.
     """
     if helpers is None:
-        from hanflow import system as processors  # not at the top: helpers run this file by its path
+        from hanflow import system  # not at the top: helpers run this file as a script
 
-        helpers = min(processors.usable(), sum(map(len, texts)) // HELPER, MOST_HELPERS)
+        helpers = min(system.available_cpus(), sum(map(len, texts)) // HELPER, MOST_HELPERS)
     lines = _by_helpers(texts, min(helpers, len(texts))) if helpers > 1 and len(texts) > 1 else None
     for line in map(_separated, texts) if lines is None else lines:
         yield line.split()
 
 
 def _separated(text: str) -> str:
-    """The morphemes of one text, a space behind each; pieces of more than PIECE characters end at a space."""
+    """The morphemes of one text, each followed by a space; longer texts are parsed in pieces of PIECE characters."""
     tagger = _tagger()
     return "".join(tagger.parse(piece).removesuffix("\n") for piece in pieces(text, PIECE))
 
 
 def pieces(text: str, longest: int) -> list[str]:
-    """A text in pieces of at most so many characters, cut behind a space where there is one; joined they are the text."""
+    """A text split into pieces of at most `longest` characters, after a space where possible; joined, they are the text."""
     if len(text) <= longest:
         return [text]
     cut, start = [], 0
     while len(text) - start > longest:
         space = text.rfind(" ", start, start + longest)
-        end = space + 1 if space > start else start + longest  # a monster without any space: cut it anywhere
+        end = space + 1 if space > start else start + longest  # no space at all: split anywhere
         cut.append(text[start:end])
         start = end
     return [*cut, text[start:]]
@@ -72,28 +72,28 @@ def _tagger() -> Tagger:
     from _mecab import Tagger
     from mecab.mecab import mecabrc_path
 
-    # `MeCab.morphs` makes a Python object of all eight features of a morpheme, to give back its surface alone; MeCab's
-    # own output of separated words takes a third of the time.
+    # `MeCab.morphs` makes a Python object of all eight features of a morpheme and then returns its surface alone; MeCab's
+    # own "wakati" output takes a third of the time.
     return Tagger(
         ["--rcfile", str(mecabrc_path), "--dicdir", str(mecab_ko_dic.dictionary_path), "--output-format-type", "wakati"]
     )
 
 
 def _by_helpers(texts: Sequence[str], helpers: int) -> list[str] | None:
-    """The same as `_separated` of every text, from so many processes; None if any of them fails."""
+    """`_separated` of every text, computed by helper processes; None: one of them failed."""
     shares = _shares(texts, helpers)
     try:
-        with ThreadPoolExecutor(len(shares)) as threads:  # each waits for a process
+        with ThreadPoolExecutor(len(shares)) as threads:  # each waits for one process
             return list(itertools.chain.from_iterable(threads.map(_by_helper, shares)))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         from hanflow.progress import log
 
-        log.warning("morphemes are cut by one process only, its helpers fail: %s", error)
+        log.warning("morphemes are analysed by one process, as its helpers failed: %s", error)
         return None
 
 
 def _shares(texts: Sequence[str], count: int) -> list[Sequence[str]]:
-    """Consecutive parts of about the same number of characters, none of them empty."""
+    """Consecutive parts with about the same number of characters, none empty."""
     ends = list(itertools.accumulate(len(text) + 1 for text in texts))
     shares, start = [], 0
     for share in range(1, count + 1):
@@ -107,7 +107,7 @@ def _shares(texts: Sequence[str], count: int) -> list[Sequence[str]]:
 
 
 def _by_helper(texts: Sequence[str]) -> list[str]:
-    # -P: this folder must not come first on the path, its html.py is not the standard library's.
+    # -P: this folder must not come first on the path, lest its modules shadow others.
     command = [sys.executable, "-P", __file__]
     done = subprocess.run(command, input="\n".join(texts).encode(), capture_output=True, check=False)
     if done.returncode:
@@ -119,7 +119,7 @@ def _by_helper(texts: Sequence[str]) -> list[str]:
 
 
 def _help() -> None:
-    """What a helper does: a text a line in, its morphemes out."""
+    """The main function of a helper: texts from standard input, a line each, to their morphemes on standard output."""
     lines = sys.stdin.buffer.read().decode().split("\n")
     sys.stdout.buffer.write("\n".join(map(_separated, lines)).encode())
 

@@ -1,7 +1,7 @@
 """Korean text clean-up: pure functions from text to text.
 
-Most rows need nothing, so every operation first asks a question that C code answers (`"<" in text`,
-`str.isprintable`, `unicodedata.is_normalized`) and touches the text only where the answer asks for it.
+Most rows need no change, so every operation is guarded by a test that runs in C (`"<" in text`, `str.isprintable`,
+`unicodedata.is_normalized`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _TAG = re.compile(
     rf"</?(?:(?P<br>br)|(?P<block>{_BLOCK_TAGS})|(?:{_INLINE_TAGS}))(?:{_ATTRIBUTE})*+\s*+/?>|<!doctype\b[^<>]*+>",
     re.IGNORECASE | re.ASCII,
 )
-# Only entities with their semicolon: in `?a=1&para=2` nobody means a pilcrow.
+# Only entities with a semicolon: `?a=1&para=2` has no pilcrow.
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _HIDDEN = (("<!--", "-->"), ("<script", "</script>"), ("<style", "</style>"))
-"""What disappears together with everything between its two ends."""
+"""Start and end of what is removed with all of its content."""
 
 _NEWLINES = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 _INVISIBLE = re.compile(
@@ -46,18 +46,19 @@ _INVISIBLE = re.compile(
     "]+"
 )
 _FILLERS = re.compile("[\u3164\uffa0]+")
-"""Hangul fillers: letters to Unicode, blanks to everybody who types them."""
+"""Hangul fillers: Unicode classes them as letters, people type them as spaces."""
 
 
 def clean_text(text: str, config: PreprocessConfig, *, br: str) -> str:
-    """Text as the corpus holds it.
+    """Text as it is stored in a corpus.
 
-    Control characters (except newline and tab), zero-width characters, byte-order marks and lone surrogates always go.
+    Control characters (except newline and tab), zero-width characters, byte-order marks and lone surrogates are always
+    removed.
 
     Args:
         text: raw text.
-        config: what else is done: `strip_html`, `unicode`, `collapse_whitespace`, `max_repeats`.
-        br: what a `<br>` becomes when `strip_html` is on.
+        config: the settings `strip_html`, `unicode`, `collapse_whitespace` and `max_repeats` choose further changes.
+        br: replacement of `<br>` where `strip_html` is on.
     """
     if config.strip_html and ("<" in text or "&" in text):
         text = strip_html(text, br)
@@ -81,8 +82,8 @@ def clean_text(text: str, config: PreprocessConfig, *, br: str) -> str:
 def strip_html(text: str, br: str) -> str:
     """Text without HTML tags and comments, with its entities unescaped.
 
-    Only what reads as a real tag goes: `<3`, `a < b`, `<usr>` and `<기생충>` stay. `<br>` becomes `br`; tags that
-    start a new block (`<p>`, `<li>`, …) become a space, lest they glue two words together.
+    Only real tags are removed: `<3`, `a < b`, `<usr>` and `<기생충>` stay. `<br>` becomes `br`; tags of blocks (`<p>`,
+    `<li>`, …) become a space, so that words stay separate.
     """
     if "<" in text:
         for start, end in _HIDDEN:
@@ -99,7 +100,7 @@ def strip_html(text: str, br: str) -> str:
 
 
 def _without(text: str, start: str, end: str) -> str:
-    """Text without the stretches from `start` to `end`; one that never ends stays. Linear, unlike `.*?`."""
+    """Text without the parts from `start` to `end`; one without an end stays. Takes linear time, unlike `.*?`."""
     kept, position = [], 0
     while (begin := text.find(start, position)) >= 0 and (stop := text.find(end, begin + len(start))) >= 0:
         kept.append(text[position:begin])
@@ -108,7 +109,7 @@ def _without(text: str, start: str, end: str) -> str:
 
 
 def remove_invisible(text: str) -> str:
-    """Text with every kind of line end as a newline, and without characters that print nothing."""
+    """Text with every kind of line end as a newline, and without invisible characters."""
     if "\r" in text:
         text = text.replace("\r\n", "\n")
     if text.replace("\n", "").isprintable():
@@ -117,13 +118,13 @@ def remove_invisible(text: str) -> str:
 
 
 def collapse_whitespace(text: str) -> str:
-    """Text whose runs of blanks are one space and whose runs of newlines are one newline, without any at its ends."""
+    """Text whose runs of spaces are one space and whose runs of newlines one newline, with none at its ends."""
     lines = (" ".join(line.split()) for line in text.split("\n"))
     return "\n".join(line for line in lines if line)
 
 
 def _collapse_spaces(text: str) -> str:
-    """The same for text whose only blank is the space."""
+    """`collapse_whitespace` for text whose only white space is the space."""
     if "  " in text or text[:1] == " " or text[-1:] == " ":
         return " ".join(text.split())
     return text

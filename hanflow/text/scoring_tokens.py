@@ -1,4 +1,4 @@
-"""How a text becomes the tokens that ROUGE counts, by name: a score means nothing without it."""
+"""Tokenizations for ROUGE, by name. A score depends on them, so the name is part of the score's name."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 DACON_WORDS = 1000
-"""Words (by white space) of a text that Dacon's scorer looks at."""
+"""Words (by white space) of a text that Dacon's scorer counts."""
 
 BATCH = 1000
-"""Texts given to a model's tokenizer at once."""
+"""Texts that a model's tokenizer encodes at once."""
 
-# MeCab ends a text at NUL, wrappers refuse lone surrogates, and control characters and line separators are no tokens.
+# MeCab ends a text at NUL, bindings refuse lone surrogates, and control characters and line separators are no tokens.
 _UNREADABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u1680\u2028\u2029\ud800-\udfff]")
 _NOT_DACON = re.compile("[^A-Za-z0-9가-힣\n]")
 
 
 def normalise(text: str) -> str:
-    """NFKC, as most Korean tokenizers decode (ㅋ becomes ᄏ there), in one line, unreadable characters as spaces."""
+    """NFKC (as most Korean tokenizers decode: ㅋ becomes ᄏ), in one line, with unreadable characters as spaces."""
     return normalise_lines(text).replace("\n", " ")
 
 
 def normalise_lines(text: str) -> str:
-    """The same with its newlines, which end sentences in ROUGE-Lsum."""
+    """`normalise` with newlines kept: they end sentences in ROUGE-Lsum."""
     return _UNREADABLE.sub(" ", unicodedata.normalize("NFKC", text))
 
 
 @dataclass(frozen=True)
 class Tokenization:
-    """A named way to cut texts."""
+    """A named way to split texts into tokens."""
 
     name: str
-    """Stands in every score's name, e.g. `rougeL_morpheme`."""
+    """Part of the names of scores, e.g. `rougeL_morpheme`."""
     cut: Callable[[Sequence[str]], Iterable[Sequence[Hashable]]]
     """Cleaned texts of one line each → the tokens of every text, in order."""
     clean: Callable[[str], str] = normalise_lines
-    """A whole raw text → what is cut, newlines kept. Must take any text."""
+    """A raw text → the text to split, newlines kept. Must accept any text."""
 
     def __call__(self, text: str) -> Sequence[Hashable]:
         """The tokens of one raw text, newlines as spaces."""
@@ -53,22 +53,22 @@ class Tokenization:
 
 
 def characters(texts: Sequence[str]) -> Iterator[str]:
-    """Every character (a syllable, in Korean) that is no white space."""
+    """Every character (in Korean: syllable) but white space."""
     return ("".join(text.split()) for text in texts)
 
 
 def words(texts: Sequence[str]) -> Iterator[list[str]]:
-    """What stands between white space: eojeol."""
+    """Words separated by white space (eojeol)."""
     return (text.split() for text in texts)
 
 
 def clean_for_dacon(text: str) -> str:
     """A text as the scorer of Dacon's Korean summarization contests prepares it, after NFKC.
 
-    The first DACON_WORDS words, in lower case, everything but Latin letters, digits and whole Hangul syllables as
-    spaces (ㅋㅋ goes, with all punctuation and emojis). NFKC is ours: it keeps what that scorer would drop (① as 1,
-    decomposed Hangul), so that no score hangs on the form of Unicode a text came in. Its ROUGE-L takes newlines for
-    the ends of sentences: compare `rougeLsum_dacon` with it where summaries have several lines.
+    The first DACON_WORDS words, in lower case, with everything but Latin letters, digits and complete Hangul syllables
+    as spaces (ㅋㅋ is removed, and so are punctuation and emojis). NFKC is our addition: it keeps what that scorer drops
+    (① as 1, decomposed Hangul), so that a score does not depend on the Unicode form of a text. Its ROUGE-L ends sentences
+    at newlines: compare it with `rougeLsum_dacon` where summaries have several lines.
     """
     left, lines = DACON_WORDS, []
     for line in normalise_lines(text).split("\n"):
@@ -87,16 +87,16 @@ TOKENIZATIONS = {
         Tokenization("dacon", morphemes, clean_for_dacon),
     )
 }
-"""The tokenizations that need nothing else, by name; `model_tokenization` makes the fifth, `model`."""
+"""The tokenizations that need no tokenizer, by name; `model_tokenization` makes the fifth, `model`."""
 
 NAMES = (*TOKENIZATIONS, "model")
 
 
 def get_tokenization(tokenization: str | Tokenization) -> Tokenization:
-    """A tokenization by its name; one that is made already comes back as it is.
+    """A tokenization by its name; a `Tokenization` is returned unchanged.
 
     Raises:
-        ValueError: no such name, or `model`, which has to be made.
+        ValueError: the name is unknown, or `model`, which needs a tokenizer.
     """
     if isinstance(tokenization, Tokenization):
         return tokenization
@@ -108,19 +108,12 @@ def get_tokenization(tokenization: str | Tokenization) -> Tokenization:
 
 
 def model_tokenization(tokenizer: Any) -> Tokenization:
-    """The tokenization `model`: what a model's own tokenizer cuts a text into, without special tokens around it.
+    """The tokenization `model`: the tokens of a model's own tokenizer, without special tokens around a text.
 
     Args:
-        tokenizer: a transformers tokenizer, a `tokenizers.Tokenizer`, a folder or name that AutoTokenizer loads, or any
-            function from one text to its tokens. Truncation and padding that it is set to are left out.
-
-    Raises:
-        OSError, ValueError: AutoTokenizer cannot load that folder.
+        tokenizer: a transformers tokenizer (`hanflow.loading.pretrained.load_tokenizer`), a `tokenizers.Tokenizer`, or
+            any function from one text to its tokens. Its own truncation and padding are not applied.
     """
-    if isinstance(tokenizer, str):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     core = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(core, "encode_batch_fast"):
         return Tokenization("model", _Pieces(core))
@@ -129,19 +122,19 @@ def model_tokenization(tokenizer: Any) -> Tokenization:
 
 
 class _Pieces:
-    """Cuts by a `tokenizers.Tokenizer`: ids, without bare spaces; an unknown piece stands for itself, not for all."""
+    """Token ids by a `tokenizers.Tokenizer`, without those of spaces; an unknown piece is its own text, not the unknown id."""
 
     def __init__(self, core: Any):
         from tokenizers import Tokenizer
 
         written = core.to_str()
-        self._core = Tokenizer.from_str(written)  # a copy: the caller's settings stay
+        self._core = Tokenizer.from_str(written)  # a copy: the caller's own is not changed
         self._core.no_truncation()
         self._core.no_padding()
         model = json.loads(written)["model"]  # BPE and WordPiece name the unknown token, Unigram numbers it
         unknown = model.get("unk_token")
         self._unknown = model.get("unk_id") if unknown is None else self._core.token_to_id(unknown)
-        # "▁" alone would be a match between an emoji and a sentence. č is a letter in some vocabularies: decode to tell.
+        # "▁" alone would match in any two texts. č is a letter in some vocabularies, a carriage return in others: decode it.
         maybe = [number for piece, number in self._core.get_vocab().items() if not piece.strip("▁ĠĊĉč \t\n\r")]
         self._blank = {n for n in maybe if not self._core.decode([n], skip_special_tokens=False).strip()}
 
@@ -154,6 +147,6 @@ class _Pieces:
                 yield [piece for piece in pieces if piece not in self._blank]
 
     def _with_surfaces(self, text: str) -> list[Hashable]:
-        found: Encoding = self._core.encode(text, add_special_tokens=False)  # knows where each piece stands
+        found: Encoding = self._core.encode(text, add_special_tokens=False)  # has the offsets of the pieces
         pieces = zip(found.ids, found.offsets, strict=True)
         return [text[start:end] if number == self._unknown else number for number, (start, end) in pieces]

@@ -16,7 +16,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hanflow.cli import score
+from hanflow.cli import use
 from hanflow.cli.main import main
 from hanflow.data.readers import read_texts, text_source
 from hanflow.metrics import rouge
@@ -237,7 +237,7 @@ def test_the_model_s_own_tokenizer(
     assert found["tokenizer"] == str(tmp_path / "tokenizer")
     assert "--tokenizer" in failed(capsys, *lines, "--tokenization", "model")
     error = failed(capsys, *lines, "--tokenization", "model", "--tokenizer", tmp_path / "nothing")
-    assert f"{tmp_path / 'nothing'}: cannot be loaded" in error
+    assert f"{tmp_path / 'nothing'}: no tokenizer can be loaded" in error
 
 
 def test_rows_are_written(
@@ -411,7 +411,7 @@ def test_the_wrong_encoding_is_told_and_can_be_named(capsys: pytest.CaptureFixtu
 
 
 def test_the_parser_s_names_are_the_tokenizations() -> None:
-    assert sorted(score.TOKENIZATIONS) == sorted(tokenizations.NAMES)
-    assert score.TOKENIZATIONS[0] == "morpheme"
+    assert sorted(use.TOKENIZATIONS) == sorted(tokenizations.NAMES)
+    assert use.TOKENIZATIONS[0] == "morpheme"
     with pytest.raises(SystemExit):
         main(["score", "--predictions", "a", "--references", "b", "--tokenization", "syllable"])

@@ -271,7 +271,7 @@ def test_the_images_are_this_versions() -> None:
 
 
 def test_the_guide_names_what_exists() -> None:
-    from hanflow.cli.main import _parser
+    from hanflow.cli.main import make_parser
     from hanflow.experiment import all_settings
     from hanflow.experiment.form import form_of
     from hanflow.pipelines.packages import PIPELINES
@@ -293,7 +293,7 @@ def test_the_guide_names_what_exists() -> None:
         r"^hanflow submit .*?[^\\]$", text.replace("   hanflow", "hanflow"), re.MULTILINE | re.DOTALL
     ):
         words = command.replace("\\\n", " ").replace("…", "--endpoint http://x").split()
-        assert _parser().parse_args(words[1:]).pipeline == "summarization"
+        assert make_parser()[0].parse_args(words[1:]).pipeline == "summarization"
     labels = set(re.findall(r"-l ([a-z/]+)=", text))
     from hanflow.cluster.job import RUN_LABEL
 

@@ -596,7 +596,10 @@ def test_the_only_column_is_taken_whatever_its_name(tmp_path: Path, caplog: pyte
     with pytest.raises(UserError, match="line 2: the object has no key for prediction"):
         list(read_texts(text_source(str(other))))
     several = write(tmp_path, "c.csv", "번호|본문\n1|글\n")
-    with pytest.raises(UserError, match=r"columns found: 번호\|본문; name it with --column"):
+    with pytest.raises(
+        UserError,
+        match=r"columns found: 번호\|본문; its cells seem to be divided by '\|': save it as \.csv; or name it with --column",
+    ):
         list(read_texts(text_source(str(several))))
     assert r"columns found: 번호|본문" in refusal(several, TEXT)
 

@@ -94,12 +94,12 @@ def test_int8_says_what_it_costs(trained: Trained) -> None:
     texts = {name: engine.generate(trained.sources, options) for name, engine in trained.engines.items()}
     references = [TASK.reference_of(row, trained.tokenizer, trained.model) for row in trained.rows]
     assert trained.engines["int8"].description == "ctranslate2, int8"
-    told = score_difference(TASK, texts["int8"], texts["transformers"], references)
+    config = score_difference(TASK, texts["int8"], texts["transformers"], references)
     scores = [
         TASK.overall(TASK.score(Predictions(list(texts[name])), references))["rougeL_morpheme"]
         for name in ("int8", "transformers")
     ]
-    assert told["rougeL_morpheme"] == pytest.approx(scores[0] - scores[1], abs=1e-6)  # told with six digits
+    assert config["rougeL_morpheme"] == pytest.approx(scores[0] - scores[1], abs=1e-6)  # config with six digits
     equal = np.mean([a == b for a, b in zip(texts["int8"], texts["transformers"], strict=True)])
     assert 0.3 < equal < 1.0, "int8 rounds, but it is still this model"
 
@@ -126,8 +126,8 @@ def test_conversion_leaves_the_model_alone(trained: Trained, tmp_path: Path, com
     convert(trained.model, trained.tokenizer, tmp_path / "model", compute_type)
     assert all(torch.equal(value, before[key]) for key, value in trained.model.state_dict().items())
     assert trained.model.config.to_dict() == config
-    told = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["hanflow"]
-    assert (told["kind"], told["compute_type"], told["positions"]) == ("encoder-decoder", compute_type, 80)
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))["hanflow"]
+    assert (config["kind"], config["compute_type"], config["positions"]) == ("encoder-decoder", compute_type, 80)
 
 
 @pytest.mark.parametrize("engine", ["transformers", "float32"])
@@ -202,7 +202,7 @@ def test_what_ctranslate2_cannot_run_goes_to_transformers(trained: Trained) -> N
                 Generator.of(model, trained.tokenizer, *wish)
     with pytest.raises(UserError, match="compute_type=int8 needs CTranslate2"):
         Generator.of(trained.model, trained.tokenizer, "transformers", "int8")
-    with pytest.raises(UserError, match="int4: no such arithmetic; known: float32, int8"):
+    with pytest.raises(UserError, match="int4: is not known; known: float32, int8"):
         Generator.of(trained.model, trained.tokenizer, "auto", "int4")
 
 
@@ -242,26 +242,26 @@ def test_folders_open_as_what_they_hold(trained: Trained, tmp_path: Path) -> Non
     )
     assert opened(bundle / "ctranslate2" / "int8").description == "ctranslate2, int8"
     assert opened(bundle, "transformers").engine.name == "transformers"
-    with pytest.raises(UserError, match="is a CTranslate2 model, which does not go with engine=transformers"):
+    with pytest.raises(UserError, match="is a CTranslate2 model, which cannot be run with engine=transformers"):
         opened(bundle / "ctranslate2" / "int8", "transformers")
     with pytest.raises(UserError, match="no tokenizer can be loaded"):
         opened(tmp_path)
 
 
-def test_a_damaged_folder_is_told(trained: Trained, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_reported(trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     convert(trained.model, trained.tokenizer, folder)
     weights = (folder / "model.bin").read_bytes()
     (folder / "model.bin").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(UserError, match="CTranslate2 cannot load it as float32 on cpu"):
         CTranslate2Engine(folder)
-    told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    told["hanflow"]["kind"] = "decoder"
-    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["hanflow"]["kind"] = "decoder"
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match="of kind 'decoder', expected 'encoder-decoder'"):
         CTranslate2Engine(folder)
     (folder / "config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match="is not of a CTranslate2 model that hanflow wrote"):
+    with pytest.raises(UserError, match="is not the config of a CTranslate2 model that hanflow wrote"):
         CTranslate2Engine(folder)
 
 

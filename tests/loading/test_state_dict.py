@@ -18,8 +18,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartF
 from hanflow.cli.main import main
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
+from hanflow.loading import initial
+from hanflow.loading.pretrained import ENCODER_DECODER, load_model
 from hanflow.loading.state_dict import load_weights, read_weights
-from hanflow.models import bart
 from tests.generation.test_generation import tokenizer  # noqa: F401  (a fixture)
 
 CONFIG: dict[str, Any] = {
@@ -199,10 +200,10 @@ def test_the_command_makes_a_folder_that_training_starts_from(
     assert "prefix of the keys: -model." in capsys.readouterr().out
     assert same(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out"), saved)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
-    assert same(bart.new_model(TrainConfig(pretrained=str(tmp_path / "out")), tokenizer), saved)
+    assert same(initial.encoder_decoder(TrainConfig(pretrained=str(tmp_path / "out")), tokenizer), saved)
     assert main([*arguments, "--model", str(tmp_path / "config" / "config.json")]) == 1
     assert "already exists and is not empty" in capsys.readouterr().err
     assert main([*arguments, "--model", str(tmp_path / "nowhere")]) == 1
     assert "give the config.json of the model that was saved" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"best\.ckpt: is a file.*hanflow import"):
-        bart.load(str(tmp_path / "best.ckpt"))
+        load_model(tmp_path / "best.ckpt", ENCODER_DECODER)

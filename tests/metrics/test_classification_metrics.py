@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from hanflow.metrics import classification as classes
+from hanflow.tasks.classification import Classification
+from hanflow.tasks.data import Table
 
 NAMES = ("부정", "긍정", "중립")
 PROBABILITIES = np.array(
@@ -55,7 +57,7 @@ def test_no_rows_at_all() -> None:
 
 
 def test_a_report_names_classes_and_the_unknown_ones() -> None:
-    sections = classes.sections(measured(), NAMES)
-    assert [section.heading for section in sections] == ["Classes", "Confusion matrix", "Reliability"]
-    assert "긍정" in sections[0].body
-    assert "1 rows have a class" in sections[0].intro
+    table, matrix, plot = Classification().sections(measured(), {"labels": NAMES})
+    assert [part.heading for part in (table, matrix, plot)] == ["Classes", "Confusion matrix", "Reliability"]
+    assert isinstance(table, Table) and [row[0] for row in table.rows] == list(NAMES)
+    assert "1 rows have a class" in table.intro

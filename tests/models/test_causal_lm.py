@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHea
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.generation.sampling import SamplingOptions, generate
+from hanflow.loading import initial
+from hanflow.loading.pretrained import CAUSAL_LM, load_model
 from hanflow.models import causal_lm as language
 from hanflow.models.gpt import GptConfig, GptForCausalLM
 from hanflow.models.kernels import attention
@@ -36,8 +38,7 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def new(kind: str, seed: int = 0, **settings: Any) -> Any:
-    config = TrainConfig(architecture={**TINY[kind], **settings}, seed=seed)
-    return language.new_model(config, tokenizer_of())
+    return language.new_model({**TINY[kind], **settings}, tokenizer_of(), seed)
 
 
 def chunk(*documents: list[int]) -> np.ndarray:
@@ -232,7 +233,7 @@ def test_a_checkpoint_keeps_its_heads_and_its_tie(nhead: int, tmp_path: Path) ->
 def test_saved_and_loaded_bit_by_bit(kind: str, tmp_path: Path) -> None:
     model = new(kind)
     model.save_pretrained(tmp_path)
-    loaded = language.load(str(tmp_path))
+    loaded = load_model(tmp_path, CAUSAL_LM)
     assert type(loaded) is type(model)
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value), name
@@ -402,15 +403,15 @@ def test_generation_leaves_the_model_as_it_was() -> None:
     assert model.training and model.generation_config is own
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_reported() -> None:
     assert [language.check(settings) for settings in TINY.values()] == [[], []]
     assert "did you mean gpt?" in language.check({"type": "gtp"})[0]
     assert "5 does not divide d_model=24 evenly" in language.check({**TINY["gpt"], "nhead": 5})[0]
     assert "did you mean window?" in language.check({"type": "ffn", "windw": 3})[0]
     with pytest.raises(UserError, match="set one, e.g."):
-        language.new_model(TrainConfig(), tokenizer_of())
+        initial.language_model(TrainConfig(), tokenizer_of())
     with pytest.raises(UserError, match="no end-of-sequence token"):
-        language.new_model(TrainConfig(architecture=TINY["gpt"]), tokenizer_of(eos_token=None))
+        initial.language_model(TrainConfig(architecture=TINY["gpt"]), tokenizer_of(eos_token=None))
     with pytest.raises(UserError, match="temperature=0") as error:
         SamplingOptions(temperature=0, top_k=-1, top_p=0, max_new_tokens=0)
     assert len(str(error.value).splitlines()) == 4
@@ -420,7 +421,7 @@ def test_a_pretrained_decoder_takes_new_tokens(tmp_path: Path) -> None:
     gpt2_like(new("gpt")).save_pretrained(tmp_path)
     tokenizer = tokenizer_of()
     tokenizer.add_tokens(["<br>"])
-    model = language.new_model(TrainConfig(pretrained=str(tmp_path)), tokenizer)
+    model = initial.language_model(TrainConfig(pretrained=str(tmp_path)), tokenizer)
     assert isinstance(model, GPT2LMHeadModel) and model.lm_head.weight.shape[0] == 41
     with pytest.raises(UserError, match="its eos_token_id is 1, the tokenizer's is 0"):
-        language.new_model(TrainConfig(pretrained=str(tmp_path)), tokenizer_of(pad_token="</s>", eos_token="<pad>"))
+        initial.language_model(TrainConfig(pretrained=str(tmp_path)), tokenizer_of(pad_token="</s>", eos_token="<pad>"))

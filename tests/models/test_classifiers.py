@@ -15,10 +15,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from hanflow.errors import UserError
+from hanflow.loading import initial
+from hanflow.loading.pretrained import CLASSIFIER, load_members, load_model
 from hanflow.models import classifiers, ensemble
 from hanflow.models.cnn import CnnConfig, CnnForSequenceClassification
 from hanflow.models.rnn import RnnConfig, RnnForSequenceClassification
-from hanflow.tasks.classification import ClassificationTrain
+from hanflow.progress import Progress
+from hanflow.tasks.classification import ClassificationEvaluate, ClassificationTrain, Classifier
 
 TINY: dict[str, dict[str, Any]] = {
     "rnn": {"type": "rnn", "embedding_size": 8, "hidden_size": 6, "n_layers": 3, "initializer_range": 1.0},
@@ -45,8 +48,7 @@ def tokenizer_of(words: int = 40, **settings: Any) -> PreTrainedTokenizerFast:
 
 
 def new(kind: str, seed: int = 0, **settings: Any) -> Any:
-    config = ClassificationTrain(architecture={**TINY[kind], **settings}, seed=seed)
-    return classifiers.new_model(config, tokenizer_of(), LABELS)
+    return classifiers.new_model({**TINY[kind], **settings}, tokenizer_of(), seed, LABELS)
 
 
 def rows_of(*lengths: int) -> list[tuple[np.ndarray, int]]:
@@ -135,8 +137,7 @@ def test_the_cnn_is_kims() -> None:
 
 @pytest.mark.parametrize("kind", ["rnn", "cnn"])
 def test_the_described_shapes_are_the_defaults(kind: str) -> None:
-    config = ClassificationTrain(architecture={"type": kind})
-    model = classifiers.new_model(config, tokenizer_of(), ["a", "b"])
+    model = classifiers.new_model({"type": kind}, tokenizer_of(), 0, ["a", "b"])
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert model.config.dropout == 0.3
     if kind == "rnn":
@@ -231,11 +232,14 @@ def test_the_loss_is_torchs_weighted_cross_entropy(smoothing: float) -> None:
 def test_probabilities_come_for_every_row() -> None:
     model = new("rnn").train()
     rows = [row for row, _ in rows_of(3, 12, 1, 7, 7, 2)]
-    found = np.zeros((6, 3), np.float32)
-    sizes = []
-    for members, scores in classifiers.probabilities(model, rows, batch_tokens=14):
-        found[members] = scores
-        sizes.append(len(members))
+    sizes: list[int] = []
+
+    class Sizes(Progress):
+        def update(self, count: int = 1, **figures: Any) -> None:
+            sizes.append(count)
+
+    classifier = Classifier(model, tokenizer_of(), ClassificationEvaluate(batch_tokens=14))
+    found = classifier([(row,) for row in rows], Sizes("predicting")).measures["probabilities"]
     assert sizes == [1, 2, 3] and model.training
     model.eval()
     for row, scores in zip(rows, found, strict=True):
@@ -249,20 +253,20 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
     tokenizer = tokenizer_of()
     tokenizer.add_tokens(["#Person1#"])
     config = ClassificationTrain(pretrained=str(tmp_path))
-    model = classifiers.new_model(config, tokenizer, ["a", "b"])
+    model = initial.classifier(config, tokenizer, ["a", "b"])
     assert model.classifier.out_features == 2 and model.config.id2label == {0: "a", 1: "b"}
     assert model.get_input_embeddings().weight.shape[0] == 41
     body = new("bert", seed=5).bert.encoder.state_dict()
     assert all(torch.equal(value, model.bert.encoder.state_dict()[name]) for name, value in body.items())
-    again = classifiers.new_model(config, tokenizer, ["a", "b"])
+    again = initial.classifier(config, tokenizer, ["a", "b"])
     assert torch.equal(model.classifier.weight, again.classifier.weight), "the new head comes from the seed"
     with pytest.raises(UserError, match="its pad_token_id is 0, the tokenizer's is 1: they do not belong together"):
-        classifiers.new_model(config, tokenizer_of(pad_token="</s>", eos_token="<pad>"), ["a", "b"])
+        initial.classifier(config, tokenizer_of(pad_token="</s>", eos_token="<pad>"), ["a", "b"])
     with pytest.raises(UserError, match="no pretrained classifier can be loaded from there"):
-        classifiers.new_model(ClassificationTrain(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
+        initial.classifier(ClassificationTrain(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
 
 
-def test_mistakes_are_told() -> None:
+def test_mistakes_are_reported() -> None:
     assert [classifiers.check(settings) for settings in TINY.values()] == [[], [], []]
     assert "known: rnn, cnn, bert" in classifiers.check({"type": "gpt"})[0]
     assert "did you mean n_layers?" in classifiers.check({"type": "rnn", "n_layer": 2})[0]
@@ -274,15 +278,15 @@ def test_mistakes_are_told() -> None:
         in classifiers.check({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
     )
     with pytest.raises(UserError, match="set one, e.g."):
-        classifiers.new_model(ClassificationTrain(), tokenizer_of(), LABELS)
+        initial.classifier(ClassificationTrain(), tokenizer_of(), LABELS)
     config = ClassificationTrain(architecture=TINY["cnn"])
     for labels in (["a"], [], ["a", "a"]):
         with pytest.raises(UserError, match="needs two different labels or more"):
-            classifiers.new_model(config, tokenizer_of(), labels)
+            initial.classifier(config, tokenizer_of(), labels)
     with pytest.raises(UserError, match="2 class weights for 3 labels"):
-        classifiers.new_model(config, tokenizer_of(), LABELS, [1.0, 1.0])
+        initial.classifier(config, tokenizer_of(), LABELS, [1.0, 1.0])
     with pytest.raises(UserError, match="no padding token"):
-        classifiers.new_model(config, tokenizer_of(pad_token=None), LABELS)
+        initial.classifier(config, tokenizer_of(pad_token=None), LABELS)
 
 
 def trained(*kinds: str) -> dict[str, Any]:
@@ -305,7 +309,7 @@ def test_an_ensemble_is_saved_with_its_members(tmp_path: Path) -> None:
     members = trained("rnn", "bert", "rnn")
     combined = ensemble.combine(members, [2.0, 1.0, 1.0])
     combined.save_pretrained(tmp_path)
-    loaded = classifiers.load(str(tmp_path))
+    loaded = load_model(tmp_path, CLASSIFIER)
     assert isinstance(loaded, ensemble.EnsembleForSequenceClassification)
     assert loaded.config.weights == [0.5, 0.25, 0.25]
     assert [type(member) for member in loaded.members] == [type(model) for model, _ in members.values()]
@@ -321,7 +325,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
     for kind in ("rnn", "cnn"):
         new(kind).save_pretrained(tmp_path / kind)
         tokenizer_of().save_pretrained(tmp_path / kind)
-    members = ensemble.load_members({"rnn": tmp_path / "rnn", "cnn": tmp_path / "cnn"})
+    members = load_members({"rnn": tmp_path / "rnn", "cnn": tmp_path / "cnn"})
     combined = ensemble.combine(members)
     inputs = inputs_of(rows_of(5), 5, combined)
     expected = sum(new(kind)(**inputs).logits.softmax(-1) for kind in ("rnn", "cnn")) / 2
@@ -331,7 +335,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
 
 def test_members_that_do_not_fit_together_are_refused() -> None:
     model, tokenizer = new("rnn"), tokenizer_of()
-    other = classifiers.new_model(ClassificationTrain(architecture=TINY["cnn"]), tokenizer, ["긍정", "부정", "모름"])
+    other = classifiers.new_model(TINY["cnn"], tokenizer, 0, ["긍정", "부정", "모름"])
     with pytest.raises(UserError, match="b: its classes are 긍정, 부정, 모름, those of a are 부정, 긍정, 모름"):
         ensemble.combine({"a": (model, tokenizer), "b": (other, tokenizer)})
     with pytest.raises(UserError, match="b: its tokenizer is not that of a"):

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForSequenceClassification
 
-from hanflow.models import architecture, gpt
+from hanflow.errors import UserError
+from hanflow.models import cnn, gpt, rnn
+from hanflow.models.architecture import Architectures
 from hanflow.models.ffn import FfnConfig, FfnForCausalLM
 from hanflow.models.kernels import attention, cross_entropy, dropout
 from hanflow.training.backends.torch import TorchBackend
@@ -193,10 +195,8 @@ def test_attention_with_dropout_keeps_the_mean() -> None:
 
 
 def test_settings_are_checked_by_kind() -> None:
-    keys = (*gpt.ARCHITECTURE_KEYS,)
-
     def problems(**settings: Any) -> list[str]:
-        return architecture.problems({"type": "gpt", **settings}, gpt.GptConfig, keys)
+        return gpt.ARCHITECTURE.problems({"type": "gpt", **settings})
 
     assert problems(d_model=64, dropout=0, separate_documents=True, activation_function="relu") == []
     assert "did you mean d_model?" in problems(d_modle=64)[0]
@@ -209,10 +209,13 @@ def test_settings_are_checked_by_kind() -> None:
     assert "'gleu' does not fit" in problems(activation_function="gleu")[0]
 
 
-def test_an_unknown_architecture_is_told() -> None:
-    known = ("rnn", "cnn")
-    assert architecture.choose({"type": "cnn"}, known, "classification", "x=y") == ("cnn", [])
-    assert architecture.choose({"n_layers": 2}, known, "classification", "x=y") == ("rnn", [])
-    assert "set one, e.g. x=y" in architecture.choose({}, known, "classification", "x=y")[1][0]
-    assert "did you mean rnn?" in architecture.choose({"type": "rnnn"}, known, "classification", "x=y")[1][0]
-    assert "known: rnn, cnn" in architecture.choose({"type": 5}, known, "classification", "x=y")[1][0]
+def test_an_unknown_architecture_is_reported() -> None:
+    known = Architectures("classification", {"rnn": rnn.ARCHITECTURE, "cnn": cnn.ARCHITECTURE}, "x=y")
+    assert known.problems({"type": "cnn"}) == []
+    assert known.problems({"n_layers": 2}) == [], "the first one is the default"
+    assert "set one, e.g. x=y" in known.problems({})[0]
+    assert "did you mean rnn?" in known.problems({"type": "rnnn"})[0]
+    assert "known: rnn, cnn" in known.problems({"type": 5})[0]
+    assert type(known.build({"n_layers": 2}, vocab_size=9)) is rnn.RnnForSequenceClassification
+    with pytest.raises(UserError, match="did you mean rnn?"):
+        known.build({"type": "rnnn"})

@@ -102,7 +102,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.C
     ):
         with pytest.raises(ConfigError, match=message):
             load_experiment(sample, [f"combine.weights={weights}"])
-    with pytest.raises(ConfigError, match="never untrained"):
+    with pytest.raises(ConfigError, match="has no untrained model"):
         load_experiment(sample, ["evaluate.untrained=true"])
     output = ["--output", str(tmp_path / "out")]
     assert main(["run", "classification", "--experiment", "sample-ensemble", *output]) == 1

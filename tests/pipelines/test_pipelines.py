@@ -254,7 +254,7 @@ def test_unknown_things_are_told(tmp_path: Path) -> None:
     run = hanflow("run", "summarization", "--set", "train.architecture.d_modle=3", cwd=tmp_path)
     assert run.returncode == 1
     assert "did you mean d_model?" in run.stderr
-    assert hanflow("compile", "summarisation", "--output", "x", cwd=tmp_path).returncode == 1
+    assert hanflow("compile", "summarisation", "--output", "x", cwd=tmp_path).returncode == 2
     assert list(tmp_path.iterdir()) == [], "a mistake leaves nothing behind"
 
 
@@ -334,7 +334,8 @@ def test_a_failed_step_says_why(tmp_path: Path) -> None:
     run = hanflow("run", "summarization", "--output", "out", "--set", "preprocess.source=nowhere.csv", cwd=tmp_path)
     assert run.returncode == 1
     assert "nowhere.csv: no such file or folder" in run.stderr
-    assert "run.log" in run.stderr
+    assert "run.log" in run.stderr and "executor_input" not in run.stderr
+    assert run.stderr.splitlines()[-1].startswith("error: preprocess failed: nowhere.csv: "), "the reason stands last"
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "failed" and "no such file" in record["error"]
     assert [step["status"] for step in record["steps"]] == ["failed", "waiting", "waiting", "waiting", "waiting"]

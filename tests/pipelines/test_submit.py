@@ -19,6 +19,7 @@ from kubernetes.config import kube_config
 
 from hanflow.cli import submit as remote
 from hanflow.cli.main import main
+from hanflow.experiment.form import form_of
 from hanflow.pipelines import kubeflow
 from tests.pipelines.kfp_server import FAILURE, SUCCESS, KfpServer, Look, serve, task
 
@@ -55,15 +56,16 @@ def submit(server: KfpServer, *arguments: str) -> int:
 def test_submit_starts_the_run_and_prints_its_link(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(server, "--set=train.epochs=7", "--root=gs://bucket/runs", "--service-account=hanflow") == 0
     [run] = server.runs
-    told = capsys.readouterr()
-    assert f"{server.url}/#/runs/details/{run}" in told.out.splitlines()
-    assert "Experiment details" not in told.out, "kfp's own chatter is dropped"
+    shown = capsys.readouterr()
+    assert f"{server.url}/#/runs/details/{run}" in shown.out.splitlines()
+    assert "Experiment details" not in shown.out, "kfp's own chatter is dropped"
     body = server.runs[run]
     assert body["runtime_config"]["pipeline_root"] == "gs://bucket/runs"
     assert body["service_account"] == "hanflow"
     assert list(server.experiments) == ["hanflow"]
     parameters = body["runtime_config"]["parameters"]
-    assert len(parameters) == 13 and parameters["epochs"] == 7 and parameters["data"] == "gs://bucket/raw.tsv"
+    assert set(parameters) == {field.name for field in form_of("summarization")} | {"settings"}
+    assert parameters["epochs"] == 7 and parameters["data"] == "gs://bucket/raw.tsv"
     assert not [request for request in server.requests if request.startswith(f"GET /apis/v2beta1/runs/{run}")]
 
 
@@ -96,23 +98,24 @@ def test_the_same_group_is_used_again(server: KfpServer) -> None:
     assert list(server.experiments) == ["신문"] and len(server.runs) == 2
 
 
-def test_watch_tells_of_steps_and_ends_well(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_watch_shows_steps_and_the_end(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(server, "--watch") == 0
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     [run] = server.runs
-    assert f"{server.url}/#/runs/details/{run}" in told
-    assert "preprocess …" in told and "✔ preprocess" in told and "1 min 03 s" in told
-    assert "tokenize skipped" in told and "✔ train" in told and "succeeded" in told
-    assert "root" not in told and "driver" not in told and "executor" not in told and "exit-handler" not in told
-    assert told.count("preprocess …") == 1, "a state is told once"
+    assert f"{server.url}/#/runs/details/{run}" in shown
+    assert "preprocess …" in shown and "✔ preprocess" in shown and "1 min 03 s" in shown
+    assert "tokenize skipped" in shown and "✔ train" in shown and "succeeded" in shown
+    assert "root" not in shown and "driver" not in shown and "executor" not in shown and "exit-handler" not in shown
+    assert shown.count("preprocess …") == 1, "each state is shown once"
 
 
 def test_a_failed_run_fails_the_command(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.script = FAILURE
     assert submit(server, "--watch") == 1
-    told = capsys.readouterr()
-    assert "✘ preprocess" in told.out
-    assert "the run is failed" in told.err and "preprocess: raw.csv: no such file" in told.err
+    shown = capsys.readouterr()
+    assert "✘ preprocess" in shown.out
+    assert "the run is failed" in shown.err
+    assert shown.err.splitlines()[-1] == "preprocess: raw.csv: no such file", "the reason stands last"
 
 
 def test_watch_takes_an_id_or_a_link(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,12 +128,12 @@ def test_watch_takes_an_id_or_a_link(server: KfpServer, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("command", ["watch", "retry", "cancel"])
-def test_an_unknown_run_is_told(server: KfpServer, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_run_is_refused(server: KfpServer, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "0000-nothing", "--endpoint", server.url]) == 1
     assert "0000-nothing: no such run" in capsys.readouterr().err
 
 
-def test_a_failed_run_goes_on(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_retry_continues_a_failed_run(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     run = server.add_run(*FAILURE[-1:])
     assert main(["retry", run, "--endpoint", server.url, "--watch", "--every=0.02"]) == 0
     assert f"POST /apis/v2beta1/runs/{run}:retry" in server.requests
@@ -140,7 +143,7 @@ def test_a_failed_run_goes_on(server: KfpServer, capsys: pytest.CaptureFixture[s
     assert f"POST /apis/v2beta1/runs/{done}:retry" not in server.requests
 
 
-def test_a_watch_lets_a_failed_run_go_on_as_often_as_asked(server: KfpServer) -> None:
+def test_a_watch_continues_a_failed_run_as_often_as_asked(server: KfpServer) -> None:
     """A lost node fails a run: Kubeflow's own retries do not cover it."""
     server.script = FAILURE
     assert submit(server, "--watch", "--retries=2") == 0
@@ -163,16 +166,16 @@ def test_the_token_opens_the_door_and_is_never_shown(
     assert not [request for request in server.requests if request.startswith("refused")]
     token_file.write_text(f"{TOKEN}-old", encoding="utf-8")
     assert submit(server, f"--token-file={token_file}") == 1
-    told = capfd.readouterr()
-    assert "401" in told.err and "--token-file" in told.err
-    assert TOKEN not in told.out + told.err + caplog.text
+    shown = capfd.readouterr()
+    assert "401" in shown.err and "--token-file" in shown.err
+    assert TOKEN not in shown.out + shown.err + caplog.text
 
 
-def test_without_a_token_the_refusal_is_told(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_token_the_refusal_is_reported(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     server.token = TOKEN
     assert submit(server) == 1
-    told = capsys.readouterr().err
-    assert "401" in told and "no valid user" in told and "--token-file" in told
+    shown = capsys.readouterr().err
+    assert "401" in shown and "no valid user" in shown and "--token-file" in shown
     assert not server.runs
 
 
@@ -182,10 +185,10 @@ def test_a_renewed_token_is_taken_while_watching(server: KfpServer, tmp_path: Pa
     token_file.write_text("first", encoding="utf-8")
     server.token = "first"
     run = server.add_run(Look("RUNNING"), Look("RUNNING"), Look("SUCCEEDED"))
-    talk = kubeflow.Server(server.url, token_file=str(token_file))
-    looks = talk.follow(run, 0.01, tell=lambda line: token_file.write_text("second", encoding="utf-8"))
+    client = kubeflow.Server(server.url, token_file=str(token_file))
+    looks = client.follow(run, 0.01, report=lambda line: token_file.write_text("second", encoding="utf-8"))
     assert next(looks).state == "RUNNING"
-    server.token = "second"  # the first refusal is told, and with that the token renewed
+    server.token = "second"  # reporting the first refusal renews the token
     assert [seen.state for seen in looks] == ["RUNNING", "SUCCEEDED"]
     assert sum(request.startswith("refused") for request in server.requests) == 1
 
@@ -204,25 +207,25 @@ def test_a_multi_user_server_wants_a_namespace(server: KfpServer, capsys: pytest
     assert server.experiments["hanflow"]["namespace"] == "team"
 
 
-def test_an_unreachable_server_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # nobody listens
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         assert main(["watch", "some-run", "--endpoint", url]) == 1
-    told = capsys.readouterr().err
-    assert url in told and "gives no answer" in told and "refused" in told and "port-forward" in told
-    assert "Traceback" not in told and "urllib3" not in told
+    shown = capsys.readouterr().err
+    assert url in shown and "does not answer" in shown and "refused" in shown and "port-forward" in shown
+    assert "Traceback" not in shown and "urllib3" not in shown
 
 
-def test_a_watch_bears_a_server_that_is_away(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_watch_survives_a_server_that_is_away(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     away = Look(status=503)
     run = server.add_run(Look("RUNNING"), away, away, away, *SUCCESS[-1:])
     assert main(["watch", run, "--endpoint", server.url, "--every=0.02"]) == 0
-    told = capsys.readouterr().out
-    assert told.count("503") == 1 and told.count("answers again") == 1
+    shown = capsys.readouterr().out
+    assert shown.count("503") == 1 and shown.count("answers again") == 1
 
 
-def test_a_watch_does_not_bear_it_for_ever(
+def test_a_watch_gives_up_in_the_end(
     server: KfpServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(kubeflow, "PATIENCE_SECONDS", 0.1)
@@ -231,7 +234,7 @@ def test_a_watch_does_not_bear_it_for_ever(
     assert "503" in capsys.readouterr().err
 
 
-def test_what_the_server_refuses_is_told(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_server_refuses_is_reported(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     server._create = lambda body: (400, {"code": 3, "message": "parameter x is not a pipeline input"})  # type: ignore[method-assign]
     assert submit(server) == 1
     assert "parameter x is not a pipeline input" in capsys.readouterr().err
@@ -241,15 +244,15 @@ def test_what_the_server_refuses_is_told(server: KfpServer, capsys: pytest.Captu
     ("arguments", "said"),
     [
         (["--endpoint=localhost:8080", SOURCE], "is no URL"),
-        (["--endpoint=", SOURCE], "--endpoint: say where"),
+        (["--endpoint=", SOURCE], "--endpoint: is missing"),
         (["--endpoint=http://127.0.0.1:9"], "preprocess.source: is required"),
         (["--endpoint=http://127.0.0.1:9", SOURCE, "--set=train.epoch=3"], "did you mean train.epochs?"),
         (["--endpoint=http://127.0.0.1:9", SOURCE, "--token-file=/nowhere"], "/nowhere: no such file"),
-        (["--endpoint=http://127.0.0.1:9", SOURCE, "--every=0"], "is no pause"),
+        (["--endpoint=http://127.0.0.1:9", SOURCE, "--every=0"], "must be above 0"),
         (["--endpoint=http://127.0.0.1:9", SOURCE, "--image-tag=a b"], "image tag"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_sent(
+def test_mistakes_are_reported_before_anything_is_sent(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "summarization", *arguments]) == 1
@@ -264,7 +267,8 @@ def test_a_local_source_is_pointed_at(server: KfpServer, capsys: pytest.CaptureF
 @pytest.mark.parametrize("verb", ["create", "submit"])
 def test_kfps_own_command_line_takes_the_committed_package(server: KfpServer, verb: str, tmp_path: Path) -> None:
     package = ROOT / "pipelines" / "compiled" / "summarization.yaml"
-    settings = ["data=gs://bucket/raw.tsv", "epochs=5", 'settings={"preprocess": {"columns": {"source": "body"}}}']
+    columns = {"preprocess": {"columns": {"source": "body"}}}
+    settings = ["data=gs://bucket/raw.tsv", "epochs=5", f"settings={json.dumps(columns)}"]
     kfp = [sys.executable, "-c", "from kfp.cli.__main__ import main; main()", "--endpoint", server.url]
     done = subprocess.run(
         [*kfp, "run", verb, "-e", "hanflow", "-r", "a run", "-f", str(package), *settings],
@@ -279,11 +283,11 @@ def test_kfps_own_command_line_takes_the_committed_package(server: KfpServer, ve
     assert body["runtime_config"]["parameters"] == {
         "data": "gs://bucket/raw.tsv",
         "epochs": 5,
-        "settings": {"preprocess": {"columns": {"source": "body"}}},
+        "settings": columns,
     }
 
 
-def test_a_cancelled_step_is_told() -> None:
+def test_a_cancelled_step_is_recognised() -> None:
     steps = (task("train", "CANCELED", 9), task("executor(0)", "FAILED"), task("condition-1", "SKIPPED"))
     with serve(KfpServer()) as server:
         run = kubeflow.Server(server.url).get(server.add_run(Look("CANCELED", steps)))
@@ -350,8 +354,8 @@ def test_cancel_ends_the_run_and_removes_its_jobs_alone(
     assert main(["cancel", run, "--endpoint", server.url]) == 0
     assert f"POST /apis/v2beta1/runs/{run}:terminate" in server.requests
     assert jobs == others
-    told = capsys.readouterr().out
-    assert "is cancelled" in told and "removed mine, slice" in told
+    shown = capsys.readouterr().out
+    assert "is cancelled" in shown and "removed the jobs mine, slice" in shown
 
 
 def test_cancel_removes_what_an_ended_run_left(server: KfpServer, jobs: dict[str, str]) -> None:

@@ -103,7 +103,7 @@ def test_numbers_stand_right_and_are_short() -> None:
     assert [html.number(v) for v in (0.0, 3e-5, 123456.0, True, "a")] == ["0.0000", "3e-05", "1.235e+05", "yes", "a"]
 
 
-def test_long_texts_are_folded_and_empty_ones_told() -> None:
+def test_long_texts_are_folded_and_empty_ones_marked() -> None:
     assert "<details>" not in html.text("가" * 600, 600)
     folded = html.text("가" * 601, 600)
     assert folded.startswith("<details><summary>")
@@ -111,7 +111,7 @@ def test_long_texts_are_folded_and_empty_ones_told() -> None:
     assert "(empty)" in html.text(" \n")
 
 
-def test_nothing_recorded_is_told() -> None:
+def test_nothing_recorded_is_stated() -> None:
     assert "Nothing was recorded" in html.lines({"train": []}, "step", "loss")
     assert "Nothing to show" in html.histogram({}, "tokens")
     assert "<svg" in html.lines({"train": [(1, 2.0)]}, "step", "loss")

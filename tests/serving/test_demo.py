@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cli import demo
+from hanflow.cli import use
 from hanflow.cli.main import main
 from hanflow.serving.bundle import answer, open_bundle
 from tests.support.corpora import petitions
@@ -35,7 +35,7 @@ def twin(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, *bundles: Path) -> testing.AppTest:
-    monkeypatch.setattr(sys, "argv", ["demo.py", "--examples", str(demo.SAMPLE), *map(str, bundles)])
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--examples", str(use.SAMPLE), *map(str, bundles)])
     page = testing.AppTest.from_file(str(PAGE), default_timeout=60).run()
     assert not page.exception
     return page
@@ -79,14 +79,16 @@ def test_the_controls_start_as_scored_and_work(bundle: Path, monkeypatch: pytest
     assert "min_new_tokens=200 is above the longest text" in page.error[0].value
 
 
-def test_empty_and_very_long_texts_are_met_kindly(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_and_very_long_texts_are_explained(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = opened(monkeypatch, bundle)
     pressed(page, "  \n ")
-    assert "type or paste a text" in page.info[0].value and shown(page) == []
+    assert "type or paste one" in page.info[0].value and shown(page) == []
     pressed(page, "\u200b\u200b")
-    assert "Nothing of this text is left" in page.info[0].value and shown(page) == []
+    assert "Nothing is left of this text" in page.info[0].value and shown(page) == []
     pressed(page, LONG)
-    assert re.search(r"has [\d,]+ tokens, the model reads 64: the last [\d,]+ were cut off", page.warning[0].value)
+    assert re.search(
+        r"has [\d,]+ tokens, the model reads at most 64: the last [\d,]+ were cut off", page.warning[0].value
+    )
     assert len(shown(page)) == 1
 
 
@@ -109,22 +111,22 @@ def test_an_example_fills_the_text(bundle: Path, monkeypatch: pytest.MonkeyPatch
 def petitions_of_the_sample(count: int) -> list[str]:
     from hanflow.data.readers import read_texts, text_source
 
-    rows = read_texts(text_source(str(demo.SAMPLE), "news"))
+    rows = read_texts(text_source(str(use.SAMPLE), "news"))
     return [next(rows).texts[0] for _ in range(count)]
 
 
 def test_markup_and_speakers_are_shown_as_text(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "#Person1#: <b>안녕</b> & 반가워\n\n#Person2#: *그래*"
+    text = "#Person1#: <b>안녕</b> & 반가워\n\n#Person2#: *그래*"
     page = opened(monkeypatch, bundle)
     monkeypatch.setattr(
-        "hanflow.generation.generator.Generator.decode", lambda *_: [said], raising=True
+        "hanflow.generation.generator.Generator.decode", lambda *_: [text], raising=True
     )  # no tiny model says this
     pressed(page, TEXT)
-    assert shown(page) == [said]
+    assert shown(page) == [text]
     assert "<b>" not in page.get("html")[0].proto.body
 
 
-def test_mistakes_are_told_before_a_server_starts(
+def test_mistakes_are_reported_before_a_server_starts(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def never(*_: object) -> None:
@@ -132,16 +134,16 @@ def test_mistakes_are_told_before_a_server_starts(
 
     monkeypatch.setattr(os, "execv", never)
 
-    def told(*options: str | Path) -> str:
+    def error_of(*options: str | Path) -> str:
         assert main(["demo", *map(str, options)]) == 1
         return capsys.readouterr().err
 
-    assert "expected a bundle artifact" in told(tmp_path)
-    assert "give one or two" in told(bundle, bundle, bundle)
-    assert "--port: 70000 is no port" in told(bundle, "--port", "70000")
-    assert "cannot be read" in told(bundle, "--examples", tmp_path / "nowhere.txt")
+    assert "expected a bundle artifact" in error_of(tmp_path)
+    assert "give one or two" in error_of(bundle, bundle, bundle)
+    assert "--port: 70000 is no port" in error_of(bundle, "--port", "70000")
+    assert "cannot be read" in error_of(bundle, "--examples", tmp_path / "nowhere.txt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "pip install 'hanflow[demo]'" in told(bundle)
+    assert "pip install 'hanflow[demo]'" in error_of(bundle)
 
 
 # In a real browser
@@ -197,7 +199,7 @@ def test_a_visitor_with_a_browser(server: str, bundle: Path, tmp_path: Path) -> 
         assert " ".join(predictions.first.inner_text().split()) == " ".join(expected(bundle, TEXT).split())
         page.screenshot(path=pictures / "summary.png", full_page=True)
         press("")
-        page.get_by_text("Nothing to work on yet").wait_for(timeout=60_000)
+        page.get_by_text("There is no text yet").wait_for(timeout=60_000)
         page.screenshot(path=pictures / "empty.png", full_page=True)
         press(LONG)
         page.get_by_text("were cut off").first.wait_for(timeout=60_000)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hanflow.cli import predict as command
+from hanflow.cli import use
 from hanflow.cli.main import main
 from hanflow.data import writers as output
 from hanflow.data.delimited import safe_cell
@@ -368,8 +368,8 @@ def test_memory_does_not_follow_the_rows(bundle: Path, tmp_path: Path, monkeypat
 
 
 def test_written_out_choices_are_the_real_ones() -> None:
-    assert command.FORMATS == FORMATS
-    assert command.OUTPUT_FORMATS == output.OUTPUT_FORMATS
+    assert use.FORMATS == FORMATS
+    assert use.OUTPUT_FORMATS == output.OUTPUT_FORMATS
 
 
 def test_it_runs_in_kubeflow_and_as_a_module(bundle: Path, tmp_path: Path) -> None:

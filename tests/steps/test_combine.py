@@ -107,7 +107,7 @@ def test_the_command_line_is_the_same_step(members: list[Chain], combined: Chain
     assert next(weights).read_bytes() == next(weights).read_bytes()
 
 
-def test_what_cannot_be_combined_is_told(members: list[Chain], combined: Chain, tmp_path: Path) -> None:
+def test_what_cannot_be_combined_is_refused(members: list[Chain], combined: Chain, tmp_path: Path) -> None:
     def refused(message: str, config: CombineConfig, *models: Path, task: str = TASK) -> None:
         with pytest.raises(UserError, match=message):
             combine(
@@ -121,14 +121,14 @@ def test_what_cannot_be_combined_is_told(members: list[Chain], combined: Chain, 
 
     rnn, cnn = (member.model for member in members)
     refused("names 2 .*but there are 1 models", CombineConfig(members=MEMBERS), rnn)
-    refused("every name once", CombineConfig(members=[MEMBERS[0]] * 2), rnn, cnn)
+    refused("names have to differ", CombineConfig(members=[MEMBERS[0]] * 2), rnn, cnn)
     refused("every member needs a name", CombineConfig(members=["rnn", "cnn"]), rnn, cnn)
     refused("3 weights for 2 models", CombineConfig(weights=[1, 1, 1]), rnn, cnn)
     refused("none may be negative", CombineConfig(weights=[-1, 2]), rnn, cnn)
-    refused("is an ensemble itself", CombineConfig(), rnn, combined.model)
+    refused("is itself an ensemble", CombineConfig(), rnn, combined.model)
     other = tasks.make_shards(tmp_path, TASK, tasks.reviews(120))
     refused("is not the shards", CombineConfig(), rnn, tasks.trained(other, TASK, epochs=1).model)
-    with pytest.raises(UserError, match="ensemble, which was never untrained"):
+    with pytest.raises(UserError, match="ensemble, which has no untrained model"):
         evaluate(ClassificationEvaluate(untrained=True), task=TASK, output=str(tmp_path / "x"), **combined.inputs)
 
 

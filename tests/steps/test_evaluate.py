@@ -122,11 +122,9 @@ def test_an_earlier_model_is_scored_beside_the_trained_one(chain: Chain, tmp_pat
 
 def test_memory_does_not_follow_the_rows(chain: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In chunks of two rows, nothing but numbers outlives a chunk, and the scores are those of all rows at once."""
-    from hanflow.steps import evaluation_rows as rows
-
     evaluated(chain, tmp_path / "whole", examples=1)
-    monkeypatch.setattr(rows, "CHUNK", 2)
-    monkeypatch.setattr(rows, "EXTREMES", 1)
+    monkeypatch.setattr("hanflow.steps.evaluate.CHUNK", 2)
+    monkeypatch.setattr("hanflow.reports.evaluation.EXTREMES", 1)
     evaluated(chain, tmp_path / "chunks", examples=1)
     for name in ("metrics.json", "predictions.csv"):
         assert (tmp_path / "chunks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -183,7 +181,7 @@ def test_fewer_rows_the_other_split_and_more_lead_sentences(chain: Chain, tmp_pa
     assert "Examples" not in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_an_empty_split_is_told_with_its_cure(tmp_path: Path) -> None:
+def test_an_empty_split_is_refused_with_a_remedy(tmp_path: Path) -> None:
     chain = make_chain(tmp_path, test_rows=0)
     with pytest.raises(UserError, match=r"test split is empty: .*raise preprocess\.test_ratio"):
         evaluated(chain, tmp_path / "out")
@@ -198,14 +196,14 @@ def test_parents_of_another_run_are_refused(chain: Chain, tmp_path: Path) -> Non
         run(EVALUATE, task="summarization", output=str(tmp_path / "out"), **{**chain.inputs, "shards": str(other)})
 
 
-def test_a_model_without_its_history_is_told(chain: Chain, tmp_path: Path) -> None:
+def test_a_model_without_its_history_is_refused(chain: Chain, tmp_path: Path) -> None:
     import shutil
 
     model = tmp_path / "model"
     shutil.copytree(chain.model, model)
     (model / "training.json").unlink()
     rewritten(model, "model")
-    with pytest.raises(UserError, match=r"training\.json: tells no training"):
+    with pytest.raises(UserError, match=r"training\.json: is no record of a training"):
         run(EVALUATE, task="summarization", output=str(tmp_path / "out"), **{**chain.inputs, "model": str(model)})
 
 

@@ -23,7 +23,7 @@ from hanflow.generation import Generator, ctranslate2_engine
 from hanflow.steps import export as bundle
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.storage.artifacts import read_manifest
-from hanflow.tasks import get_task
+from hanflow.tasks import get_task, register_task
 from hanflow.tasks.summarization import Summarization, Summarizer
 from tests.support.model_fixtures import EVALUATE, Chain, make_chain, rewritten
 
@@ -93,8 +93,8 @@ def test_the_card_tells_what_a_stranger_needs(
     first, second = (part.split("```")[0] for part in body.split("```python\n")[1:])
     exec(compile(first.replace('"huggingface"', f'"{out / "huggingface"}"'), "card", "exec"), {})  # what it tells works
     exec(compile(second.replace('"ctranslate2/', f'"{out}/ctranslate2/'), "card", "exec"), {})
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == said[1], "both examples say the same"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == printed[1], "both examples say the same"
     silent = exported(chain, tmp_path / "silent", ExportConfig(check_rows=1))
     assert "No licence was stated" in (silent / "README.md").read_text(encoding="utf-8")
     manifest = read_manifest(out, "bundle", task="summarization")
@@ -104,14 +104,14 @@ def test_the_card_tells_what_a_stranger_needs(
 def test_every_format_is_the_model_that_was_scored(chain: tuple[Chain, Path], tmp_path: Path) -> None:
     out = exported(chain, tmp_path / "bundle")
     manifest = read_manifest(out, "bundle", task="summarization")
-    told = manifest.details["formats"]
-    assert list(told) == ["huggingface", "ctranslate2/float32", "ctranslate2/int8"]
+    formats = manifest.details["formats"]
+    assert list(formats) == ["huggingface", "ctranslate2/float32", "ctranslate2/int8"]
     assert manifest.details["skipped"] == {}
-    assert (told["huggingface"]["equal_texts"], told["ctranslate2/float32"]["equal_texts"]) == (1.0, 1.0)
-    assert told["ctranslate2/float32"]["near_ties"] == 0
-    assert set(told["ctranslate2/int8"]["score_difference"]) == set(manifest.details["scores"]["trained model"])
-    assert all(f"{name}/README.md" in manifest.files for name in told)
-    weights = {name: manifest.files[f"{name}/model.bin"]["bytes"] for name in told if name != "huggingface"}
+    assert (formats["huggingface"]["equal_texts"], formats["ctranslate2/float32"]["equal_texts"]) == (1.0, 1.0)
+    assert formats["ctranslate2/float32"]["near_ties"] == 0
+    assert set(formats["ctranslate2/int8"]["score_difference"]) == set(manifest.details["scores"]["trained model"])
+    assert all(f"{name}/README.md" in manifest.files for name in formats)
+    weights = {name: manifest.files[f"{name}/model.bin"]["bytes"] for name in formats if name != "huggingface"}
     assert weights["ctranslate2/int8"] < weights["ctranslate2/float32"]
     task = get_task("summarization")
     rows = Shard(chain[0].shards / "test.arrow", task.sequences).rows(range(6))
@@ -184,12 +184,15 @@ def test_texts_that_differ_by_more_than_a_tie_are_not_exported(
         return {**arguments(*given), "min_decoding_length": 0, "max_decoding_length": 2}
 
     monkeypatch.setattr(ctranslate2_engine, "search_arguments", changed)
-    with pytest.raises(UserError, match=r"the converted model says .* no tie\): not exported"):
+    with pytest.raises(UserError, match=r"the converted model predicts .* no tie\): not exported"):
         exported(chain, tmp_path / "out")
 
 
+@register_task
 class Spoilt(Summarization):
     """Saves another model than it was given, as a bug in a library would."""
+
+    name = "spoilt"
 
     def prepare_export(self, model, config) -> None:  # type: ignore[no-untyped-def]
         super().prepare_export(model, config)
@@ -205,7 +208,6 @@ class Spoilt(Summarization):
 
 
 def test_a_bundle_that_differs_is_not_exported(tmp_path: Path, chain: tuple[Chain, Path]) -> None:
-    spoilt = f"{__name__}:Spoilt"
     made, evaluation = chain
     paths = {"shards": made.shards, "model": made.model, "evaluation": evaluation}
     copies: dict[str, Path] = {}
@@ -217,11 +219,11 @@ def test_a_bundle_that_differs_is_not_exported(tmp_path: Path, chain: tuple[Chai
                 (copies[kind] / file.relative_to(path)).parent.mkdir(exist_ok=True, parents=True)
                 (copies[kind] / file.relative_to(path)).write_bytes(file.read_bytes())
         parents = {k: read_manifest(copies[k], k).digest for k in copies if k != kind}
-        rewritten(copies[kind], kind, task=spoilt, parents=parents)
+        rewritten(copies[kind], kind, task=Spoilt.name, parents=parents)
     with pytest.raises(UserError, match="of the reloaded model differs from the trained one: not exported"):
         bundle.run(
             ExportConfig(),
-            task=spoilt,
+            task=Spoilt.name,
             output=str(tmp_path / "out"),
             **{kind: str(path) for kind, path in copies.items()},
         )

@@ -77,7 +77,7 @@ def test_the_same_settings_give_the_same_digest(corpus: Path, tmp_path: Path) ->
     assert len(digests) == 1
 
 
-def test_mistakes_are_told_and_leave_nothing(corpus: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_and_leave_nothing(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="no tokenizer can be loaded from there"):
         tokenized(corpus, out, tokenizer=str(tmp_path))

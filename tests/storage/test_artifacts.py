@@ -136,7 +136,7 @@ def test_what_tells_no_training_is_refused(tmp_path: Path, content: str | None) 
     if content is not None:
         (tmp_path / "training.json").write_text(content, encoding="utf-8")
     with pytest.raises(
-        UserError, match=r"training\.json: tells no training .*give the folder that the train step wrote"
+        UserError, match=r"training\.json: is no record of a training .*give the folder that the train step wrote"
     ):
         read_training(tmp_path)
 

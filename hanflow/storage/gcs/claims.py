@@ -1,4 +1,4 @@
-"""The right to write at a place: a note where its record will be, so that of any number of writers one commits."""
+"""Claims: a note in place of a record, so that of any number of writers exactly one commits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hanflow.storage.gcs.reader import read
 
 @dataclass
 class Claim:
-    """The right to commit at a place, until someone else takes it over."""
+    """The right to commit at a URI, until another writer takes it over."""
 
     uri: str
     record: str
@@ -31,17 +31,17 @@ class Claim:
 
 
 class TakenOver(UserError):
-    """Another writer has claimed the place."""
+    """Another writer has claimed the URI."""
 
     def __init__(self, uri: str):
         super().__init__(
-            f"{uri}: another process writes there, too, and has taken over; nothing of this one's is left, let the other "
-            "one finish or give another place"
+            f"{uri}: another process writes there, too, and has taken over; this one has left nothing: let the other "
+            "one finish, or give another output"
         )
 
 
 def claim(uri: str, record: str, *, replace: bool = False) -> Claim:
-    """Become the one who writes at a place; what an unfinished writer left there is taken over.
+    """Claim a URI for writing; what an earlier writer left unfinished there is taken over.
 
     Args:
         uri: the folder.
@@ -49,7 +49,7 @@ def claim(uri: str, record: str, *, replace: bool = False) -> Claim:
         replace: whether something committed may be replaced.
 
     Raises:
-        UserError: the place is taken, or cannot be written to.
+        UserError: something is committed there, or it cannot be written to.
     """
     place = service.join(uri, record)
     for _ in range(service.ATTEMPTS * 4):
@@ -58,19 +58,19 @@ def claim(uri: str, record: str, *, replace: bool = False) -> Claim:
         if note is None and not replace and (there or listing(uri)):
             raise UserError(f"{uri}: already exists and is not empty; give another output folder or remove this one")
         if note is not None:
-            log.warning("%s: was left unfinished by %s; writing it anew", uri, note)
+            log.warning("%s: was left unfinished by %s; writing it again", uri, note)
         text = json.dumps(
             {UNCOMMITTED: {"host": socket.gethostname(), "since": time.strftime("%FT%TZ", time.gmtime())}}
         )
         try:
             return Claim(uri, record, put_if(place, text.encode(), there[1] if there else 0))
         except exceptions.PreconditionFailed:
-            continue  # someone else was faster: look again
+            continue  # another writer was faster: read again
     raise TakenOver(uri)
 
 
 def claim_note(record: bytes) -> str | None:
-    """Who claimed a place, from the content of its record; None: it is committed."""
+    """Who holds the claim, from the content of the record; None: it is committed."""
     try:
         note = json.loads(record)[UNCOMMITTED]
         return f"{note['host']} (since {note['since']})"
@@ -79,7 +79,7 @@ def claim_note(record: bytes) -> str | None:
 
 
 def check(claimed: Claim) -> None:
-    """Make sure that a claim still stands; one without a record always does."""
+    """Raise `TakenOver` if a claim is no longer ours; one without a record always is."""
     if claimed.record:
         now = stat(service.join(claimed.uri, claimed.record))
         if now is None or now.generation != claimed.generation:
@@ -87,7 +87,7 @@ def check(claimed: Claim) -> None:
 
 
 def abandon(claimed: Claim) -> None:
-    """Give up a claim: remove it and what was uploaded, as far as that can still be done."""
+    """Give up a claim: remove it and what was uploaded, as far as possible."""
     with contextlib.suppress(Exception):
         delete(service.join(claimed.uri, claimed.record), claimed.generation, seconds=10.0)
         for uri, generation in claimed.written:

@@ -1,4 +1,4 @@
-"""Objects fetched to files: several at once, large ones in parts, each whole or not there."""
+"""Parallel downloads of objects to files; a file is either complete or absent."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from hanflow.storage.gcs.objects import Object
 
 
 class Damaged(UserError):
-    """What lies in the bucket is not what was written there."""
+    """An object in the bucket does not have the content that was written."""
 
     def __init__(self, uri: str):
         self.name = uri.rpartition("/")[2]
-        super().__init__(f"{uri}: was changed or damaged after it was written (its digest differs); write it anew")
+        super().__init__(f"{uri}: was changed or damaged after it was written (its digest differs); write it again")
 
 
 def download(wanted: Iterable[tuple[Object, Path]], sha256: Mapping[Path, str] | None = None) -> None:
-    """Fetch objects to files, several and several parts at once; a file appears under its name only when whole.
+    """Download objects to files, several objects and parts in parallel; a file appears under its name when complete.
 
     Args:
-        wanted: (object, file to write); folders are made.
-        sha256: file → hex digest that it must have; where none is given, the object's CRC-32C decides.
+        wanted: (object, file to write); folders are created.
+        sha256: file → expected hex digest; files without one are verified by the object's CRC-32C.
 
     Raises:
-        UserError: an object cannot be had, arrives damaged again and again, or the disk is full.
+        UserError: an object cannot be downloaded, arrives damaged every time, or the disk is full.
     """
     digests = sha256 or {}
     pending = [(there, path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")) for there, path in wanted]
@@ -54,11 +54,11 @@ def download(wanted: Iterable[tuple[Object, Path]], sha256: Mapping[Path, str] |
             pending = [one for one, good in zip(pending, whole, strict=True) if not good]
             for there, _, staging in pending:
                 if file_is(staging, there):
-                    raise Damaged(there.uri)  # it is what the bucket holds
-                log.warning("%s: arrived damaged, fetching it again", there.uri)
+                    raise Damaged(there.uri)  # not in transit: this is the content in the bucket
+                log.warning("%s: arrived damaged; downloading it again", there.uri)
             if not pending:
                 return
-        raise UserError(f"{pending[0][0].uri}: arrives damaged, however often it is fetched; check network and proxies")
+        raise UserError(f"{pending[0][0].uri}: arrives damaged every time; check network and proxies")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -85,7 +85,7 @@ def _fetch_files(wanted: Sequence[tuple[Object, Path]]) -> None:
     )
     for (there, _), result in zip(small, results, strict=True):
         if isinstance(result, DataCorruption):
-            continue  # the digest will tell
+            continue  # the digest will differ
         if isinstance(result, BaseException):
             with service.explained(there.uri):
                 raise result

@@ -1,4 +1,4 @@
-"""Single objects and listings of them, as the service tells them; small ones written and versions removed."""
+"""Metadata of objects and listings; writing small objects, removing versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from google.api_core import exceptions
 from hanflow.storage.gcs import service
 
 WRITER = "hanflow-writer"
-"""Metadata key that tells whose an object is, for when the answer to a request is lost."""
+"""Metadata key with the id of a write, to recognise it when the answer to the request was lost."""
 
 
 @dataclass(frozen=True)
@@ -25,30 +25,30 @@ class Object:
     bytes: int
     generation: int
     crc32c: str
-    """Base 64, as the service tells it."""
+    """Base 64."""
     blob: Any = field(repr=False, compare=False)
 
     @property
     def writer(self) -> str:
-        """Who wrote it, see `WRITER`; empty: not one of us."""
+        """The id of the write, see `WRITER`; "": not written by hanflow."""
         return (self.blob.metadata or {}).get(WRITER, "")
 
 
 def stat(uri: str) -> Object | None:
-    """The object of that very name; None: there is none."""
+    """The object with exactly that name; None: there is none."""
     with service.explained(uri):
         blob = service.bucket(uri).get_blob(service.split(uri)[1], retry=service.retry(), timeout=service.TIMEOUT)
         return None if blob is None else _object(uri, blob)
 
 
 def check_bucket(uri: str) -> None:
-    """Make sure that the bucket is there and can be read.
+    """Refuse a bucket that does not exist or cannot be read.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not exist or cannot be read.
     """
     options = {"retry": service.retry(), "timeout": service.TIMEOUT}
-    with service.explained(uri):  # to ask for the bucket itself would take another right than to list it
+    with service.explained(uri):  # reading the bucket's own metadata needs another permission than listing it
         next(iter(service.client().list_blobs(service.split(uri)[0], max_results=1, **options)), None)
 
 
@@ -57,7 +57,7 @@ def _object(uri: str, blob: Any) -> Object:
 
 
 def listing(uri: str) -> dict[str, Object]:
-    """Everything below a folder: name relative to it → object, sorted.
+    """All objects below a folder: name relative to it → object, sorted.
 
     Raises:
         UserError: the bucket cannot be read.
@@ -69,13 +69,13 @@ def listing(uri: str) -> dict[str, Object]:
     with service.explained(uri):
         for blob in service.client().list_blobs(bucket, prefix=prefix, **options):
             name = blob.name.removeprefix(prefix)
-            if name and not name.endswith("/"):  # consoles make folders as empty objects
+            if name and not name.endswith("/"):  # consoles create folders as empty objects
                 found[name] = _object(f"{service.SCHEME}{bucket}/{blob.name}", blob)
     return dict(sorted(found.items()))
 
 
 def put(uri: str, source: Path | bytes) -> None:
-    """Write a small object that stands for itself, whatever was there."""
+    """Write one object unconditionally."""
     blob = service.blob(uri)
     options: dict[str, Any] = {"checksum": "crc32c", "retry": service.retry(), "timeout": service.TIMEOUT}
     send: Callable[..., None] = blob.upload_from_filename if isinstance(source, Path) else blob.upload_from_string
@@ -84,10 +84,10 @@ def put(uri: str, source: Path | bytes) -> None:
 
 
 def put_if(uri: str, content: bytes, match: int) -> int:
-    """Write a small object on condition that its generation is `match` (0: there is none); returns the new one.
+    """Write a small object if its generation is `match` (0: it does not exist); returns the new generation.
 
     Raises:
-        PreconditionFailed: it is another.
+        PreconditionFailed: it is another one.
     """
     blob, writer = service.blob(uri), uuid.uuid4().hex
     blob.metadata = {WRITER: writer}
@@ -107,15 +107,15 @@ def put_if(uri: str, content: bytes, match: int) -> int:
             return int(blob.generation)
     now = stat(uri)
     if now is not None and now.writer == writer:
-        return now.generation  # it was written, only the answer was lost
+        return now.generation  # it was written; only the answer was lost
     raise failure
 
 
 def delete(uri: str, generation: int, seconds: float = service.RETRY_SECONDS) -> None:
-    """Remove one version of an object; it may be gone or replaced already.
+    """Remove one version of an object, if it still exists.
 
     Args:
-        seconds: how long that is tried.
+        seconds: how long to retry.
     """
     again = service.retry().with_timeout(seconds)
     with contextlib.suppress(exceptions.NotFound, exceptions.PreconditionFailed):

@@ -1,4 +1,4 @@
-"""Folders and files published, and folders removed, so that nobody finds a half of one."""
+"""Publishing folders and files, and removing folders, so that a partial one is never taken for complete."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from hanflow.storage.gcs.objects import delete, listing, put_if, stat
 from hanflow.storage.gcs.uploads import Job, compose, upload
 
 MOST_PARTS = 32
-"""What one compose request takes; of larger files the parts are larger."""
+"""Limit of one compose request; larger files get larger parts."""
 
 
 def publish(claimed: Claim, folder: Path) -> None:
-    """Upload a folder to a claimed place, its record last.
+    """Upload a folder to a claimed URI, its record last.
 
     Raises:
-        UserError: it cannot be uploaded, or someone else has taken over the place; then nothing is committed.
+        UserError: it cannot be uploaded, or another writer has taken over the URI; then nothing is committed.
     """
     uri, record = claimed.uri, folder / claimed.record
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != record]
     there = listing(uri)
-    # After the look: whoever takes over from now on writes over what was seen, not the other way round.
+    # After the listing: a writer that takes over from now on overwrites what was listed, not the other way round.
     check(claimed)
     for name in there:
         if name.split("/")[-2:-1] and name.split("/")[-2].startswith(".parts-"):
@@ -56,7 +56,7 @@ def publish(claimed: Claim, folder: Path) -> None:
 
 
 def remove(uri: str, record: str) -> None:
-    """Remove a committed folder, its record first: nobody finds a half of it."""
+    """Remove a committed folder, its record first, so that the rest is never taken for complete."""
     there = listing(uri)
     with service.explained(uri):
         for name in sorted(there, key=lambda name: name != record):
@@ -64,17 +64,17 @@ def remove(uri: str, record: str) -> None:
 
 
 def put_new(uri: str, source: Path, *, replace: bool) -> None:
-    """Upload one file that stands for itself.
+    """Upload one file.
 
     Args:
-        replace: whether an object that is there already is replaced; else that is an error.
+        replace: whether an existing object is replaced; else it is an error.
 
     Raises:
-        UserError: there is one, or it cannot be written.
+        UserError: the object exists, or it cannot be written.
     """
     there = stat(uri)
     if there is not None and not replace:
-        raise UserError(f"{uri}: exists already; give another place, or replace it with --force")
+        raise UserError(f"{uri}: already exists; give another URI, or replace it with --force")
     job = Job(uri, source, there.generation if there else 0)
     with service.explained(uri):
         upload([job], Claim(uri, "", 0))

@@ -1,4 +1,4 @@
-"""Objects read without a copy on the disk: streamed and sought in, or small ones whole."""
+"""Objects read without a copy on disk: large ones as seekable streams, small ones at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read(uri: str) -> tuple[bytes, int] | None:
         with contextlib.suppress(Changed):
             return content(there), there.generation
         time.sleep(0.01 * attempt)
-    raise UserError(f"{uri}: changes all the time; wait until nobody writes it, then start again")
+    raise UserError(f"{uri}: keeps changing while it is read; wait until no other process writes it, then start again")
 
 
 def content(there: Object) -> bytes:
@@ -43,10 +43,10 @@ class Changed(UserError):
 
 
 class Reader(io.RawIOBase):
-    """An object as a file that can be read from and sought in; memory holds two blocks of it.
+    """An object as a seekable binary file; memory holds two blocks of it.
 
-    The version is pinned: an object that is replaced meanwhile is an error, never a mixture. Read from beginning to end,
-    the whole is compared with the service's CRC-32C.
+    The version is pinned: if the object is replaced meanwhile, reading fails. Read from beginning to end, the content is
+    verified by the service's CRC-32C.
     """
 
     def __init__(self, there: Object):
@@ -103,10 +103,10 @@ class Reader(io.RawIOBase):
         self._checksum.update(self._block)
         self._checked += len(self._block)
         if self._checked == self._object.bytes and self._object.crc32c:
-            found = checksums.told(self._checksum)
+            found = checksums.encoded(self._checksum)
             if found != self._object.crc32c:
                 raise UserError(
-                    f"{self._object.uri}: arrived damaged (its CRC-32C differs from what the bucket tells); start again"
+                    f"{self._object.uri}: arrived damaged (its CRC-32C differs from the one in the bucket); start again"
                 )
 
     def _fetch(self, start: int) -> bytes:
@@ -133,4 +133,4 @@ class Reader(io.RawIOBase):
                 return data
             log.warning("%s: %d of %d bytes arrived, asking again", self._object.uri, len(data), wanted)
             time.sleep(0.2 * attempt)
-        raise UserError(f"{self._object.uri}: arrives cut short again and again; check network and proxies")
+        raise UserError(f"{self._object.uri}: arrives cut short every time; check network and proxies")

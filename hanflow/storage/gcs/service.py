@@ -1,4 +1,4 @@
-"""The service: its client, how long and how often it is asked, and what it refuses told in a sentence."""
+"""The client of the service: timeouts, retries, and its errors as messages that say what to do."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from hanflow.errors import UserError
 SCHEME = "gs://"
 
 WORKERS = 8
-"""Requests under way at once; below the ten connections that a client's session keeps."""
+"""Concurrent requests; below the ten connections that a client's session keeps."""
 
 PART = 32 << 20
-"""Bytes: larger files travel in parts of this size, several at once."""
+"""Bytes: larger files are transferred in parts of this size, in parallel."""
 
 RETRY_SECONDS = 300.0
-"""How long a request is repeated while the service cannot be reached or is busy."""
+"""How long a request is retried while the service is unreachable or busy."""
 
 RETRY_DELAY = 0.5
-"""About how long the first repetition waits, in seconds; each waits twice as long as the one before."""
+"""Seconds before the first retry, about; doubled for each further one."""
 
 TIMEOUT = (15.0, 120.0)
-"""Seconds to connect, and between two bytes of an answer."""
+"""Seconds to connect, and between two bytes of a response."""
 
 ATTEMPTS = 4
-"""How often a file is moved until it arrives whole."""
+"""Transfers of a file until it arrives undamaged."""
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 
@@ -45,7 +45,7 @@ def split(uri: str) -> tuple[str, str]:
     """`gs://bucket/a/b/` → ("bucket", "a/b").
 
     Raises:
-        UserError: there is no bucket's name in it.
+        UserError: it has no valid bucket name.
     """
     bucket, _, key = uri.removeprefix(SCHEME).partition("/")
     if not _BUCKET.fullmatch(bucket):
@@ -65,28 +65,28 @@ def client() -> Client:
 
 @functools.cache
 def _client_of(_: int) -> Client:
-    # No project: buckets are named, none is made.
+    # No project: buckets are only read and written, never created.
     return Client(project=None)
 
 
 def retry() -> Any:
-    """How a request is repeated."""
+    """How a request is retried."""
     return DEFAULT_RETRY.with_timeout(RETRY_SECONDS).with_delay(initial=RETRY_DELAY, maximum=16.0)
 
 
 def bucket(uri: str) -> Any:
-    """The client library's handle of the bucket in a URI; asks the service nothing."""
+    """The client library's handle of the bucket in a URI; no request is made."""
     return client().bucket(split(uri)[0])
 
 
 def blob(uri: str) -> Any:
-    """The client library's handle of the object of that name; asks the service nothing."""
+    """The client library's handle of the object at a URI; no request is made."""
     return bucket(uri).blob(split(uri)[1])
 
 
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
-    """What the service refuses becomes a UserError that says what to do."""
+    """Turn errors of the service into a UserError that says what to do."""
     name = split(uri)[0]
     try:
         yield
@@ -98,7 +98,7 @@ def explained(uri: str) -> Iterator[None]:
     except auth.RefreshError as error:
         raise UserError(
             f"{uri}: the Google Cloud credentials are not accepted ({_reason(error)}); log in again with `gcloud auth "
-            "application-default login`, or mend the pod's service account"
+            "application-default login`, or fix the pod's service account"
         ) from None
     except (exceptions.Forbidden, exceptions.Unauthorized) as error:
         raise UserError(
@@ -107,8 +107,8 @@ def explained(uri: str) -> Iterator[None]:
         ) from None
     except exceptions.NotFound as error:
         raise UserError(
-            f"{uri}: not found ({_reason(error)}); check that the bucket gs://{name} exists and is spelt right, and that "
-            "nobody removes or replaces what is being read"
+            f"{uri}: not found ({_reason(error)}); check that the bucket gs://{name} exists and is spelt correctly, and that "
+            "no other process removes or replaces what is being read"
         ) from None
     except (
         exceptions.GoogleAPIError,

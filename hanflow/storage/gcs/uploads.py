@@ -1,4 +1,4 @@
-"""Files and parts of files on their way up: sent until each has arrived whole, or someone else was first."""
+"""Parallel uploads of files and parts of files, repeated until each has arrived undamaged or another writer was first."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from hanflow.storage.gcs.objects import WRITER, delete, stat
 
 @dataclass
 class Job:
-    """One file, or a part of one, on its way up."""
+    """The upload of one file, or of a part of one."""
 
     uri: str
     source: Path
     match: int
-    """Generation that the object must still have; 0: there must be none."""
+    """Generation that the object must still have; 0: it must not exist."""
     start: int = 0
     bytes: int = -1
     """-1: the whole file."""
     writer: str = field(default_factory=lambda: uuid.uuid4().hex)
     generation: int = 0
     overtaken: bool = False
-    """Whether another writer changed the object first, when it was last tried."""
+    """Whether the last attempt failed because another writer had changed the object."""
 
     def __post_init__(self) -> None:
         self.blob = service.blob(self.uri)
         self.blob.metadata = {WRITER: self.writer}
 
     def content(self) -> Any:
-        """As the client library takes it: the name of a file, or a stream, to be closed."""
+        """The argument of the client library: a file name, or a stream, to be closed by the caller."""
         return str(self.source) if self.bytes < 0 else Slice(self.source, self.start, self.bytes)
 
 
 class Slice(io.RawIOBase):
-    """A part of a file as a file."""
+    """A part of a file as a binary stream."""
 
     def __init__(self, path: Path, start: int, size: int):
         super().__init__()
@@ -79,7 +79,11 @@ class Slice(io.RawIOBase):
 
 
 def upload(jobs: Sequence[Job], claimed: Claim) -> None:
-    """Move jobs up, several at once."""
+    """Upload files and parts in parallel.
+
+    Raises:
+        UserError: one arrives damaged every time, or another writer has taken over.
+    """
     pending, attempt = list(jobs), 0
     while attempt < service.ATTEMPTS:
         time.sleep(0.5 * attempt)
@@ -112,7 +116,7 @@ def upload(jobs: Sequence[Job], claimed: Claim) -> None:
         if not pending:
             return
         attempt += not all(job.overtaken for job in pending)
-    raise UserError(f"{pending[0].uri}: does not arrive whole, however often it is sent; check network and proxies")
+    raise UserError(f"{pending[0].uri}: arrives damaged every time; check network and proxies")
 
 
 def _done(job: Job, generation: int, claimed: Claim) -> None:
@@ -123,18 +127,18 @@ def _done(job: Job, generation: int, claimed: Claim) -> None:
 AGAIN = (
     DataCorruption,
     exceptions.BadRequest,  # the service refuses a wrong checksum with 400
-    exceptions.NotFound,  # the session of a resumable upload is no more (404, or 410)
+    exceptions.NotFound,  # the session of a resumable upload has expired (404, or 410)
 )
-"""Errors after which a file is sent anew."""
+"""Errors after which a file is uploaded again."""
 
 
 def _settled(job: Job, error: BaseException, claimed: Claim) -> bool:
-    """Whether an upload that ended in an error has arrived all the same; False: it is to be repeated."""
+    """Whether an upload that ended in an error has arrived nevertheless; False: it has to be repeated."""
     if not isinstance(error, (exceptions.PreconditionFailed, *AGAIN)) and getattr(error, "code", 0) != 410:
         raise error
     now, job.overtaken = stat(job.uri), False
     if now is not None and now.writer == job.writer:
-        # Ours: an earlier request did its work and its answer was lost.
+        # Ours: an earlier request succeeded and its answer was lost.
         if now.crc32c == _crc32c_of(job):
             _done(job, now.generation, claimed)
             return True
@@ -142,7 +146,8 @@ def _settled(job: Job, error: BaseException, claimed: Claim) -> bool:
     elif isinstance(error, exceptions.PreconditionFailed):
         if not claimed.record:
             raise TakenOver(claimed.uri)
-        check(claimed)  # it stands: one whom we took over from was faster here, and cannot be a second time
+        # The claim still stands: the writer that we took over from was faster here, which it can be only once.
+        check(claimed)
         job.match = now.generation if now else 0
         job.overtaken = True
     return False
@@ -154,7 +159,7 @@ def _crc32c_of(job: Job) -> str:
 
 
 def compose(job: Job, pieces: Sequence[Job], claimed: Claim) -> None:
-    """Make one object of its parts, and remove them."""
+    """Combine the uploaded parts of a file into its object, and remove them."""
     job.blob.content_type = "application/octet-stream"
     while not job.generation:
         try:
@@ -167,12 +172,14 @@ def compose(job: Job, pieces: Sequence[Job], claimed: Claim) -> None:
             )
             _done(job, int(job.blob.generation), claimed)
         except exceptions.NotFound:
-            check(claimed)  # who takes over removes the parts that it finds
+            check(claimed)  # a writer that takes over removes the parts that it finds
             raise
         except exceptions.PreconditionFailed as error:
             if not _settled(job, error, claimed) and not job.overtaken:
                 break
     if not job.generation or job.blob.crc32c not in (None, checksums.file_crc32c(job.source)):
-        raise UserError(f"{job.uri}: was put together wrongly (its CRC-32C differs); start the same command again")
+        raise UserError(
+            f"{job.uri}: was combined wrongly from its parts (its CRC-32C differs); start the same command again"
+        )
     with ThreadPoolExecutor(service.WORKERS) as pool:
         list(pool.map(lambda piece: delete(piece.uri, piece.generation), pieces))

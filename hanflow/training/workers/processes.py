@@ -89,7 +89,7 @@ def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
         "MASTER_PORT": str(port),
     }
     # Each worker gets its share of the CPUs.
-    env.setdefault("OMP_NUM_THREADS", str(max(system.usable() // workers, 1)))
+    env.setdefault("OMP_NUM_THREADS", str(max(system.available_cpus() // workers, 1)))
     if rank:
         env.pop(EVENTS_VARIABLE, None)  # only one reports progress
     return env

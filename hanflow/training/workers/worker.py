@@ -45,14 +45,14 @@ def train(spec: WorkerSpec) -> Manifest | None:
         UserError: a setting, the shards or the checkpoints do not fit; training cannot continue; the message gives the remedy.
     """
     keep_freed_memory()
-    from transformers import AutoTokenizer
+    from hanflow.loading.pretrained import load_tokenizer
 
     config, task, engine = spec.config, get_task(spec.task), ENGINES[spec.config.engine]()
     problems = [*engine.check(config, task), *task.check_model(config)]
     if problems:
         raise UserError("\n".join(problems))
     folder, shards = fetched(spec.shards, "shards", task=spec.task, only=_needed)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     train, validation = (Shard(folder / f"{split}.arrow", task.sequences) for split in ("train", "validation"))
     if not len(train):
         raise UserError(f"{spec.shards}: its train split is empty: there is nothing to learn from")
