@@ -15,9 +15,7 @@ STEPS = sorted(path.parent.name for path in (ROOT / "components").glob("*/compon
 
 # What still breaks a rule. Each list only shrinks: an entry that nothing needs any more fails its test.
 UPWARD: set[tuple[str, str]] = set()
-CIRCLES = [
-    ["hanflow.training.workers.processes", "hanflow.training.workers.worker"],
-]
+CIRCLES: list[list[str]] = []
 
 
 def importers(*names: str) -> set[str]:

@@ -190,7 +190,9 @@ def test_a_manifest_names_the_code_of_its_step() -> None:
     assert version.program_version("train").startswith(f"hanflow {version.__version__} (")
 
 
-def test_a_worker_refuses_to_run_other_code_than_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_refuses_to_run_other_code_than_its_launcher(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv(version.CONTENT_VARIABLE, raising=False)
     version.check_launcher()
     monkeypatch.setenv(version.CONTENT_VARIABLE, version.content())
@@ -198,10 +200,11 @@ def test_a_worker_refuses_to_run_other_code_than_its_launcher(monkeypatch: pytes
     monkeypatch.setenv(version.CONTENT_VARIABLE, "0" * 64)
     with pytest.raises(UserError, match="their images differ. Build and push all images"):
         version.check_launcher()
-    from hanflow.steps.train import command
+    from hanflow.training.workers.worker import main
 
-    status, message = command(["--output", "/nowhere", "--shards", "/nowhere"])
-    assert status == 1 and "000000000000" in message and version.content()[:12] in message
+    assert main(["--task", "summarization", "--output", "/nowhere", "--shards", "/nowhere"]) == 1
+    message = capsys.readouterr().err
+    assert "000000000000" in message and version.content()[:12] in message
 
 
 def test_a_task_of_another_package_counts(tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ def torchrun_command(spec: WorkerSpec) -> list[str]:
 
 def train_command(spec: WorkerSpec) -> list[str]:
     """The command of a container that is one worker itself (a host of a TPU slice)."""
-    return ["python", "-m", "hanflow.steps.train", *_escaped(train_arguments(spec))]
+    return ["python", "-m", "hanflow.training.workers.worker", *_escaped(train_arguments(spec))]
 
 
 def train_arguments(spec: WorkerSpec) -> list[str]:
-    """The arguments of `python -m hanflow.steps.train`: every setting, so that the image's defaults do not matter."""
+    """The arguments of `python -m hanflow.training.workers.worker`: every setting, so that the image's defaults do not matter."""
     arguments = ["--task", spec.task, "--shards", spec.shards, "--output", spec.output]
     for name, value in to_mapping(spec.config).items():
         arguments.append(f"--{name.replace('_', '-')}={as_text(value)}")

@@ -10,6 +10,9 @@ Hyyrö (2004), "Bit-parallel LCS-length computation revisited", holds column j o
 i is 0 where t[i + 1, j] > t[i, j]. So one step of the walk, from (i, j) to column j - 1, is: the highest bit at or below
 i that is either a match or such a rise. numpy does it for thousands of pairs of sentences at once, a number (of 8 to 64
 bits, or a few of 64) each; Python's integers do it for pairs with a giant sentence.
+
+Kept although it is long: no library traces this LCS (rapidfuzz traces another one), it scores some 59 times as many pairs a
+second as rouge_score at equal values (`make bench ONLY=rouge`), and its memory does not follow the length of a sentence.
 """
 
 from __future__ import annotations

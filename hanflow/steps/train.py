@@ -1,7 +1,7 @@
 """Shards → a trained model: by worker processes on this machine, or by a job on a cluster that this step follows.
 
 `python -m hanflow.steps.train --job-runtime pytorchjob --shards gs://… --output gs://…` does from a shell or from Argo
-what the train component does in Kubeflow. The workers of a job run the same command without the `--job-…` settings.
+what the train component does in Kubeflow.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from hanflow.steps import runner
 from hanflow.steps.runner import Run, main
 from hanflow.storage import manifest_at
 from hanflow.storage.artifacts import Manifest
-from hanflow.training.workers.torchrun import note_ending
-from hanflow.version import check_launcher
+from hanflow.training.workers import processes
 
 SIDE_BY_SIDE_VARIABLE = "HANFLOW_SIDE_BY_SIDE"
-"""Environment variable: how many train steps share this machine; absent: it is this one's alone."""
+"""Environment variable: how many train steps share this machine; not set: only this one uses it."""
 
 
 def run(
@@ -46,19 +45,17 @@ def run(
     """Train a model on token ids; the model that validates best is the one that is kept.
 
     Args:
-        job: where the workers run; None: here.
-        run_id: id of the pipeline's run, which a job is named and labelled by.
-        extras: what the pipeline gives the pods of a job.
+        job: where the workers run; None: on this machine.
+        run_id: id of the pipeline's run; a job is named and labelled by it.
+        extras: what the pipeline adds to the pods of a job.
 
     Raises:
-        UserError: a setting, the shards or the checkpoints do not fit; training cannot go on; the job failed. Says what to
-            change.
+        UserError: a setting, the shards or the checkpoints do not fit; training cannot continue; the job failed. The message
+            gives the remedy.
     """
-    if job is None or job.runtime == "local":
-        from hanflow.training.workers.worker import run as run_here
-
-        return run_here(config, task=task, output=output, shards=shards)
     spec = WorkerSpec(task, config, shards, output)
+    if job is None or job.runtime == "local":
+        return _train_here(spec)
     attempt = launcher.prepare(job, spec, run_id=run_id, extras=extras)
     done = _already_done(spec)
     if done is not None and not attempt.submitted():
@@ -68,19 +65,33 @@ def run(
     return _report(manifest_at(output, "model", task=task))
 
 
+def _train_here(spec: WorkerSpec) -> Report:
+    """Train on this machine: in processes of their own if there are several workers, else in this one."""
+    workers = processes.count(spec.config)
+    if workers > 1:
+        processes.run(spec, workers)
+        return _report(manifest_at(spec.output, "model", task=spec.task))
+    from hanflow.training.workers import worker
+
+    model = worker.train(spec)
+    return _report(model) if model else Report()  # on a rank of torchrun's that does not save
+
+
 def _already_done(spec: WorkerSpec) -> Report | None:
-    """The report of an earlier attempt that wrote the same model whole; None: there is none."""
+    """The report of an earlier attempt that has written the same model completely; None: there is none."""
     try:
         model = manifest_at(spec.output, "model", task=spec.task)
     except UserError:
         return None
     shards = manifest_at(spec.shards, "shards", task=spec.task)
-    same = _learnt(model.config) == _learnt(to_mapping(spec.config)) and model.parents.get("shards") == shards.digest
+    same = (
+        _portable(model.config) == _portable(to_mapping(spec.config)) and model.parents.get("shards") == shards.digest
+    )
     return _report(model) if same else None
 
 
-def _learnt(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those that a job sets for the place where it runs."""
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings without those that a job sets for the machines where it runs."""
     return {name: value for name, value in config.items() if name not in ("backend", "topology")}
 
 
@@ -89,17 +100,17 @@ def _report(model: Manifest) -> Report:
 
 
 def chosen_run(arguments: Mapping[str, Any]) -> Run:
-    """The function of the train step that its component's arguments ask for: in this process, or as a job."""
+    """The function of the train step for the arguments of its component: on this machine, or as a job."""
     job = _checked(step_config("job", arguments["job"]))
     return functools.partial(run, job=job, run_id=arguments["run_id"], extras=PodExtras.of(arguments["task_config"]))
 
 
 def in_pipeline(arguments: Mapping[str, Any]) -> str:
-    """The body of the train component: trains in this process, or as a job.
+    """The body of the train component: trains on this machine, or as a job.
 
     Args:
         arguments: the component's: `settings` of the step, `job` (settings of the job), `run_id`, `task_config`, `member`
-            (name of the member of an ensemble that is trained beside others; empty: a model on its own).
+            (name of the member of an ensemble that is trained in parallel with others; empty: a model on its own).
 
     Returns:
         The URI of the model.
@@ -109,21 +120,21 @@ def in_pipeline(arguments: Mapping[str, Any]) -> str:
     """
     member = arguments["member"]
     if member:
-        _share_processors()
+        _limit_threads()
     chosen = chosen_run(arguments)
     called = f"train-{member}" if member else ""
     return runner.in_pipeline("train", chosen, arguments, inputs=("shards",), output="model", called=called)
 
 
-def _share_processors() -> None:
-    """Use this machine's processors as far as they are not those of the other members."""
-    sharers = int(os.environ.get(SIDE_BY_SIDE_VARIABLE, 1))
-    if sharers > 1:
+def _limit_threads() -> None:
+    """Use this step's share of the CPUs where several train steps run on one machine."""
+    steps = int(os.environ.get(SIDE_BY_SIDE_VARIABLE, 1))
+    if steps > 1:
         import torch
 
-        # More threads than processors would wait for each other.
-        threads = max(1, torch.get_num_threads() // sharers)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # of worker processes, if it starts any
+        # More threads than CPUs would wait for each other.
+        threads = max(1, torch.get_num_threads() // steps)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of worker processes, if there are any
         torch.set_num_threads(threads)
 
 
@@ -134,12 +145,8 @@ def _checked(job: JobConfig) -> JobConfig:
     return job
 
 
-def command(argv: Sequence[str] | None = None) -> tuple[int, str]:
-    """The command line: `--job-…` settings and `--run`, and what every step has.
-
-    Returns:
-        The exit status, and the error if there was one.
-    """
+def command(argv: Sequence[str] | None = None) -> int:
+    """The command line: `--job-…` settings and `--run`, and what every step has; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m hanflow.steps.train", add_help=False, allow_abbrev=False)
     parser.add_argument("--run", default="", help="id of the run (default: the pod's, else the output's URI)")
     parser.add_argument("--experiment", help="YAML file that the settings start from")
@@ -152,37 +159,25 @@ def command(argv: Sequence[str] | None = None) -> tuple[int, str]:
         parser.print_help()
         rest = ["--help"]
     given = {s.name: options[f"job_{s.name}"] for s in settings_of("job") if options[f"job_{s.name}"] is not None}
-    message = ""
     try:
-        check_launcher()
         if options["experiment"]:
             rest += ["--experiment", options["experiment"]]
             overrides = [f"job.{name}={text}" for name, text in given.items()]
             job = load_experiment(options["experiment"], overrides, require=False).job
         else:
             job = _checked(step_config("job", {name: parse_text("job", name, text) for name, text in given.items()}))
-
-        @functools.wraps(run)
-        def remembering(*arguments: Any, **inputs: Any) -> Report:
-            nonlocal message
-            try:
-                return run(*arguments, job=job, run_id=options["run"], **inputs)
-            except UserError as error:
-                message = str(error)
-                raise
-
-        return main("train", remembering, inputs=("shards",), argv=rest), message
+        chosen = functools.wraps(run)(functools.partial(run, job=job, run_id=options["run"]))
+        return main("train", chosen, inputs=("shards",), argv=rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_status, str(error)
+        return error.exit_status
     except SystemExit as error:  # wrong usage
-        return error.code if isinstance(error.code, int) else 1, "wrong usage"
+        return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         traceback.print_exc()
-        # No restart gives a GPU more memory.
-        status = 1 if type(error).__name__ == "OutOfMemoryError" else UNEXPECTED
-        return status, f"{type(error).__name__}: {error}"
+        # No second attempt gives a GPU more memory.
+        return 1 if type(error).__name__ == "OutOfMemoryError" else UNEXPECTED
 
 
 if __name__ == "__main__":
-    sys.exit(note_ending(*command()))
+    sys.exit(command())

@@ -1,4 +1,4 @@
-"""Evaluation while training: validation loss, scores of generated texts, the best model, early stopping."""
+"""Evaluation while training: validation loss, scores of predictions, the best model, early stopping."""
 
 from __future__ import annotations
 
@@ -8,62 +8,52 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hanflow.config import EvaluateConfig, TrainConfig
+from hanflow.config import TrainConfig
 from hanflow.data.batches import batches
+from hanflow.errors import UserError
 from hanflow.progress import Progress
-from hanflow.tasks.base import Task
+from hanflow.tasks.base import Task, lower_is_better
 from hanflow.tasks.predictor import Chunkable, Predictor
 from hanflow.training.backends.base import Backend
-from hanflow.training.best import check_measured, greater_is_better
 from hanflow.training.loader import Data
-from hanflow.training.state import LoopState
+from hanflow.training.state import LoopState, TrainingRun
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 BATCH_TOKENS = 8192
-"""Padded source tokens times beams that are predicted between two looks for a stop."""
+"""Padded source tokens times beams that are predicted between two checks for a stop request."""
 
 
 class Validator:
-    """Measures the validation split and remembers what was best.
+    """Measures the validation split and keeps track of the best step.
 
     Args:
-        task, model, tokenizer: what is validated.
-        objective: the model with its loss, as the backend prepared it.
-        data: the validation split; empty: nothing is measured.
-        config: which figure decides, and the patience.
+        run: what is trained; its settings decide which figure is compared, and the patience.
+        objective: the model with its loss, as the engine prepared it.
         backend: where it runs.
-        longest: longest target of the shards, in tokens: how much is generated.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        objective: torch.nn.Module,
-        data: Data,
-        config: TrainConfig,
-        backend: Backend,
-        longest: int,
-    ):
-        self._task, self._model, self._tokenizer, self._objective = task, model, tokenizer, objective
-        self._data, self._config, self._backend, self._longest = data, config, backend, longest
+    def __init__(self, run: TrainingRun, objective: torch.nn.Module, backend: Backend):
+        self._task, self._model, self._tokenizer, self._config = run.task, run.model, run.tokenizer, run.config
+        self._objective, self._backend = objective, backend
+        self._data = Data.of(run.validation, run.task, run.config, shuffle=False)
+        self._longest = int(run.train.lengths().max(axis=0)[-1])
+        """Most tokens to generate: those of the longest target that is trained on."""
 
     def run(self, state: LoopState, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Figures after step `state.step`, with the best step and the patience in `state` brought up to date.
+        """Figures after step `state.step`; they, the best step and the patience are added to `state`.
 
         Args:
             state: the run's state.
-            stop: asked between batches whether to give up (agreed by all ranks).
+            stop: called between batches: whether to give up (the same answer on all ranks).
 
         Returns:
-            The figures, `loss` in nats a target token; None: given up, nothing was changed.
+            The figures, `loss` in nats per target token; None: stopped, nothing was changed.
 
         Raises:
-            UserError: the metric that decides is not among the figures.
+            UserError: `train.best_metric` is not among the figures.
         """
         loss = self._loss(stop)
         if loss is None:
@@ -77,23 +67,8 @@ class Validator:
             figures = {**figures, **scores, **figures}
         state.validation.append(figures)
         state.validated_step = state.step
-        self._compare(figures, state)
+        compare(figures, state, self._config, self._task)
         return figures
-
-    def _compare(self, figures: dict[str, float], state: LoopState) -> None:
-        check_measured(self._config, figures)
-        value = figures[self._config.best_metric]
-        sign = 1.0 if greater_is_better(self._config, self._task) else -1.0
-        gain = math.inf if state.best_step < 0 else sign * (value - state.best_value)
-        if math.isnan(value):  # nothing would ever be better
-            gain = -math.inf
-        state.bad_validations = 0 if gain > self._config.threshold else state.bad_validations + 1
-        if gain > 0:
-            state.best_step, state.best_value = state.step, value
-
-    def exhausted(self, state: LoopState) -> bool:
-        """Whether early stopping's patience is over."""
-        return 0 < self._config.patience <= state.bad_validations
 
     @torch.no_grad()
     def _loss(self, stop: Callable[[], bool]) -> float | None:
@@ -119,32 +94,34 @@ class Validator:
         return float(self._backend.sum(total)) / count if count else math.nan
 
     def _scores(self, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Scores of the first rows; every process predicts its share of them; None: given up.
+        """Scores of the first rows; every process predicts its share of them; None: stopped.
 
-        A traced device would compile a graph for every length that a search reaches: there the processors predict.
+        A traced device would compile a graph for every length that a search reaches: there the CPU predicts.
         """
         count = min(self._config.validation_rows, len(self._data.shard))
         mine = range(self._backend.reader, count, self._backend.readers)
         options = self._task.validation_settings(self._config, self._longest, BATCH_TOKENS)
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
-        predictor = row_predictor(self._task, model, self._tokenizer, options)
+        predictor = self._task.predictor(model, self._tokenizer, options, scoring=True)
+        if self._task.packs and isinstance(predictor, Chunkable):
+            predictor = predictor.for_chunks()
         copies = self._task.copies(options)
         lengths = [len(row[0]) for row in self._data.shard.rows(mine)]
-        # The predictor's own batches, one at a time, as many on every process: between them it can be given up.
-        parts = [[mine[at] for at in part] for part in batches(lengths, options.batch_tokens, copies=copies)] or [[]]
-        (most,) = self._backend.agree(len(parts))
-        everywhere: dict[str, torch.Tensor] = {}
+        # The predictor's own batches, one at a time, as many on every process, so that a stop is possible between them.
+        shares = [[mine[at] for at in part] for part in batches(lengths, options.batch_tokens, copies=copies)] or [[]]
+        (most,) = self._backend.agree(len(shares))
+        measures: dict[str, torch.Tensor] = {}
         with Progress("predicting", total=len(mine)) as progress:
             for at in range(most):
                 if stop():
                     self._model.train()
                     return None
-                if at >= len(parts):
+                if at >= len(shares):
                     continue
-                for name, values in self._measures(predictor, parts[at], model, progress).items():
-                    everywhere.setdefault(name, torch.zeros(count, dtype=torch.float64))[parts[at]] = values
+                for name, values in self._measures(predictor, shares[at], model, progress).items():
+                    measures.setdefault(name, torch.zeros(count, dtype=torch.float64))[shares[at]] = values
         self._model.train()
-        return self._task.overall({n: self._backend.sum_of_readers(v).numpy() for n, v in everywhere.items()})
+        return self._task.overall({n: self._backend.sum_of_readers(v).numpy() for n, v in measures.items()})
 
     def _measures(
         self, predictor: Predictor, rows: list[int], model: PreTrainedModel, progress: Progress
@@ -156,9 +133,29 @@ class Validator:
         return {name: torch.from_numpy(values) for name, values in measures.items()}
 
 
-def row_predictor(
-    task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: EvaluateConfig
-) -> Predictor:
-    """A model made ready to predict rows of the shards for `Task.score`."""
-    predictor = task.predictor(model, tokenizer, options, scoring=True)
-    return predictor.for_chunks() if task.packs and isinstance(predictor, Chunkable) else predictor
+def compare(figures: dict[str, float], state: LoopState, config: TrainConfig, task: Task) -> None:
+    """Update the best step and the patience in `state` by the figures of a validation.
+
+    Raises:
+        UserError: `train.best_metric` is not among the figures; names those that are.
+    """
+    if config.best_metric not in figures:
+        raise UserError(
+            f"train.best_metric={config.best_metric}: no such validation figure; measured are "
+            f"{', '.join(name for name in figures if name != 'step')}"
+            + ("" if config.validation_rows else "; scores need train.validation_rows above 0")
+        )
+    value = figures[config.best_metric]
+    auto = config.best_metric not in lower_is_better(task)
+    maximize = auto if config.best_mode == "auto" else config.best_mode == "max"
+    gain = math.inf if state.best_step < 0 else (value - state.best_value) * (1.0 if maximize else -1.0)
+    if math.isnan(value):  # as the best value it would never be surpassed
+        gain = -math.inf
+    state.bad_validations = 0 if gain > config.threshold else state.bad_validations + 1
+    if gain > 0:
+        state.best_step, state.best_value = state.step, value
+
+
+def exhausted(state: LoopState, config: TrainConfig) -> bool:
+    """Whether early stopping's patience has run out."""
+    return 0 < config.patience <= state.bad_validations

@@ -1,4 +1,4 @@
-"""Splits as the loop reads them: planned, collated ahead of time, sent to the device."""
+"""Splits as the loop reads them: planned, and collated ahead of time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 AHEAD = 2
-"""Steps collated ahead of the one that computes."""
+"""Steps that are collated ahead of the one being computed."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Data:
 
     @classmethod
     def of(cls, shard: Shard, task: Task, config: TrainConfig, *, shuffle: bool) -> Data:
-        """A split under the settings of a run; validation keeps its order."""
+        """A split planned by the settings of a run; `shuffle` is for training."""
         lengths = shard.lengths()
         plan = BatchPlan(
             lengths,
@@ -49,11 +49,11 @@ class Data:
         )
         return cls(shard, plan, task.targets(lengths))
 
-    def count(self, batch: Batch) -> int:
+    def target_count(self, batch: Batch) -> int:
         """Target tokens of a global batch."""
         return int(self.targets[batch.rows].sum())
 
-    def tokens(self, batch: Batch) -> int:
+    def token_count(self, batch: Batch) -> int:
         """Real tokens of a global batch, all sequences together."""
         return int(self.plan.lengths[batch.rows].sum())
 
@@ -67,12 +67,12 @@ class Data:
 
 @dataclass(frozen=True)
 class StepData:
-    """What one optimizer step computes on."""
+    """The data of one optimizer step."""
 
     step: int
     """Number of the step, from 0."""
     batches: list[Batch]
-    """Its global batches, one a forward pass."""
+    """Its global batches, one per forward pass."""
     tensors: list[dict[str, torch.Tensor]]
     """This process's part of each, in main memory."""
     targets: int
@@ -99,7 +99,7 @@ def step_data(
     def collated() -> Iterator[StepData]:
         for step, batches in enumerate(steps, first):
             tensors = [data.collate(batch, task, model, backend) for batch in batches]
-            targets, tokens = sum(map(data.count, batches)), sum(map(data.tokens, batches))
+            targets, tokens = sum(map(data.target_count, batches)), sum(map(data.token_count, batches))
             yield StepData(step, batches, tensors, targets, tokens)
 
     return ahead(collated(), AHEAD)

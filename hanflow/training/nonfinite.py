@@ -1,4 +1,4 @@
-"""The end of a run whose gradient stays not finite, and what it leaves to find out why."""
+"""The end of a run whose gradient stays not finite, and the files that help to find out why."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.training.backends.base import Backend
-from hanflow.training.checkpoints.local import Checkpoints
-from hanflow.training.checkpoints.tensors import in_memory, model_tensors
+from hanflow.training.checkpoints.local import Checkpoints, model_tensors, on_host
 from hanflow.training.loader import StepData
 from hanflow.training.state import LoopState
 
@@ -35,7 +34,7 @@ def give_up(
     dumped = ""
     if config.nonfinite_dump:
         place = _dump(data, rows, model, checkpoints, backend)
-        backend.barrier()  # whoever ends first ends the others
+        backend.barrier()  # the first worker that fails ends the others
         dumped = f" Weights and batches of that step are in {place}."
     raise UserError(
         f"the gradient was not finite in {state.skipped_in_row} steps in a row, up to step {state.step} (rows {shown} of "
@@ -45,7 +44,7 @@ def give_up(
 
 
 def _dump(data: StepData, rows: list[int], model: torch.nn.Module, checkpoints: Checkpoints, backend: Backend) -> str:
-    """Leave what reproduces a step; returns where.
+    """Save what reproduces a step; returns where.
 
     `rank-<r>-batch-<n>.safetensors` are the tensors of each worker's forward passes; `model.safetensors` (the weights
     before the step, which changed nothing) and `rows.json` are written by one of them.
@@ -58,7 +57,7 @@ def _dump(data: StepData, rows: list[int], model: torch.nn.Module, checkpoints: 
         save_file(batch, files[-1])
     if backend.is_main:
         files += [folder / "model.safetensors", folder / "rows.json"]
-        save_file(in_memory(model_tensors(model)), files[-2])
+        save_file(on_host(model_tensors(model)), files[-2])
         files[-1].write_text(json.dumps({"step": data.step, "rows": rows}), encoding="utf-8")
     checkpoints.keep(files)
     return f"{checkpoints.place}/{folder.name}"

@@ -1,4 +1,4 @@
-"""Training figures, gathered on the device and read, so waited for, only when they are logged."""
+"""Training figures, summed on the device; read, which waits for the device, only when they are logged."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from hanflow.training.backends.base import Backend
 from hanflow.training.state import LoopState
 
 
-class Window:
-    """What happened since the last logged step.
+class StepMetrics:
+    """Figures of the optimizer steps since the last logged one.
 
     Args:
-        backend: where the sums live.
-        state: a resumed run's sums are taken up; `save_to` puts them there.
+        backend: where the sums are kept.
+        state: of a resumed run: its open sums are continued; `save_to` stores them there.
     """
 
     def __init__(self, backend: Backend, state: LoopState):
         self._backend = backend
-        # Sums are of all ranks together; a resumed sum is that already, so one rank alone takes it up.
+        # Sums are of all ranks together; a resumed sum is that already, so only one rank adds it.
         self._begin(state.window.get("loss", 0.0) if backend.rank == 0 else 0.0, state.window.get("targets", 0.0))
         self._skipped = backend.send(torch.tensor([state.skipped]))
         self._in_row = backend.send(torch.tensor([state.skipped_in_row]))
         self._tokens = int(state.window.get("tokens", 0))
-        self._timed_tokens = 0  # of this process: a resumed run's clock begins anew
+        self._timed_tokens = 0  # of this process: a resumed run's clock starts again
         self._started = time.perf_counter()
         self._paused = 0.0
 
@@ -47,11 +47,11 @@ class Window:
         self._timed_tokens += tokens
 
     def pause(self, seconds: float) -> None:
-        """Leave out of the speed what was not training (a validation, a save)."""
+        """Leave time that was not training (a validation, a save) out of the speed."""
         self._paused += seconds
 
     def close(self, state: LoopState, *, epoch: float, rate: float, norm: torch.Tensor) -> dict[str, float]:
-        """The figures of the window, told to the state; a new window begins."""
+        """The figures since the last call; counts of skipped steps are stored in the state."""
         loss, targets = self._sums()  # waits for the device
         seconds = time.perf_counter() - self._started - self._paused
         state.skipped, state.skipped_in_row = int(self._skipped), int(self._in_row)
@@ -71,14 +71,14 @@ class Window:
         return figures
 
     def save_to(self, state: LoopState) -> None:
-        """Put the open sums into the state."""
+        """Store the open sums in the state."""
         loss, targets = self._sums()
         state.window = {"loss": loss, "targets": targets, "tokens": self._tokens}
         state.skipped, state.skipped_in_row = int(self._skipped), int(self._in_row)
 
     def _begin(self, loss: float, targets: float) -> None:
-        # float64: a sum over many steps must not depend on where it was cut in two by a resumption. Sent, and of one
-        # dimension: what a traced device makes itself, and numbers without dimension, would be constants of its graph.
+        # float64: a sum over many steps must not depend on where a resumption cut it in two. Sent, and of one dimension:
+        # a traced device would make constants of its graph of values made there, and of numbers without dimension.
         self._loss = self._backend.send(torch.tensor([loss], dtype=torch.float64))
         self._targets = self._backend.send(torch.tensor([targets], dtype=torch.float64))
 
@@ -89,10 +89,10 @@ class Window:
 def gradient_norms(model: torch.nn.Module, scale: float) -> dict[str, torch.Tensor]:
     """Norm of the gradient of each layer: float32 scalars on the device.
 
-    A layer is what stands in a numbered list (`model.encoder.layers.3`), or else the module that holds the parameter.
+    A layer is an item of a numbered list (`model.encoder.layers.3`), or else the module that holds the parameter.
 
     Args:
-        scale: what the gradients are multiplied by (`Backend.gradient_scale`).
+        scale: what the gradients have been multiplied by (`Backend.gradient_scale`).
     """
     grads: dict[str, list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM and Ctrl-C are noted, and obeyed at the next step boundary."""
+"""A requested stop: SIGTERM and Ctrl-C are recorded, and obeyed at the next step boundary."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from typing import Any
 from hanflow.errors import UserError
 from hanflow.progress import log
 
-INSISTENCE_SECONDS = 2.0
+SECOND_SIGNAL_SECONDS = 2.0
 """A second signal later than this ends the process at once (a terminal and its parent may both send the first)."""
 
 
 class Stopped(UserError):
-    """Training was asked to stop and did, with everything saved."""
+    """Training has stopped on a signal, with everything saved."""
 
     def __init__(self, signum: int, step: int, folder: object):
         self.exit_status = 128 + signum
         super().__init__(
             f"stopped by {signal.Signals(signum).name} after step {step}, everything is saved in {folder}; "
-            "the same command goes on from there"
+            "the same command continues from there"
         )
 
 
 class StopRequest:
-    """Whether a stop was asked for; use as a context manager in the main thread."""
+    """Whether a stop was requested; use as a context manager in the main thread."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.signum = 0
-        """The signal that asked; 0: none."""
+        """The signal that requested it; 0: none."""
         self._at = 0.0
         self._before: dict[int, Any] = {}
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum and time.monotonic() - self._at > INSISTENCE_SECONDS:
+    def _record(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and time.monotonic() - self._at > SECOND_SIGNAL_SECONDS:
             raise KeyboardInterrupt
         if not self.signum:
             self.signum, self._at = signum, time.monotonic()
             log.info("%s: stopping at the next step", signal.Signals(signum).name)
 
     def __enter__(self) -> StopRequest:
-        self._before = {signum: signal.signal(signum, self._note) for signum in self.SIGNALS}
+        self._before = {signum: signal.signal(signum, self._record) for signum in self.SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -24,7 +24,7 @@ class Trackers:
         folder: gets `metrics.jsonl` (one object a line: `{"split", "step", …}`), `train.log` and `tensorboard/`.
         state: a resumed run's state: what it had logged is kept, what came after it is dropped.
         config: the run's settings; its switches decide about Weights & Biases.
-        place: of the run's checkpoints, the same on every machine: what goes on from there is the same run.
+        place: of the run's checkpoints, the same on every machine: it identifies the run when it is resumed.
         enabled: False on ranks that do not log.
 
     Raises:
@@ -66,13 +66,13 @@ class Trackers:
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(named, step=step)
-        told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "step")
+        summary = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if name != "step")
         # Training figures are on the progress bar already; the log file has them all.
         level = logging.DEBUG if split == "train" else logging.INFO
-        log.log(level, "%s at step %d: %s", split, step, told)
+        log.log(level, "%s at step %d: %s", split, step, summary)
         if level == logging.DEBUG:
             self._file.handle(
-                log.makeRecord(log.name, logging.INFO, "", 0, f"{split} at step {step}: {told}", (), None)
+                log.makeRecord(log.name, logging.INFO, "", 0, f"{split} at step {step}: {summary}", (), None)
             )
 
     def __enter__(self) -> Trackers:
@@ -89,7 +89,7 @@ class Trackers:
 
 
 def _run_id(place: str, state: LoopState) -> str:
-    """Id of a run in Weights & Biases: a resumption has the same, a course from an earlier checkpoint one of its own."""
+    """Id of a run in Weights & Biases: the same when it is resumed, another one from a requested earlier checkpoint."""
     made_of = json.dumps([place, state.identity, state.resumed], sort_keys=True)
     return hashlib.sha256(made_of.encode()).hexdigest()[:16]
 

@@ -22,13 +22,13 @@ WARM_UP = 3
 def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """hanflow's own loop, as the train step runs it."""
     from hanflow.config import TrainConfig
+    from hanflow.steps.train import run
     from hanflow.training import loop
-    from hanflow.training.workers.worker import run
 
     begun: list[float] = []
     clock: list[tuple[float, int, int]] = []
 
-    class Window(loop.Window):  # made when everything is loaded, before the first step
+    class StepMetrics(loop.StepMetrics):  # made when everything is loaded, before the first step
         def __init__(self, *arguments: Any):
             begun.append(time.monotonic() - STARTED)
             super().__init__(*arguments)
@@ -44,7 +44,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             clock[-1] = (time.perf_counter(), *clock[-1][1:])
             return figures
 
-    loop.Window = Window  # type: ignore[misc]
+    loop.StepMetrics = StepMetrics  # type: ignore[misc]
     config = TrainConfig(
         architecture=job["architecture"],
         epochs=1,

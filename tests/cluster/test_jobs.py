@@ -25,6 +25,7 @@ from hanflow.errors import ConfigError, UserError
 from hanflow.experiment import load_experiment, step_config
 from hanflow.pipelines.packages import Package
 from hanflow.tasks.summarization import SummarizationTrain
+from hanflow.training.workers.worker import parse_arguments
 from tests.cluster.schemas import ROOT, problems
 
 WORK = WorkerSpec(
@@ -308,20 +309,6 @@ def test_the_digest_depends_on_everything_that_the_job_is_made_from() -> None:
     assert build(KINDS["one GPU"], other, ORIGIN)["metadata"]["annotations"]["hanflow/digest"] != digest()
 
 
-def parsed(arguments: list[str]) -> dict[str, Any]:
-    """The arguments as the train step's own command line parses them."""
-    from hanflow.steps import runner as steps
-
-    seen: dict[str, Any] = {}
-
-    def run(config: TrainConfig, **rest: Any) -> Any:
-        seen.update(rest, config=config)
-        return steps.Report()
-
-    assert steps.main("train", run, inputs=("shards",), argv=arguments) == 0
-    return seen
-
-
 @pytest.mark.parametrize("name", ["32 GPUs on spot", "v4-32"])
 def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = container(BODIES[name])["command"]
@@ -329,16 +316,16 @@ def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pyte
     assert command[:2] == ["python", "-m"] and importlib.util.find_spec(module)
     assert (
         module
-        == {"PyTorchJob": "hanflow.training.workers.torchrun", "JobSet": "hanflow.steps.train"}[BODIES[name]["kind"]]
+        == {"PyTorchJob": "hanflow.training.workers.torchrun", "JobSet": "hanflow.training.workers.worker"}[
+            BODIES[name]["kind"]
+        ]
     )
     # For a slice the job also sets which one it is: workers refuse another.
     slice_ = {"backend": "xla", "topology": "2x2x4"} if name == "v4-32" else {}
-    assert parsed([argument.replace("$$", "$") for argument in command[3:]]) == {
-        "config": dataclasses.replace(WORK.config, **slice_),
-        "task": WORK.task,
-        "shards": WORK.shards,
-        "output": WORK.output,
-    }
+    config = dataclasses.replace(WORK.config, **slice_)
+    assert parse_arguments([argument.replace("$$", "$") for argument in command[3:]]) == dataclasses.replace(
+        WORK, config=config
+    )
 
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
@@ -360,7 +347,8 @@ VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=Fals
 def test_any_settings_survive_the_command_line(config: TrainConfig) -> None:
     # The step reads 3.0 as 3 where Kubeflow gave it: so does it here.
     config = step_config("train", dataclasses.asdict(config), WORK.task)
-    assert parsed(train_arguments(dataclasses.replace(WORK, config=config)))["config"] == config
+    spec = dataclasses.replace(WORK, config=config)
+    assert parse_arguments(train_arguments(spec)) == spec
 
 
 def test_secrets_are_referred_to_and_never_quoted() -> None:
@@ -416,10 +404,10 @@ def test_the_jobs_to_apply_by_hand_are_valid(path: Path) -> None:
     assert problems(body) == []
     command = container(body)["command"]
     filled = [argument.replace("$(HANFLOW_ROOT)", "gs://b/runs").replace("$$", "$") for argument in command[3:]]
-    seen = parsed(filled)
+    spec = parse_arguments(filled)
     slice_ = {"backend": "xla", "topology": "2x2x4"} if body["kind"] == "JobSet" else {}
-    assert seen["config"] == dataclasses.replace(load_experiment(EXPERIMENT, require=False).train, **slice_)
-    assert (seen["shards"], seen["output"]) == (
+    assert spec.config == dataclasses.replace(load_experiment(EXPERIMENT, require=False).train, **slice_)
+    assert (spec.shards, spec.output) == (
         "gs://b/runs/kobart-summarization/shards",
         "gs://b/runs/kobart-summarization/model",
     )

@@ -27,6 +27,8 @@ from hanflow.signals import Terminated
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node
+from hanflow.training.workers import worker
+from hanflow.training.workers.exits import EXITS_VARIABLE
 from tests.cluster.world import World
 from tests.support import tasks
 
@@ -165,13 +167,13 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
 
 def test_the_command_line_launches(fake: World, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["--task", TASK, "--output", "gs://b/model", "--shards", "/here/shards", "--run", fake.run]
-    assert train_step.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"])[0] == 1
+    assert train_step.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"]) == 1
     assert "shards=/here/shards: the job's pods cannot see that path" in capfd.readouterr().err
-    assert train_step.command([*command, "--job-runtime", "tpu", "--job-accelerator", "v4-31"])[0] == 1
+    assert train_step.command([*command, "--job-runtime", "tpu", "--job-accelerator", "v4-31"]) == 1
     assert "no slice has that size" in capfd.readouterr().err
-    assert train_step.command([*command, "--job-workers", "none"])[0] == 1
+    assert train_step.command([*command, "--job-workers", "none"]) == 1
     assert "job.workers: expected a whole number" in capfd.readouterr().err
-    assert train_step.command(["--help"])[0] == 0
+    assert train_step.command(["--help"]) == 0
     assert "--job-accelerator" in capfd.readouterr().out
 
 
@@ -210,7 +212,7 @@ def test_the_own_pod_is_found_inside_a_cluster(
     assert "the job gets no owner" in messages.text
 
 
-STOP, LOST = node.Torchrun(1, asked_to_stop=True), node.Torchrun(1, lost="RendezvousTimeoutError")
+STOP, LOST = node.Torchrun(1, stop_requested=True), node.Torchrun(1, lost="RendezvousTimeoutError")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_a_pods_exit_status_names_the_cause(torchrun: node.Torchrun, endings: di
 
 
 def in_a_pod(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What the pod's process does with `code` in place of `python -m hanflow.steps.train`."""
+    """What the pod's process does with `code` in place of `python -m hanflow.training.workers.worker`."""
     preface = f"import sys\nfrom hanflow.training.workers import torchrun as node\ntorchrun = node._torchrun\ncode = {code!r}\n"
     patched = "node._torchrun = lambda _: torchrun(['--no-python', sys.executable, '-c', code])\n"
     return subprocess.run(
@@ -266,26 +268,26 @@ def test_a_pod_that_cannot_reach_the_others_is_retried(free_port: None, fake: Wo
         PET_RDZV_ENDPOINT=f"127.0.0.1:{fake.fake.kubelet.port}",
         PET_RDZV_CONF="is_host=0,read_timeout=1",
     )
-    assert ended.returncode == node.PASSING, ended.stderr
+    assert ended.returncode == node.TRANSIENT, ended.stderr
     assert ended.stderr.splitlines()[-1].startswith("error: the other workers cannot be reached")
 
 
 def test_a_worker_that_is_killed_is_reported_with_the_cure() -> None:
     ended = in_a_pod("import os; os.kill(os.getpid(), 9)")
     assert ended.returncode == 137
-    assert "error: 1 of 1 workers were killed without a word" in ended.stderr.splitlines()[-1]
+    assert "error: 1 of 1 workers were killed without an error" in ended.stderr.splitlines()[-1]
 
 
 def test_unexpected_errors_are_retryable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(node.ENDINGS_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(EXITS_VARIABLE, str(tmp_path))
     monkeypatch.setenv("RANK", "3")
 
     def fail(error: BaseException) -> int:
-        def main(*_: Any, **__: Any) -> int:
+        def train(_: WorkerSpec) -> None:
             raise error
 
-        monkeypatch.setattr(train_step, "main", main)
-        return node.note_ending(*train_step.command([]))
+        monkeypatch.setattr(worker, "train", train)
+        return worker.main(["--task", TASK, "--shards", "s", "--output", "o"])
 
     assert fail(RuntimeError("connection closed by peer")) == 70
     assert (tmp_path / "3").read_text() == "70\nRuntimeError: connection closed by peer"

@@ -84,16 +84,19 @@ def test_real_korean_pairs(tokenization: str) -> None:
         (500, 40, 2, 0.2),
         (500, 30, 8, 0.0),  # one sentence each
         (40, 150, 8, 0.02),  # sentences of more than 64 tokens: several numbers hold a column
-        (6, 700, 8, 0.003),  # and of more than union_lcs.LONG: compared by Python's integers
+        (6, 700, 8, 0.003),  # and of more than union_lcs.GIANT: Python's integers do
     ],
 )
 def test_random_texts(count: int, longest: int, words: int, newlines: float) -> None:
     assert_like_rouge_score(*random_texts(count, count, longest, words, newlines), "word")
 
 
-@pytest.mark.parametrize(("cells", "pairs"), [(1, 1), (1 << 23, 7), (5000, 1 << 16)])
-def test_sentences_may_be_compared_in_small_batches(cells: int, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How many tables are held at once does not change the score."""
+@pytest.mark.parametrize(("history", "cells", "pairs"), [(1, 64, 1), (40, 1 << 18, 7), (3000, 512, 1 << 16)])
+def test_a_summary_s_table_may_be_kept_in_parts(
+    history: int, cells: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What does not fit in memory is computed twice; the score stays."""
+    monkeypatch.setattr(union_lcs, "HISTORY", history)
     monkeypatch.setattr(union_lcs, "CELLS", cells)
     monkeypatch.setattr(union_lcs, "PAIRS", pairs)
     assert_like_rouge_score(*random_texts(5, 60, 60, newlines=0.05), "word")

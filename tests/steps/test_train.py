@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hanflow.errors import UserError
+from hanflow.steps.train import run
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks.summarization import SummarizationTrain
-from hanflow.training.workers.worker import run
 from tests.support import tasks
 from tests.support.corpora import ARCHITECTURE
 
@@ -118,7 +118,7 @@ def test_a_finished_run_resumes_to_the_same_weights(shards: Path, tmp_path: Path
     assert [p["step"] for p in history["history"]["train"]] == list(range(1, history["steps"] + 1))
 
 
-def test_mistakes_are_told_and_leave_nothing(shards: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_and_leave_nothing(shards: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="did you mean d_model"):
         trained(shards, out, architecture={"d_modell": 32})

@@ -9,7 +9,7 @@ import pytest
 from hanflow.progress import log
 from hanflow.storage import object_names
 from hanflow.storage.gcs import service
-from hanflow.training.backends.compilation_cache import CompilationCache
+from hanflow.training.backends.tpu import CompilationCache
 from tests.storage.emulator import Emulator
 
 

@@ -109,8 +109,8 @@ def run(bucket: str, shards: Path, zygote: Zygote, tmp_path: Path) -> Run:
 
 
 def assert_same(ours: Run, reference: Run) -> None:
-    (weights, told), (expected, expected_told) = ours.result(), reference.result()
-    assert told == expected_told
+    (weights, facts), (expected, expected_facts) = ours.result(), reference.result()
+    assert facts == expected_facts
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), f"{name} is not bitwise equal"
@@ -119,9 +119,11 @@ def assert_same(ours: Run, reference: Run) -> None:
 def test_an_uninterrupted_run(run: Run, straight: Run) -> None:
     assert run.go() == 0
     assert_same(run, straight)
-    told = run.result()[1]
-    bests = [min(p["loss"] for p in told["history"]["validation"] if p["step"] <= step) for step in (STEPS - 4, STEPS)]
-    steps = {p["step"] for p in told["history"]["validation"] if p["loss"] in bests}
+    reported = run.result()[1]
+    bests = [
+        min(p["loss"] for p in reported["history"]["validation"] if p["step"] <= step) for step in (STEPS - 4, STEPS)
+    ]
+    steps = {p["step"] for p in reported["history"]["validation"] if p["loss"] in bests}
     assert run.committed() == sorted({*steps, STEPS - 4, STEPS}), "the limit holds in the bucket, the best are kept"
     names = {name.split("/")[0] for name in gcs.listing(run.checkpoints)}
     assert names == {
@@ -179,6 +181,16 @@ def test_sigterm_ends_with_everything_in_the_bucket(run: Run, straight: Run) -> 
     assert_same(run, straight)
 
 
+def test_transformers_trainer_resumes_from_the_bucket(run: Run) -> None:
+    run.config["engine"] = "transformers"
+    assert run.go(signal_at_step=5) == 143
+    assert run.committed()[-1] >= 5
+    assert run.go() == 0
+    history = run.result()[1]["history"]
+    assert [point["step"] for point in history["train"]] == list(range(1, STEPS + 1))
+    assert [point["step"] for point in history["validation"]] == [8, 16]
+
+
 @pytest.mark.parametrize("damage", ["flip", "delete", "commit.json"])
 def test_a_damaged_checkpoint_is_passed_over(run: Run, straight: Run, damage: str) -> None:
     assert run.go(signal_at_step=10) == 143
@@ -229,25 +241,22 @@ def test_no_worker_leaves_before_the_last_upload_is_done(run: Run, emulator: Emu
 
 
 def test_refusals(run: Run, emulator: Emulator, tmp_path: Path) -> None:
-    def told() -> str:
+    def reported() -> str:
         assert run.go(stderr=str(tmp_path / "stderr")) == 1
         return (tmp_path / "stderr").read_text()
 
     emulator.order({"kind": "deny", "match": "^upload checkpoints/started.json"})
-    assert "no permission" in told()
+    assert "no permission" in reported()
     emulator.order()
-    run.config["engine"] = "transformers"
-    assert "transformers' Trainer keeps its checkpoints in a local folder" in told()
-    run.config["engine"] = "hanflow"
     assert run.go(signal_at_step=5) == 143
     run.config["resume"] = "never"
-    assert f"{run.checkpoints}: holds checkpoints, and train.resume=never" in told()
+    assert f"{run.checkpoints}: holds checkpoints, and train.resume=never" in reported()
     run.config |= {"resume": "auto", "learning_rate": 1e-3}
-    assert "holds the checkpoints of another run (it differs in learning_rate)" in told()
+    assert "holds the checkpoints of another run (it differs in learning_rate)" in reported()
     run.config |= {"learning_rate": 3e-3, "resume": f"{run.checkpoints}/step-00000003"}
-    assert "step-00000003: was never committed" in told()
+    assert "step-00000003: was never committed" in reported()
     run.config["resume"] = "gs://elsewhere/step-00000004"
-    assert f"is not in the checkpoint folder {run.checkpoints}" in told()
+    assert f"is not in the checkpoint folder {run.checkpoints}" in reported()
     run.config["resume"] = f"{run.checkpoints}/step-00000004"
     assert run.go() == 0
     assert 4 not in run.committed()

@@ -99,8 +99,8 @@ def _child(job: dict[str, Any]) -> int:
         return _command(job)
     from hanflow.errors import UserError
     from hanflow.experiment import step_config
+    from hanflow.steps.train import run
     from hanflow.storage import is_remote, work_folder
-    from hanflow.training.workers.worker import run
 
     config = step_config("train", job["config"], job["task"])
     count = 0
@@ -151,6 +151,7 @@ def _zygote() -> None:
 
     import hanflow.cli.main
     import hanflow.serving.predict
+    import hanflow.steps.train
     import hanflow.training.workers.worker
 
     if importlib.util.find_spec("torch_xla") is not None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hanflow.steps.tokenize import run as tokenize
+from hanflow.steps.train import run as train
 from hanflow.storage import artifacts
 from hanflow.storage.artifacts import Manifest
 from hanflow.tasks.summarization import SummarizationEvaluate, SummarizationTokenize, SummarizationTrain
-from hanflow.training.workers.worker import run as train
 from tests.support.corpora import petitions, write_corpus
 
 ARCHITECTURE: dict[str, Any] = {

@@ -10,9 +10,9 @@ from hanflow.config import TokenizeConfig, TrainConfig
 from hanflow.experiment import step_config
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
+from hanflow.steps.train import run as train
 from hanflow.tasks.classification import ClassificationTokenize
 from hanflow.tasks.language_modeling import LanguageModelingTokenize
-from hanflow.training.workers.worker import run as train
 from tests.support.model_fixtures import Chain
 
 REVIEWS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "reviews.tsv.gz"

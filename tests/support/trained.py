@@ -6,8 +6,8 @@ import gzip
 from pathlib import Path
 
 from hanflow.steps.tokenize import run as tokenize
+from hanflow.steps.train import run as train
 from hanflow.tasks.summarization import SummarizationTokenize, SummarizationTrain
-from hanflow.training.workers.worker import run as train
 from tests.support.corpora import SAMPLE, write_corpus
 from tests.support.model_fixtures import Chain
 

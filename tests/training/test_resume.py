@@ -77,8 +77,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory, shards: Path, zygote: Zyg
 
 
 def assert_same(ours: Run, reference: Run) -> None:
-    (weights, told), (expected, expected_told) = ours.result(), reference.result()
-    assert told == expected_told
+    (weights, facts), (expected, expected_facts) = ours.result(), reference.result()
+    assert facts == expected_facts
     assert weights.keys() == expected.keys()
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), f"{name} is not bitwise equal"
@@ -212,9 +212,9 @@ def test_the_command_of_several_processes_ends_with_the_signals_status(
 ) -> None:
     process = two_processes(tmp_path, shards, zygote)
     os.kill(process.pid, signum)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 128 + signum, told
-    assert f"stopped by {signum.name} after step" in told and "the same command goes on from there" in told
+    _, reported = process.communicate(timeout=300)
+    assert process.returncode == 128 + signum, reported
+    assert f"stopped by {signum.name} after step" in reported and "the same command continues from there" in reported
 
 
 def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: Path, zygote: Zygote) -> None:
@@ -224,9 +224,9 @@ def test_a_rank_that_dies_ends_the_others_and_is_named(tmp_path: Path, shards: P
     ).stdout.split()
     by_rank = {Path(f"/proc/{pid}/environ").read_bytes().split(b"\0RANK=")[1][:1]: int(pid) for pid in children}
     os.kill(by_rank[b"1"], signal.SIGKILL)
-    _, told = process.communicate(timeout=300)
+    _, reported = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "train worker of rank 1: was killed by SIGKILL" in told
+    assert "train worker of rank 1: was killed by SIGKILL" in reported
     assert all(not Path(f"/proc/{pid}").exists() for pid in children)
 
 
@@ -240,7 +240,7 @@ def test_one_two_and_one_ranks_see_the_same_samples(
     assert run.steps()[-1] < STEPS
     run.config["processes"] = 1
     assert run.go() == 0
-    (_, told), (_, expected) = run.result(), straight.result()
-    assert told["order"] == expected["order"]
-    steps = [point["step"] for point in told["history"]["train"]]
+    (_, reported), (_, expected) = run.result(), straight.result()
+    assert reported["order"] == expected["order"]
+    steps = [point["step"] for point in reported["history"]["train"]]
     assert steps == [point["step"] for point in expected["history"]["train"]]

@@ -1,4 +1,4 @@
-"""What GKE tells the pods of a slice: a slice that is not the expected one is refused before anything is computed."""
+"""What GKE sets in the pods of a slice: a slice that is not the expected one is refused before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
-from hanflow.training.backends.tpu_environment import TpuEnvironment
+from hanflow.training.backends.tpu import TpuEnvironment
 from hanflow.training.optimizer import TracedAdamW, make_optimizer
 
 HOSTS = ",".join(f"slice-0-{n}.hanflow" for n in range(4))
@@ -25,7 +25,7 @@ SHAPE = {
 V4_32 = {"PJRT_DEVICE": "TPU", "TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": HOSTS, "TPU_TOPOLOGY": "2x2x4"}
 
 
-def test_a_slice_as_gke_tells_it() -> None:
+def test_a_slice_as_gke_describes_it() -> None:
     slice_ = TpuEnvironment.read(V4_32)
     assert (slice_.rank, slice_.hosts, slice_.topology) == (2, 4, "2x2x4")
     assert slice_.meeting_place == "tcp://slice-0-0.hanflow:8478"
@@ -52,7 +52,7 @@ def test_outside_of_a_slice_nothing_is_expected() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "devices", "processes", "told"),
+    ("expected", "devices", "processes", "reported"),
     [
         ("2x4x4", 16, 4, "this slice is 2x2x4 (TPU_TOPOLOGY); change the setting, or the node selector"),
         ("2x2x4", 12, 3, "names 4 hosts (1 slices), the runtime found 3 processes"),
@@ -61,8 +61,8 @@ def test_outside_of_a_slice_nothing_is_expected() -> None:
         ("v4-32", 16, 4, "expected chips along each side, e.g. 2x2x4"),
     ],
 )
-def test_another_slice_is_refused(expected: str, devices: int, processes: int, told: str) -> None:
-    assert told in str(TpuEnvironment.read(V4_32).problem(expected, devices, processes))
+def test_another_slice_is_refused(expected: str, devices: int, processes: int, reported: str) -> None:
+    assert reported in str(TpuEnvironment.read(V4_32).problem(expected, devices, processes))
 
 
 def test_too_few_virtual_devices_name_the_cure() -> None:
@@ -75,14 +75,14 @@ def test_variables_that_make_no_sense(changed: dict[str, str]) -> None:
         TpuEnvironment.read({**V4_32, **changed})
 
 
-def test_no_torch_xla_is_told_with_its_cure() -> None:
-    from hanflow.training.workers.worker import _backend
+def test_no_torch_xla_is_reported_with_its_remedy() -> None:
+    from hanflow.training.backends.base import open_backend
 
     try:
         import torch_xla  # type: ignore[import-not-found]  # noqa: F401
     except ImportError:
         with pytest.raises(UserError, match=r"pip install 'hanflow\[tpu\]'"):
-            _backend(TrainConfig(backend="xla"))
+            open_backend(TrainConfig(backend="xla"))
     else:
         pytest.skip("torch_xla is installed here")
 

@@ -21,7 +21,7 @@ from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
 from hanflow.tasks.summarization import Summarization, SummarizationTrain
 from hanflow.training.backends.torch import TorchBackend, compiles, system_compiler
-from hanflow.training.evaluation import Validator
+from hanflow.training.evaluation import compare, exhausted
 from hanflow.training.optimizer import make_optimizer
 from hanflow.training.state import LoopState
 from hanflow.training.workers import worker
@@ -34,13 +34,11 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "loss_curve.json"
 def judged(losses: list[float], **settings: Any) -> tuple[LoopState, int]:
     """(state, validations until early stopping; all of them if it never came) of a run with these validation losses."""
     config = SummarizationTrain(**settings)
-    validator = Validator.__new__(Validator)
-    validator._config = config
     state = LoopState({})
     for count, loss in enumerate(losses, 1):
         state.step = count
-        validator._compare({"step": count, "loss": loss, "rouge_sum": -loss}, state)
-        if validator.exhausted(state):
+        compare({"step": count, "loss": loss, "rouge_sum": -loss}, state, config, get_task("summarization"))
+        if exhausted(state, config):
             return state, count
     return state, len(losses)
 
@@ -65,7 +63,7 @@ def test_best_and_patience_by_hand(losses: list[float], settings: dict[str, Any]
     assert (state.best_step, stopped) == (best, stops_after)
 
 
-def test_an_unknown_metric_is_told_with_those_measured() -> None:
+def test_an_unknown_metric_is_refused_with_those_measured() -> None:
     with pytest.raises(UserError, match="best_metric=rougeL_morpheme: no such validation figure; measured are loss"):
         judged([1.0], best_metric="rougeL_morpheme")
 
@@ -272,7 +270,8 @@ def test_weights_and_biases_by_the_switch_alone(shards: Path, tmp_path: Path, mo
     }
     assert len(ids["on"]) == len(ids["elsewhere"]) == 1 and ids["on"] != ids["elsewhere"]
     code = (
-        "import sys\nfrom hanflow.training.workers.worker import run\nfrom hanflow.config import SummarizationTrain\n"
+        "import sys\nfrom hanflow.steps.train import run\n"
+        "from hanflow.tasks.summarization import SummarizationTrain\n"
         f"run(SummarizationTrain(architecture={ARCHITECTURE!r}, max_steps=1), task='summarization', "
         f"output={str(tmp_path / 'off')!r}, shards={str(shards)!r})\nprint('wandb' in sys.modules)"
     )

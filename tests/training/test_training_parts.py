@@ -168,7 +168,7 @@ def test_vectors_are_exempt_from_weight_decay() -> None:
     assert {g["weight_decay"]: {p.ndim for p in g["params"]} for g in groups} == {0.1: {2}, 0.0: {1}}
 
 
-def test_architecture_mistakes_are_told() -> None:
+def test_architecture_mistakes_are_reported() -> None:
     assert bart.check({"type": "bart", **TINY}) == []
     problems = bart.check({"d_modle": 4, "dropout": "much", "type": "t5", "encoder_layers": 0})
     assert len(problems) == 4

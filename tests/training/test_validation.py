@@ -20,9 +20,8 @@ from hanflow.tasks.summarization import SummarizationTrain
 from hanflow.training import evaluation as validate
 from hanflow.training.backends.torch import TorchBackend
 from hanflow.training.evaluation import Validator
-from hanflow.training.loader import Data
 from hanflow.training.loop import Objective
-from hanflow.training.state import LoopState
+from hanflow.training.state import LoopState, TrainingRun
 from tests.support import tasks
 from tests.support.corpora import ARCHITECTURE
 from tests.support.model_fixtures import rewritten
@@ -39,10 +38,10 @@ def validator(shards: Path, task: str, config: SummarizationTrain) -> Validator:
     tokenizer = AutoTokenizer.from_pretrained(shards / "tokenizer")
     facts = {"labels": ["0", "1"], "counts": [1, 1]}
     model = learnt.new_model(config, tokenizer, facts)
-    data = Data.of(Shard(shards / "validation.arrow", learnt.sequences), learnt, config, shuffle=False)
+    train, validation = (Shard(shards / f"{split}.arrow", learnt.sequences) for split in ("train", "validation"))
+    run = TrainingRun(learnt, config, tokenizer, model, train, validation, checkpoints="", identity={})
     backend = TorchBackend("fp32")
-    objective = backend.prepare(Objective(model, learnt, config.label_smoothing))
-    return Validator(learnt, model, tokenizer, objective, data, config, backend, 8)
+    return Validator(run, backend.prepare(Objective(model, learnt, config.label_smoothing)), backend)
 
 
 def measured(shards: Path, task: str, **settings: object) -> dict[str, float]:
@@ -96,7 +95,7 @@ def test_rows_of_a_class_that_training_never_saw_do_not_lower_the_loss(tmp_path:
     assert figures["loss"] == pytest.approx(float(total / count), rel=1e-5)
 
 
-def test_a_stop_is_heard_between_two_batches_of_generation(shards: Path) -> None:
+def test_a_stop_is_noticed_between_two_batches_of_generation(shards: Path) -> None:
     """Beam search takes minutes where a cluster waits two: what is not given up ends in SIGKILL."""
     config = SummarizationTrain(architecture=ARCHITECTURE, validation_rows=4, precision="fp32")
     subject = validator(shards, "summarization", config)

@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
     backend = XlaBackend(config)
     model = task.new_model(config, AutoTokenizer.from_pretrained(folder / "tokenizer"), {})
     data = Data.of(Shard(folder / "train.arrow", task.sequences), task, config, shuffle=True)
-    told: list[dict[str, Any]] = []
+    reported: list[dict[str, Any]] = []
     for batch in data.plan.epoch(0):
         parts = []
         for host in range(HOSTS):
@@ -41,8 +41,8 @@ def main(folder: Path) -> None:
             parts.append(data.collate(batch, task, model, reader))
         sent = backend.put({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         shards = [shard.tolist() for shard, _ in torch_xla._XLAC._get_local_shards([sent["input_ids"]])[0]]
-        told.append({"rows": batch.rows.tolist(), "devices": shards})
-    print(json.dumps(told))
+        reported.append({"rows": batch.rows.tolist(), "devices": shards})
+    print(json.dumps(reported))
 
 
 if __name__ == "__main__":

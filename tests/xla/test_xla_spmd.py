@@ -186,10 +186,10 @@ def test_every_host_of_a_v4_32_reads_its_own_rows(shards: dict[str, Path]) -> No
         [sys.executable, "-m", "tests.xla.placement", str(folder)], env=environment(16), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
+    reported = json.loads(done.stdout.splitlines()[-1])
     shard = Shard(folder / "train.arrow", get_task("summarization").sequences)
     seen: list[int] = []
-    for batch in told:
+    for batch in reported:
         assert len(batch["devices"]) == 16
         sizes = {len(rows) for rows in batch["devices"]}
         assert len(sizes) == 1, "static: every device has as many rows"
@@ -231,7 +231,7 @@ def job_command(task: str, shards: Path, folder: Path) -> list[str]:
     (template,) = pod_templates(body)
     (container,) = template["spec"]["containers"]
     command = [*container["command"], *container.get("args", [])]
-    assert command[:3] == ["python", "-m", "hanflow.steps.train"]
+    assert command[:3] == ["python", "-m", "hanflow.training.workers.worker"]
     return [sys.executable, *command[1:]]
 
 
@@ -267,8 +267,8 @@ def test_compiled_graphs_are_kept(tmp_path: Path, shards: dict[str, Path], zygot
     assert len(list(cache.iterdir())) == run.compilations > 0
 
 
-def test_what_cannot_work_is_told(tmp_path: Path, shards: dict[str, Path]) -> None:
-    for settings, told in (
+def test_what_cannot_work_is_reported(tmp_path: Path, shards: dict[str, Path]) -> None:
+    for settings, reported in (
         (["--precision=fp16"], "TPUs multiply bf16"),
         (["--processes=2"], "one process drives all chips of its host"),
         (["--engine=transformers"], "set train.engine=hanflow"),
@@ -283,7 +283,7 @@ def test_what_cannot_work_is_told(tmp_path: Path, shards: dict[str, Path]) -> No
             "--backend=xla",
         ]
         done = subprocess.run([*command, *settings], env=environment(2), capture_output=True, text=True)
-        assert done.returncode == 1 and told in done.stderr, done.stderr[-1000:]
+        assert done.returncode == 1 and reported in done.stderr, done.stderr[-1000:]
         assert "Traceback" not in done.stderr
 
 

@@ -1,23 +1,26 @@
-"""What the training loop asks of the device layer."""
+"""The interface between the training loop and the device layer, and which layer a run uses."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
+from hanflow.config import TrainConfig
+from hanflow.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
 class Backend(Protocol):
-    """One worker's device and its place among the workers."""
+    """One worker's device and its rank among the workers."""
 
     device: torch.device
     rank: int
-    """Place among the workers that each compute a part of the loss; their parts are summed by `sum`."""
+    """Rank among the workers that each compute a part of the loss; their parts are summed by `sum`."""
     world_size: int
     """How many such workers there are; 1 where one program computes on all devices."""
     reader: int
@@ -34,8 +37,8 @@ class Backend(Protocol):
     """Whether batches must have exactly their planned shape (a compiler would recompile), or may drop missing rows."""
     traced: bool
     """Whether steps are recorded and compiled as a whole: each has to compute the same, or another graph is compiled."""
-    saves_behind: bool
-    """Whether checkpoints are written by a thread while training goes on (the processor has nothing better to do)."""
+    saves_in_background: bool
+    """Whether checkpoints are written by a thread while training continues (the CPU is idle then)."""
 
     @property
     def is_main(self) -> bool:
@@ -43,7 +46,7 @@ class Backend(Protocol):
         ...
 
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
-        """The module on the device, ready for `backward`: compiled and shared among the workers as chosen."""
+        """The module on the device, ready for `backward`: compiled and replicated over the workers as the settings say."""
         ...
 
     def pin(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -95,7 +98,7 @@ class Backend(Protocol):
         ...
 
     def flush(self) -> None:
-        """The step, or its part, is complete: where operations are only recorded, let the device run them."""
+        """Called after a step or a part of one: where operations are only recorded, have the device run them."""
         ...
 
     def on_cpu(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -127,14 +130,39 @@ class Backend(Protocol):
         ...
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` gave."""
         ...
 
     def barrier(self) -> None:
-        """Wait for all workers, patiently: one of them may be saving or fetching, which outlasts what `agree` and the
+        """Wait for all workers, with a long timeout: one of them may be saving or fetching for longer than `agree` and the
         sums of gradients wait."""
         ...
 
     def close(self) -> None:
         """Leave the group of workers."""
         ...
+
+
+def uses_xla(config: TrainConfig) -> bool:
+    """Whether a run with these settings, in this environment, computes through torch_xla."""
+    return config.backend == "xla" or (config.backend == "auto" and os.environ.get("PJRT_DEVICE") == "TPU")
+
+
+def open_backend(config: TrainConfig) -> Backend:
+    """The device layer that the settings and this machine ask for.
+
+    Raises:
+        UserError: it is not installed, or does not fit the settings.
+    """
+    if not uses_xla(config):
+        from hanflow.training.backends.torch import TorchBackend
+
+        return TorchBackend(config.precision, config.compile)
+    try:
+        from hanflow.training.backends.xla import XlaBackend
+    except ImportError as error:
+        raise UserError(
+            f"train.backend=xla: torch_xla cannot be imported ({error}); install it in an environment of its own: "
+            "pip install 'hanflow[tpu]', or `make test-xla` for one with virtual devices"
+        ) from None
+    return XlaBackend(config)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
 """How long a worker waits for the others; a rank that died must not hold the rest for torch's ten minutes."""
 
-PATIENCE = datetime.timedelta(hours=1)
-"""How long a worker waits for the one that saves or fetches: every request to a bucket is tried again for minutes."""
+SAVE_TIMEOUT = datetime.timedelta(hours=1)
+"""How long a worker waits for the one that saves or fetches: every request to a bucket is retried for minutes."""
 
 
 def system_compiler(device: str) -> str | None:
-    """The program by which torch.compile builds its kernels (C++, CPU) or their launchers (C, CUDA); None: not there."""
+    """The program by which torch.compile builds its kernels (C++, CPU) or their launchers (C, CUDA); None: not installed."""
     variable, usual = ("CC", ("gcc", "clang")) if device == "cuda" else ("CXX", ("g++", "clang++"))
     named = os.environ.get(variable)
     return next((found for name in ([named] if named else usual) if (found := shutil.which(name))), None)
@@ -74,7 +74,7 @@ class TorchBackend:
         self.reader, self.readers, self.devices = self.rank, self.world_size, self.world_size
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-        self.saves_behind = cuda
+        self.saves_in_background = cuda
         if cuda:
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
@@ -86,12 +86,12 @@ class TorchBackend:
             self.static_shapes = True  # a graph a shape, and at most eight shapes
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._host_group: Any = None
-        self._patient_group: Any = None
+        self._saving_group: Any = None
         if self.world_size > 1:
             dist.init_process_group("nccl" if cuda else "gloo", timeout=COLLECTIVE_TIMEOUT)
-            # Flags travel between processors: over NCCL every step would wait for the device.
+            # Flags are exchanged between CPUs: over NCCL every step would wait for the device.
             self._host_group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else None
-            self._patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._saving_group = dist.new_group(backend="gloo", timeout=SAVE_TIMEOUT)
 
     @property
     def is_main(self) -> bool:
@@ -143,7 +143,7 @@ class TorchBackend:
             torch.nn.utils.clip_grads_with_norm_(parameters, largest, norm)
         else:
             # The fused optimizer takes these from a scaler. It skips a step that is not finite on the device, so that
-            # nobody waits for the norm here, and divides each gradient while it reads it anyway.
+            # nothing here waits for the norm, and divides each gradient while it reads it anyway.
             optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
             optimizer.grad_scale = (norm / largest).clamp(min=1.0) if clip_norm else None  # type: ignore[attr-defined]
         self._scaler.step(optimizer)
@@ -198,7 +198,7 @@ class TorchBackend:
 
     def barrier(self) -> None:
         if self.world_size > 1:
-            dist.barrier(group=self._patient_group)
+            dist.barrier(group=self._saving_group)
 
     def close(self) -> None:
         if self.world_size > 1:

@@ -35,25 +35,24 @@ from hanflow.errors import UserError, first_line
 from hanflow.models.kernels import static_masks as attention_static
 from hanflow.progress import log
 from hanflow.training.allocator import peak_bytes
-from hanflow.training.backends.compilation_cache import CompilationCache
-from hanflow.training.backends.tpu_environment import TpuEnvironment
+from hanflow.training.backends.tpu import CompilationCache, TpuEnvironment
 from hanflow.training.optimizer import TracedAdamW
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 HOSTS_TIMEOUT = datetime.timedelta(minutes=5)
-"""How long a host waits for the others' word; longer than the slowest compilation differs between hosts."""
+"""How long a host waits for the others; longer than the slowest compilation differs between hosts."""
 
-PATIENCE = datetime.timedelta(hours=1)
-"""How long a host waits for the one that saves or fetches: every request to a bucket is tried again for minutes."""
+SAVE_TIMEOUT = datetime.timedelta(hours=1)
+"""How long a host waits for the one that saves or fetches: every request to a bucket is retried for minutes."""
 
 
 class XlaBackend:
     """See `hanflow.training.backends.base.Backend`.
 
     Raises:
-        UserError: the devices are not those that the settings expect, or cannot do the precision.
+        UserError: the devices are not those that the settings expect.
     """
 
     static_shapes = True
@@ -65,13 +64,6 @@ class XlaBackend:
             environment = TpuEnvironment.read(os.environ)
         except ValueError as error:
             raise UserError(str(error)) from error
-        if config.precision == "fp16":
-            raise UserError("train.precision=fp16: TPUs multiply bf16; set train.precision=bf16 or auto")
-        if config.processes != 1:
-            raise UserError(
-                f"train.processes={config.processes}: with train.backend=xla one process drives all chips of its host; "
-                "leave it at 1"
-            )
         self._cache = CompilationCache(config.compilation_cache, writes=environment.rank == 0)
         if self._cache.folder and "XLA_PERSISTENT_CACHE_PATH" not in os.environ:
             runtime.initialize_cache(str(self._cache.folder), readonly=not self._cache.writes)
@@ -86,7 +78,7 @@ class XlaBackend:
         self.device = torch_xla.device()
         self.hardware = xm.xla_device_hw(self.device)
         """TPU or CPU."""
-        self.saves_behind = self.hardware == "TPU"
+        self.saves_in_background = self.hardware == "TPU"
         self.precision = {"auto": "bf16" if self.hardware == "TPU" else "fp32"}.get(config.precision, config.precision)
         if self.precision == "fp32" and self.hardware == "TPU":
             torch_xla.backends.set_mat_mul_precision("highest")  # TPUs would round the factors to bf16
@@ -102,7 +94,7 @@ class XlaBackend:
                 world_size=self.readers,
                 timeout=HOSTS_TIMEOUT,
             )
-            self._patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._saving_group = dist.new_group(backend="gloo", timeout=SAVE_TIMEOUT)
 
     @property
     def is_main(self) -> bool:
@@ -170,7 +162,7 @@ class XlaBackend:
         return xm.send_cpu_data_to_device([tensor], self.device, input_sharding=spec)[0]
 
     def settle(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        # Said of what a step begins with, because it is so of what a step leaves: else the second step were another graph.
+        # A step leaves its tensors marked as replicated: marked at the start too, or the second step would be another graph.
         tensors = [*model.parameters(), *model.buffers()]
         tensors += [p.grad for p in model.parameters() if p.grad is not None]
         tensors += [value for slots in optimizer.state.values() for value in slots.values()]
@@ -224,7 +216,7 @@ class XlaBackend:
         return peak_bytes(self.device)
 
     def state(self) -> dict[str, Any]:
-        self._cache.publish()  # with every checkpoint: whoever goes on from it needs its graphs
+        self._cache.publish()  # with every checkpoint: a run that resumes from it needs its graphs
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -232,7 +224,7 @@ class XlaBackend:
 
     def barrier(self) -> None:
         if self.readers > 1:
-            dist.barrier(group=self._patient_group)
+            dist.barrier(group=self._saving_group)
 
     def close(self) -> None:
         self._cache.publish()
@@ -241,36 +233,36 @@ class XlaBackend:
 
 
 class Compilations:
-    """Runs what was recorded; tells of every graph that is compiled, and warns of those that should not be.
+    """Runs what was recorded; logs every graph that is compiled, with a warning where none should have been.
 
     Args:
-        tells: False on processes that do not log.
+        logs: False on processes that do not log.
     """
 
-    def __init__(self, tells: bool):
-        self._tells = tells
-        self._work: list[str] = []
+    def __init__(self, logs: bool):
+        self._logs = logs
+        self._kinds: list[str] = []
         self._seen: set[tuple[str, ...]] = set()
         self._count, self._seconds = compiled()
 
     def expect(self, what: str) -> None:
-        """What is being recorded: each kind of work, with its shapes, is compiled once."""
-        self._work.append(what)
+        """Name what is being recorded: each kind of operation, with its shapes, is compiled once."""
+        self._kinds.append(what)
 
     def run(self) -> None:
         """Send what was recorded to the devices; returns before they are done."""
-        self._look("something between two steps", again=True)
-        work = tuple(self._work)
-        self._work.clear()
+        self._check("something between two steps", again=True)
+        kinds = tuple(self._kinds)
+        self._kinds.clear()
         torch_xla.sync()
-        self._look(", then ".join(work) or "a part", again=work in self._seen)
-        self._seen.add(work)
+        self._check(", then ".join(kinds) or "a part", again=kinds in self._seen)
+        self._seen.add(kinds)
 
-    def _look(self, what: str, again: bool) -> None:
+    def _check(self, what: str, again: bool) -> None:
         count, seconds = compiled()
         if count == self._count:
             return
-        if self._tells:
+        if self._logs:
             took = seconds - self._seconds
             if again:
                 log.warning(
@@ -282,7 +274,7 @@ class Compilations:
 
 
 def compiled() -> tuple[int, float]:
-    """(graphs compiled by this process, seconds that took)."""
+    """(graphs compiled by this process, seconds of compilation)."""
     data = metrics.metric_data("CompileTime")
     return (data[0], data[1] / 1e9) if data else (0, 0.0)
 
@@ -300,7 +292,7 @@ def _runtime_errors(environment: TpuEnvironment) -> Iterator[None]:
 
 
 def _send(module: torch.nn.Module, device: torch.device) -> None:
-    """Move a module's weights to the device, tied ones staying tied (torch's own `to` would part them)."""
+    """Move a module's weights to the device, tied ones staying tied (torch's own `to` would separate them)."""
     moved: dict[int, torch.Tensor] = {}
     for part in module.modules():
         for name, parameter in part._parameters.items():

@@ -1,8 +1,8 @@
 """Checkpoints in a bucket.
 
-A checkpoint is written to a folder on this machine first, as always, then uploaded by a thread while training goes on;
-its commit record is the last object (`hanflow.storage.gcs`). The bucket is the truth: a run starts from what is
-committed and intact there, and what a killed process left on this machine alone does not count.
+A checkpoint is written to a folder on this machine first, then uploaded by a thread while training continues; its commit
+record is the last object (`hanflow.storage.gcs`). Only the bucket counts: a run resumes from what is committed and
+intact there, whatever a killed process has left on this machine.
 """
 
 from __future__ import annotations
@@ -22,17 +22,16 @@ from typing import Any
 from hanflow.errors import UserError
 from hanflow.progress import log
 from hanflow.storage import gcs, hold, join, work_folder
-from hanflow.training.checkpoints.local import COMMIT, FILES, NAME, Checkpoints
-from hanflow.training.checkpoints.retention import staying
+from hanflow.training.checkpoints.local import COMMIT, NAME, STATE, Checkpoints, read_record, to_keep
 
-WAITING = 2
-"""Checkpoints that may wait for their upload; with more, training waits: so much is lost at most."""
+MAX_QUEUED = 2
+"""Checkpoints that may wait for their upload; with more, training waits: no more than these can be lost."""
 
-FAILURES = 3
-"""Uploads that may fail one after the other (each after minutes of trying) before training stops."""
+MAX_FAILURES = 3
+"""Uploads that may fail in a row (each after minutes of retries) before training stops."""
 
 LOGS = ("metrics.jsonl", "train.log", "tensorboard")
-"""What else lies in the folder of checkpoints."""
+"""Other files and folders beside the checkpoints."""
 
 _RECORD = re.compile(rf"{NAME.pattern}/{re.escape(COMMIT)}")
 
@@ -43,26 +42,26 @@ class RemoteCheckpoints(Checkpoints):
     Args:
         uri: folder in the bucket.
         limit: newest checkpoints kept, in the bucket and on this machine; the best one of each is kept beside them.
-        behind: also write them to this machine in a thread.
+        background: also write them to this machine in a thread.
     """
 
     fetches = True
 
-    def __init__(self, uri: str, limit: int, *, behind: bool = False):
-        super().__init__(work_folder(uri), limit, behind=behind)
+    def __init__(self, uri: str, limit: int, *, background: bool = False):
+        super().__init__(work_folder(uri), limit, background=background)
         self.uri = uri.rstrip("/")
         self._uploader = ThreadPoolExecutor(1, thread_name_prefix="checkpoint-upload")
         self._uploads: list[Future[None]] = []
-        self._room = threading.Semaphore(WAITING)
+        self._slots = threading.Semaphore(MAX_QUEUED)
         self._unsent: set[Path] = set()
         """Checkpoints that are to be uploaded."""
         self._steps: set[int] = set()
         """Steps that are committed in the bucket."""
         self._records: dict[int, bytes] = {}
-        self._there: dict[str, gcs.Object] = {}
-        """What the bucket held when `choose` looked: commit records by step, and everything by name."""
+        self._objects: dict[str, gcs.Object] = {}
+        """What the bucket held when `choose` listed it: commit records by step, and every object by name."""
         self._failures = 0
-        self._held = self._writes = False
+        self._locked = self._writes = False
 
     @property
     def place(self) -> str:
@@ -77,40 +76,40 @@ class RemoteCheckpoints(Checkpoints):
             )
         return int(name[5:])
 
-    def choose(self, asked: int | None = None, *, exactly: bool = False) -> int:
-        """As everywhere; then this machine's folder holds that checkpoint, the best one beside it, and the logs; no more.
+    def choose(self, requested: int | None = None, *, exactly: bool = False) -> int:
+        """See `Checkpoints.choose`; afterwards this machine's folder holds that checkpoint, the best one, and the logs only.
 
         Raises:
             UserError: the bucket cannot be used, the checkpoint or the best one is not intact, or another process on this
                 machine trains with these checkpoints.
         """
-        self._held = self._held or hold(self.folder.with_suffix(".lock"))
-        if not self._held:
+        self._locked = self._locked or hold(self.folder.with_suffix(".lock"))
+        if not self._locked:
             raise UserError(
                 f"{self.uri}: another process on this machine trains with these checkpoints; wait for it, or give another "
                 "train.checkpoints"
             )
-        self._there = dict(gcs.listing(self.uri))
+        self._objects = dict(gcs.listing(self.uri))
         self._records = {
-            int(name[5:13]): gcs.content(one) for name, one in self._there.items() if _RECORD.fullmatch(name)
+            int(name[5:13]): gcs.content(one) for name, one in self._objects.items() if _RECORD.fullmatch(name)
         }
         self._steps = {number for number, record in self._records.items() if gcs.claim_note(record) is None}
-        chosen = super().choose(asked, exactly=exactly)
-        for step in self._steps_here() - {chosen, self._best_of(chosen)}:
+        chosen = super().choose(requested, exactly=exactly)
+        for step in self._local_steps() - {chosen, self._best_of(chosen)}:
             shutil.rmtree(self.path(step), ignore_errors=True)  # never uploaded, or no longer in the bucket
-        self._fetch_logs(self._there)
+        self._fetch_logs(self._objects)
         return chosen
 
-    def _steps_there(self) -> set[int]:
+    def _available_steps(self) -> set[int]:
         return self._steps
 
-    def _told(self, step: int) -> dict[str, Any]:
-        one = self._there.get(f"{self.path(step).name}/{FILES[2]}")
+    def _raw_state(self, step: int) -> dict[str, Any]:
+        one = self._objects.get(f"{self.path(step).name}/{STATE}")
         with contextlib.suppress(ValueError):
             return json.loads(gcs.content(one)) if one else {}
         return {}
 
-    def _usable(self, step: int) -> str | None:
+    def _unusable(self, step: int) -> str | None:
         path = self.path(step)
         content = self._records.get(step)
         if content is None or gcs.claim_note(content):
@@ -122,9 +121,10 @@ class RemoteCheckpoints(Checkpoints):
         staging = self.folder / f".{path.name}.partial"
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            digests = {staging / name: json.loads(content)[name]["sha256"] for name in FILES}
-            objects = {name: self._there[f"{path.name}/{name}"] for name in FILES}
-        except (ValueError, KeyError, TypeError) as error:
+            record = read_record(content)
+            digests = {staging / name: expected["sha256"] for name, expected in record.items()}
+            objects = {name: self._objects[f"{path.name}/{name}"] for name in record}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"{error} is missing" if isinstance(error, KeyError) else f"{COMMIT} is damaged"
         log.info("fetching %s (%.1f MB)", join(self.uri, path.name), sum(o.bytes for o in objects.values()) / 1e6)
         try:
@@ -146,7 +146,7 @@ class RemoteCheckpoints(Checkpoints):
         gcs.download([(one, self.folder / name) for name, one in there.items() if name.split("/")[0] in LOGS])
 
     def begin(self) -> None:
-        """Be the one who writes; leaves a note in the bucket, so that missing rights show before hours of training.
+        """See `Checkpoints.begin`; leaves a note in the bucket, so that a missing permission shows before hours of training.
 
         Raises:
             UserError: the bucket cannot be written to.
@@ -157,7 +157,7 @@ class RemoteCheckpoints(Checkpoints):
         gcs.put(join(self.uri, "started.json"), json.dumps(note).encode())
 
     def wait(self) -> None:
-        """Until everything is committed in the bucket.
+        """Return when everything is committed in the bucket.
 
         Raises:
             UserError: it cannot be uploaded.
@@ -175,11 +175,11 @@ class RemoteCheckpoints(Checkpoints):
         self._uploads = [upload for upload in self._uploads if upload not in done]
         for error in [upload.exception() for upload in done]:
             self._failures = self._failures + 1 if error else 0
-            if error and self._failures >= FAILURES:
+            if error and self._failures >= MAX_FAILURES:
                 raise error
             if error:
-                log.warning("a checkpoint could not be uploaded, it goes with the next one: %s", error)
-        self._room.acquire()
+                log.warning("a checkpoint could not be uploaded, it is tried again with the next one: %s", error)
+        self._slots.acquire()
         self._uploads.append(self._uploader.submit(self._upload))
         super()._committed(target, best)
 
@@ -190,17 +190,17 @@ class RemoteCheckpoints(Checkpoints):
         try:
             self._send()
         finally:
-            self._room.release()
+            self._slots.release()
 
     def _send(self) -> None:
-        """Upload what is not in the bucket yet, remove there what need not stay, and renew the logs."""
+        """Upload what is not in the bucket yet, delete there what need not stay, and upload the logs."""
         for path in sorted(self._unsent.copy()):
             claimed = gcs.claim(join(self.uri, path.name), COMMIT, replace=True)
             gcs.publish(claimed, path)
             saved = int(path.name[5:])
             self._steps.add(saved)
             self._unsent.discard(path)
-            for step in self._steps - staying(self._steps, saved, self.limit, self._best_of):
+            for step in self._steps - to_keep(self._steps, saved, self.limit, self._best_of):
                 gcs.remove(join(self.uri, self.path(step).name), COMMIT)
                 self._steps.discard(step)
         for name in LOGS:

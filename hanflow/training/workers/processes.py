@@ -1,14 +1,13 @@
-"""Several worker processes on this machine, without torchrun.
+"""Starts several workers as processes on this machine, without torchrun.
 
-torchrun turns every end of a worker into exit status 1. Here the workers' own endings are kept: a worker that was asked
-to stop ends with 128 + signal, and so does the command; when one dies, the others are ended too and the one that died
-first is named.
+torchrun ends with exit status 1 whatever happened to its workers. Here their own statuses are kept: workers that stop
+on a signal end with 128 + signal, and so does the command; when one fails, the others are ended too, and the error names
+the one that failed first.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -17,76 +16,82 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from hanflow import system
-from hanflow.config import TrainConfig, to_mapping
+from hanflow.config import TrainConfig
+from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import UserError
-from hanflow.experiment import step_config
-from hanflow.progress import log, setup_logging
-from hanflow.reports.step_report import Report
-from hanflow.signals import obey_sigterm
+from hanflow.progress import EVENTS_VARIABLE, log
+from hanflow.training.backends.base import uses_xla
+from hanflow.training.workers.exits import EXITS_VARIABLE, WorkerExit, read_exits
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 15.0
-"""What workers get to end by themselves when one of them has failed."""
+"""How long workers may take to end by themselves when one of them has failed."""
 
 
 class WorkersStopped(UserError):
-    """The workers were asked to stop and did."""
+    """The workers have stopped on a signal."""
 
     def __init__(self, message: str, exit_status: int):
         self.exit_status = exit_status
         super().__init__(message)
 
 
-def run_processes(config: TrainConfig, count: int, *, task: str, output: str, shards: str) -> Report:
-    """Train with `count` workers; returns rank 0's report.
+def count(config: TrainConfig) -> int:
+    """How many workers a run on this machine has; 1 inside of torchrun, which has started this process as one of them."""
+    if "RANK" in os.environ or uses_xla(config):
+        return 1
+    if config.processes:
+        return config.processes
+    import torch
+
+    return max(torch.cuda.device_count(), 1)
+
+
+def run(spec: WorkerSpec, workers: int) -> None:
+    """Train with that many workers; returns when the model is saved.
 
     Raises:
-        WorkersStopped: they were asked to stop; everything is saved.
-        UserError: a worker failed; names it and says why.
+        WorkersStopped: they stopped on a signal; everything is saved.
+        UserError: a worker failed; names it and gives its error.
     """
-    with tempfile.TemporaryDirectory(prefix="hanflow-") as place:
-        job = {"config": to_mapping(config), "task": task, "output": output, "shards": shards}
-        (Path(place) / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        workers = [_start(rank, count, port, place) for port in [_free_port()] for rank in range(count)]
-        with _pass_on_signals(workers):
-            first = _wait(workers)
-        ending = {rank: _ending(place, rank) for rank in range(count)}
-        if first is None:
-            return Report(**ending[0]["report"])
-        rank, status = first
-        message = ending[rank].get("error", "")
-        if status > 128 and message:  # a worker's own word: asked to stop, all saved
-            raise WorkersStopped(message, status)
-        if status < 0:
-            name = signal.Signals(-status).name
-            hint = " (out of memory?)" if -status == signal.SIGKILL else ""
-            message = f"was killed by {name}{hint}; the same command goes on from the last checkpoint"
-        raise UserError(f"train worker of rank {rank}: {message or f'ended with status {status}, see the log'}")
+    with tempfile.TemporaryDirectory(prefix="hanflow-") as exits:
+        port = _free_port()
+        command = [sys.executable, "-m", "hanflow.training.workers.worker", *train_arguments(spec)]
+        processes = [
+            subprocess.Popen(command, env={**_environment(rank, workers, port), EXITS_VARIABLE: exits})
+            for rank in range(workers)
+        ]
+        with _forwarded_signals(processes):
+            failed = _wait(processes)
+        if failed is None:
+            return
+        rank, status = failed
+        error = read_exits(exits).get(rank, WorkerExit(status)).error
+    if status > 128 and error:  # it stopped on a signal, all saved
+        raise WorkersStopped(error, status)
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = " (out of memory?)" if -status == signal.SIGKILL else ""
+        error = f"was killed by {name}{hint}; the same command continues from the last checkpoint"
+    raise UserError(f"train worker of rank {rank}: {error or f'ended with status {status}, see the log'}")
 
 
-def _start(rank: int, count: int, port: int, place: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "hanflow.training.workers.processes", place]
-    return subprocess.Popen(command, env=_environment(rank, count, port))
-
-
-def _environment(rank: int, count: int, port: int) -> dict[str, str]:
+def _environment(rank: int, workers: int, port: int) -> dict[str, str]:
     env = {
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": str(count),
+        "WORLD_SIZE": str(workers),
+        "LOCAL_WORLD_SIZE": str(workers),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    # Workers must not fight for the same cores.
-    env.setdefault("OMP_NUM_THREADS", str(max(system.available_cpus() // count, 1)))
+    # Each worker gets its share of the CPUs.
+    env.setdefault("OMP_NUM_THREADS", str(max(system.available_cpus() // workers, 1)))
     if rank:
-        env.pop("HANFLOW_EVENTS", None)  # one voice
+        env.pop(EVENTS_VARIABLE, None)  # only one reports progress
     return env
 
 
@@ -97,13 +102,13 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def _pass_on_signals(workers: list[subprocess.Popen]) -> Iterator[None]:
-    def pass_on(signum: int, _: object) -> None:
+def _forwarded_signals(workers: list[subprocess.Popen]) -> Iterator[None]:
+    def forward(signum: int, _: object) -> None:
         for worker in workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.send_signal(signum)
 
-    before = {signum: signal.signal(signum, pass_on) for signum in (signal.SIGTERM, signal.SIGINT)}
+    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -116,7 +121,7 @@ def _pass_on_signals(workers: list[subprocess.Popen]) -> Iterator[None]:
 
 
 def _wait(workers: list[subprocess.Popen]) -> tuple[int, int] | None:
-    """(rank, status) of the first worker that did not end well; None: all did."""
+    """(rank, status) of the first worker that did not end with status 0; None: all did."""
     first: tuple[int, int] | None = None
     deadline = float("inf")
     while any(worker.poll() is None for worker in workers):
@@ -135,30 +140,3 @@ def _wait(workers: list[subprocess.Popen]) -> tuple[int, int] | None:
     if first is None:
         first = next(((rank, w.returncode) for rank, w in enumerate(workers) if w.returncode), None)
     return first
-
-
-def _ending(place: str, rank: int) -> dict[str, Any]:
-    path = Path(place) / f"{rank}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def _worker(place: str) -> int:
-    """One worker process; leaves its report or its error beside the job."""
-    from hanflow.training.workers.worker import work
-
-    setup_logging()
-    obey_sigterm()
-    job = json.loads((Path(place) / "job.json").read_text(encoding="utf-8"))
-    ending: dict[str, Any] = {}
-    status = 0
-    try:
-        report = work(step_config("train", job.pop("config"), job["task"]), **job)
-        ending = {"report": {"figures": report.figures, "html": report.html}}
-    except UserError as error:
-        ending, status = {"error": str(error)}, error.exit_status
-    (Path(place) / f"{os.environ['RANK']}.json").write_text(json.dumps(ending), encoding="utf-8")
-    return status
-
-
-if __name__ == "__main__":
-    sys.exit(_worker(sys.argv[1]))

@@ -1,8 +1,8 @@
-"""One pod of a PyTorchJob: torchrun as the operator's PET_* say, and an exit status that tells why it ended.
+"""One pod of a PyTorchJob: torchrun as the operator's PET_* variables say, and an exit status that says why it ended.
 
-torchrun ends with 1 whatever happened to its workers. The operator makes a pod anew for statuses from 128 on and fails
-the job for lower ones, so: 1 and 2 where a worker said that a person must mend something, 143 where a signal ended the
-work, 128 + N where a signal N killed a worker, 198 for everything else (a lost peer, a crash).
+torchrun ends with 1 whatever happened to its workers. The operator restarts a pod for statuses from 128 on and fails
+the job for lower ones, so: 1 and 2 where a worker reported an error that a person must fix, 143 where a signal stopped
+the workers, 128 + N where signal N killed one, 198 for everything else (a lost peer, a crash).
 """
 
 from __future__ import annotations
@@ -13,41 +13,14 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 from hanflow.errors import GRACE_SECONDS, PERMANENT, STOPPED, UNEXPECTED
+from hanflow.training.workers.exits import EXITS_VARIABLE, read_exits
 
-ENDINGS_VARIABLE = "HANFLOW_ENDINGS"
-"""Environment variable: folder in which every worker leaves how it ended, in a file named by its rank."""
-PASSING = 128 + UNEXPECTED
+TRANSIENT = 128 + UNEXPECTED
 _INTERRUPTED = 130
 _KILLED = 128 + signal.SIGKILL
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a worker ended."""
-
-    status: int
-    words: str = ""
-    """Its error."""
-
-
-def note_ending(status: int, words: str = "") -> int:
-    """Leave how a worker ended for the process that watches over its pod; returns the status."""
-    folder = os.environ.get(ENDINGS_VARIABLE)
-    if folder:
-        Path(folder, os.environ.get("RANK", "0")).write_text(f"{status}\n{words}", encoding="utf-8")
-    return status
-
-
-def _read_endings(folder: str) -> dict[int, Ending]:
-    endings = {}
-    for path in Path(folder).iterdir():
-        status, _, words = path.read_text(encoding="utf-8").partition("\n")
-        endings[int(path.name)] = Ending(int(status), words)
-    return endings
 
 
 @dataclass(frozen=True)
@@ -55,62 +28,61 @@ class Torchrun:
     """How torchrun ended."""
 
     status: int = 0
-    asked_to_stop: bool = False
+    stop_requested: bool = False
     """Whether the pod itself got SIGTERM."""
     lost: str = ""
-    """Why the other pods could not be reached, where that is so."""
+    """Why the other pods cannot be reached; empty: they can."""
 
 
-def pod_status(torchrun: Torchrun, endings: Mapping[int, int], workers: int) -> int:
+def pod_status(torchrun: Torchrun, statuses: Mapping[int, int], workers: int) -> int:
     """The exit status of the pod.
 
     Args:
         torchrun: how it ended.
-        endings: rank → exit status of the workers that left one.
+        statuses: rank → exit status of the workers that recorded one.
         workers: how many there were.
     """
     if torchrun.status == 0:
         return 0
-    statuses = list(endings.values())
-    permanent = [status for status in statuses if status in PERMANENT]
+    permanent = [status for status in statuses.values() if status in PERMANENT]
     if permanent:
         return permanent[0]
-    if torchrun.asked_to_stop:
+    if torchrun.stop_requested:
         return STOPPED
-    if torchrun.lost or UNEXPECTED in statuses:
-        return PASSING
-    if len(endings) < workers:  # killed before it could say anything: out of memory, mostly
+    if torchrun.lost or UNEXPECTED in statuses.values():
+        return TRANSIENT
+    if len(statuses) < workers:  # killed before it could record anything: mostly out of memory
         return _KILLED
-    if any(status in (STOPPED, _INTERRUPTED) for status in statuses):
+    if any(status in (STOPPED, _INTERRUPTED) for status in statuses.values()):
         return STOPPED
-    return PASSING
+    return TRANSIENT
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the pod's workers with the arguments of `python -m hanflow.steps.train`; returns the pod's exit status."""
+    """Run the pod's workers with the arguments of `hanflow.training.workers.worker`; returns the pod's exit status."""
     signal.signal(signal.SIGTERM, _stop)  # until torchrun takes over: process 1 has no default action
-    with tempfile.TemporaryDirectory(prefix="hanflow-endings-") as folder:
-        os.environ[ENDINGS_VARIABLE] = folder
-        # What the pod gets to save and end, less what torchrun needs itself; its own default is 30 s.
+    with tempfile.TemporaryDirectory(prefix="hanflow-exits-") as folder:
+        os.environ[EXITS_VARIABLE] = folder
+        # The pod's grace period to save and end, less what torchrun itself needs; its default is 30 s.
         os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE_SECONDS - 10))
-        torchrun = _torchrun(["-m", "hanflow.steps.train", *argv])
-        endings = _read_endings(folder)
+        torchrun = _torchrun(["-m", "hanflow.training.workers.worker", *argv])
+        exits = read_exits(folder)
     workers = int(os.environ.get("PET_NPROC_PER_NODE", "1"))
-    statuses = {rank: ending.status for rank, ending in endings.items()}
+    statuses = {rank: one.status for rank, one in exits.items()}
     status = pod_status(torchrun, statuses, workers)
-    if status:  # the last line is what the cluster keeps as the reason
-        deciding = [e.words for e in endings.values() if e.words and e.status in (status, status - 128)]
+    if status:  # the cluster keeps the last line as the reason
+        deciding = [one.error for one in exits.values() if one.error and one.status in (status, status - 128)]
         print(f"error: {deciding[0] if deciding else _reason(status, torchrun, statuses, workers)}", file=sys.stderr)
     return status
 
 
 def _reason(status: int, torchrun: Torchrun, statuses: Mapping[int, int], workers: int) -> str:
-    """Why a pod ends with `status`, where no worker has said so."""
+    """Why a pod ends with `status`, where no worker has recorded an error."""
     if torchrun.lost:
-        return f"the other workers cannot be reached, a new attempt goes on from the last checkpoint: {torchrun.lost}"
+        return f"the other workers cannot be reached, a new attempt resumes from the last checkpoint: {torchrun.lost}"
     if status == _KILLED:
         return (
-            f"{workers - len(statuses)} of {workers} workers were killed without a word, mostly for want of memory: raise "
+            f"{workers - len(statuses)} of {workers} workers were killed without an error, probably out of memory: raise "
             "job.memory, or lower train.batch_tokens"
         )
     return f"the workers ended with {dict(statuses)}"
@@ -121,7 +93,7 @@ def _stop(*_: object) -> NoReturn:
 
 
 def _torchrun(arguments: list[str]) -> Torchrun:
-    """Run it; its own account of a failure is left out."""
+    """Run it; its own report of a failure is left out."""
     from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -131,10 +103,10 @@ def _torchrun(arguments: list[str]) -> Torchrun:
     try:
         torchrun(arguments)
     except SignalException:
-        return Torchrun(1, asked_to_stop=True)
+        return Torchrun(1, stop_requested=True)
     except ChildFailedError:
         return Torchrun(1)
-    except (RendezvousError, DistError) as error:  # the pod where all meet is preempted, or others have not come
+    except (RendezvousError, DistError) as error:  # the rendezvous pod is preempted, or others have not started
         return Torchrun(1, lost=f"{type(error).__name__}: {error}")
     return Torchrun()
 

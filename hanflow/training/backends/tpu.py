@@ -1,4 +1,4 @@
-"""What GKE and the TPU runtime tell a process about its slice, and whether that is what training expects. Pure."""
+"""Around the TPU runtime: the slice that a process belongs to, and where compiled graphs are kept. No torch_xla."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+from hanflow.errors import UserError
+from hanflow.progress import log
+from hanflow.storage import copy_file, is_remote, join, local_path, object_names, publish_file, work_folder
 
 HOST_PORT = 8478
 """TCP port of the first host on which the hosts agree about stops and saves; the TPU runtime itself uses 8471 to 8477."""
@@ -16,13 +21,13 @@ class TpuEnvironment:
     """The variables that GKE injects into the pods of a slice; empty outside of one."""
 
     device: str
-    """PJRT_DEVICE: TPU, CPU; empty: not said."""
+    """PJRT_DEVICE: TPU, CPU; empty: not set."""
     worker: int
     """TPU_WORKER_ID: which host of the slice this is."""
     hostnames: tuple[str, ...]
-    """TPU_WORKER_HOSTNAMES: the hosts of the slice; empty: not said, so one."""
+    """TPU_WORKER_HOSTNAMES: the hosts of the slice; empty: not set, so one."""
     topology: str
-    """TPU_TOPOLOGY: chips along each side of the slice; empty: not said."""
+    """TPU_TOPOLOGY: chips along each side of the slice; empty: not set."""
     slices: int = 1
     """MEGASCALE_NUM_SLICES: slices that train together."""
     slice: int = 0
@@ -107,3 +112,48 @@ class TpuEnvironment:
             f"{named} has {chips} chips in {self.slices} slices, the runtime found {devices} devices in {processes} "
             f"processes (PJRT_DEVICE={self.device or 'not set'}); {cure}"
         )
+
+
+class CompilationCache:
+    """Compiled graphs kept from run to run, in a folder or in a bucket; the runtime itself can use folders only.
+
+    Args:
+        place: a folder, or gs://…; empty: nowhere.
+        writes: whether this process adds to it (graphs are the same on all hosts).
+
+    Raises:
+        UserError: the place cannot be read or made.
+    """
+
+    def __init__(self, place: str, *, writes: bool):
+        self.writes = writes
+        self.folder: Path | None = None
+        """The folder for the runtime."""
+        self._bucket = place if is_remote(place) else ""
+        self._kept: set[str] = set()
+        if self._bucket:
+            self.folder = work_folder(place)
+            for name in object_names(place):
+                if not (self.folder / name).exists():
+                    beside = self.folder / f".{name}.partial"
+                    copy_file(join(place, name), beside)
+                    beside.replace(self.folder / name)
+                self._kept.add(name)
+            log.info("%s: %d compiled graphs", place, len(self._kept))
+        elif place:
+            self.folder = local_path(place)
+            self.folder.mkdir(parents=True, exist_ok=True)
+
+    def publish(self) -> None:
+        """Upload the graphs compiled since the last call; a failure is logged and tried again at the next call."""
+        if not (self._bucket and self.writes and self.folder):
+            return
+        for path in sorted(self.folder.iterdir()):
+            if path.name in self._kept or path.name.startswith("."):
+                continue
+            try:
+                publish_file(path, join(self._bucket, path.name), replace=True)
+            except UserError as error:
+                log.warning("a compiled graph was not kept: %s", error)
+                return
+            self._kept.add(path.name)
