@@ -21,8 +21,8 @@ WARM_UP = 3
 
 def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     """hanflow's own loop, as the train step runs it."""
-    from hanflow.config import TrainConfig
     from hanflow.steps.train import run
+    from hanflow.tasks.summarization import SummarizationTrain
     from hanflow.training import loop
 
     begun: list[float] = []
@@ -45,7 +45,7 @@ def ours(job: dict[str, Any], folder: Path) -> dict[str, Any]:
             return figures
 
     loop.StepMetrics = StepMetrics  # type: ignore[misc]
-    config = TrainConfig(
+    config = SummarizationTrain(
         architecture=job["architecture"],
         epochs=1,
         max_steps=job.get("max_steps", 0),
@@ -92,13 +92,13 @@ def theirs(job: dict[str, Any], folder: Path) -> dict[str, Any]:
         TrainerCallback,
     )
 
-    from hanflow.config import TrainConfig
     from hanflow.data.shards import Shard
     from hanflow.tasks import get_task
+    from hanflow.tasks.summarization import SummarizationTrain
 
     task = get_task("summarization")
     tokenizer = AutoTokenizer.from_pretrained(Path(job["shards"]) / "tokenizer")
-    model = task.new_model(TrainConfig(architecture=job["architecture"]), tokenizer, {})
+    model = task.new_model(SummarizationTrain(architecture=job["architecture"]), tokenizer, {})
 
     class Rows(Dataset):
         def __init__(self, split: str):
