@@ -56,7 +56,11 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
         own = "".join(f"{key}: {form.pop(key)}\n" for key in _own(fields))
         base = {"name": name}  # hanflow.pipelines.packages writes the settings of an experiment here
         cleaner = remove_jobs(
-            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, runtime=form["runtime"], base=base, settings=settings
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            runtime=form["runtime"],
+            base=base,
+            members=members,
+            settings=settings,
         )
         with dsl.ExitHandler(cleaner, name="pipeline"):
             chosen = configure(task=learnt, own=own, members=members, base=base, settings=settings, **form)

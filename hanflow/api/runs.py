@@ -76,12 +76,14 @@ class Model:
     """Folder in Hugging Face format with `model.json` (manifest), `training.json` (losses) and `report.html`."""
     figures: dict[str, Any] = field(default_factory=dict)
     """`steps`, `parameters`, `train_loss` (nats a target token), `tokens_per_second`, `validation_…` …"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The experiment's settings of the evaluate step that differ from their defaults, e.g. `beams`."""
 
     def load(self, **options: Any) -> Predictor:
-        """The model, ready to predict; options as of `hanflow.load`."""
+        """The model, ready to predict with `settings`; options as of `hanflow.load`, they win."""
         from hanflow.api.prediction import load
 
-        return load(self.uri, **options)
+        return load(self.uri, **{**self.settings, **options})
 
 
 def run(experiment: Experiment, output: AnyPath) -> Run:
@@ -131,6 +133,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     Raises:
         UserError: a setting, the data or the output cannot be used; training cannot go on; says what to change.
     """
+    from hanflow.config import changed
     from hanflow.steps.reuse import left_at
     from hanflow.storage import join
 
@@ -148,7 +151,8 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     model = made("train", "model", shards=shards)
     from hanflow.storage import manifest_at
 
-    return Model(model, dict(manifest_at(model, "model").details["figures"]))
+    figures = dict(manifest_at(model, "model").details["figures"])
+    return Model(model, figures, changed(experiment.evaluate))
 
 
 def run_step(name: str, settings: Any = None, *, task: str = "summarization", output: AnyPath, **inputs: Any) -> Report:

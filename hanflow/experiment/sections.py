@@ -185,7 +185,9 @@ def suggestion(task: str = "") -> typing.Callable[[str], str]:
 def member_settings(experiment: Experiment) -> list[dict[str, Any]]:
     """Name and settings of every member of an ensemble: what the train section sets, below what is its own.
 
-    Settings left at their default are left out.
+    Settings left at their default are left out. Each has a folder of checkpoints of its own.
     """
     shared = changed(experiment.train)
-    return [{**shared, **member} for member in experiment.combine.members]
+    place = shared.pop("checkpoints", "").rstrip("/")
+    own = [{"checkpoints": f"{place}/{member['name']}"} if place else {} for member in experiment.combine.members]
+    return [{**shared, **one, **member} for one, member in zip(own, experiment.combine.members, strict=True)]

@@ -24,14 +24,13 @@ import yaml
 
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
-from hanflow.experiment import Experiment, member_settings, step_config
+from hanflow.experiment import Experiment, model_problems
 from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, boxes
 from hanflow.progress import EVENTS_VARIABLE
 from hanflow.steps.runner import ARTIFACTS_VARIABLE
 from hanflow.storage import copy_file, is_remote, publish_file, refuse_run
 from hanflow.storage.artifacts import kind_of
-from hanflow.tasks import get_task
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
@@ -70,22 +69,10 @@ def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "
     Raises:
         UserError: the output folder holds something else already, the bucket cannot be used, or the settings cannot work.
     """
-    problems = _model_problems(experiment)
+    problems = model_problems(experiment)
     if problems:
         raise UserError("\n".join(problems))
     output = output.absolute()
-    # The Trainer keeps its checkpoints in a local folder.
-    checkpoints = f"{bucket if experiment.train.engine == 'hanflow' and bucket else output}/checkpoints"
-    members = [
-        {**member, "checkpoints": member.get("checkpoints") or f"{checkpoints}/{member['name']}"}
-        for member in experiment.combine.members
-    ]
-    experiment = replace(
-        experiment,
-        train=replace(experiment.train, checkpoints=experiment.train.checkpoints or checkpoints),
-        combine=replace(experiment.combine, members=members),
-        export=replace(experiment.export, title=experiment.export.title or experiment.name),
-    )
     settings = to_mapping(experiment)
     _check_folder(output, name, settings)
     if bucket and not (output / "experiment.yaml").exists():
@@ -96,7 +83,11 @@ def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "
         (output / "experiment.yaml").write_text(text, encoding="utf-8")
         if bucket:
             publish_file(output / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
-        return _Run(name, experiment, output, bucket).execute()
+        # Not in experiment.yaml: another run with these settings has checkpoints of its own.
+        # The Trainer keeps its checkpoints in a local folder.
+        place = f"{bucket if experiment.train.engine == 'hanflow' and bucket else output}/checkpoints"
+        train = replace(experiment.train, checkpoints=experiment.train.checkpoints or place)
+        return _Run(name, replace(experiment, train=train), output, bucket).execute()
 
 
 def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
@@ -144,20 +135,6 @@ def _alone(output: Path) -> Iterator[None]:
                 raise UserError(f"{output}: {what} is working there; wait for its end or stop it") from None
         fcntl.flock(steps, fcntl.LOCK_UN)
         yield
-
-
-def _model_problems(experiment: Experiment) -> list[str]:
-    """What can be told to be wrong with the models before anything is run."""
-    task = get_task(experiment.task)
-    if not experiment.combine.members:
-        return task.check_model(experiment.train)
-    problems = []
-    for member in member_settings(experiment):
-        name, _ = member.pop("name"), member.pop("job", None)
-        problems += [
-            f"{name}: {problem}" for problem in task.check_model(step_config("train", member, experiment.task))
-        ]
-    return problems
 
 
 class _Run:

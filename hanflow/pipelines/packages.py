@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment
 from hanflow.experiment.form import beside_form, form_values
 from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
@@ -35,6 +36,11 @@ class Package:
     def of(cls, experiment: Experiment, images: Images = DEFAULT) -> Package:
         """The package of the pipeline that runs an experiment, its form filled in with the experiment's values."""
         name = experiment.pipeline if experiment.pipeline in PIPELINES else ANY
+        if experiment.combine.members and experiment.task != "classification":
+            raise UserError(
+                f"combine.members: the ensemble's pipeline trains classifiers, not models of {experiment.task}; set "
+                "task=classification, or leave combine.members out"
+            )
         package = cls((resources.folder("compiled") / f"{name}.yaml").read_text(encoding="utf-8"))
         package.fill_in(experiment)
         package.set_images(images)

@@ -66,7 +66,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not self.program:
-            object.__setattr__(self, "program", program_version(KINDS[self.artifact]))
+            object.__setattr__(self, "program", program_version(KINDS[self.artifact], self.task))
 
     @property
     def digest(self) -> str:

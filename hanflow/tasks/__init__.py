@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
+from hanflow.version import set_task_module
 
 _NO_TASKS = {"__init__", "base", "common", "data", "predictor"}
 _registered: dict[str, Task] = {}
@@ -46,6 +47,7 @@ def register_task(cls: _Class) -> _Class:
     if lacking:
         raise UserError(f"task {cls.__name__}: lacks {', '.join(lacking)}; hanflow/tasks/base.py documents them")
     _registered[task.name] = task
+    set_task_module(task.name, cls.__module__)
     return cls
 
 
