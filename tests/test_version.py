@@ -237,7 +237,7 @@ from hanflow.tasks import chosen_task
 from hanflow.tasks.summarization import Summarization
 from hanflow.version import program_version
 chosen_task("stars:Stars")
-print(program_version("train", "stars"), program_version("train", "summarization"), sep="\\n")
+print(program_version("train", "stars:Stars"), program_version("train", "summarization"), sep="\\n")
 """
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
 
@@ -245,7 +245,9 @@ print(program_version("train", "stars"), program_version("train", "summarization
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         return done.stdout.splitlines()
 
-    source = "from hanflow.tasks.summarization import Summarization\nclass Stars(Summarization):\n    name = 'stars'\n"
+    source = (
+        "from hanflow.tasks.summarization import Summarization\nclass Stars(Summarization):\n    name = 'stars:Stars'\n"
+    )
     (tmp_path / "stars.py").write_text(source, encoding="utf-8")
     stars, summarization = versions()
     assert stars != summarization == version.program_version("train")

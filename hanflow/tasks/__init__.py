@@ -86,6 +86,8 @@ def chosen_task(name: str) -> Task:
             register_task(getattr(importlib.import_module(module), attribute))
         except (ImportError, AttributeError) as error:
             raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
+        if name not in _registered:
+            raise UserError(f"task {name!r}: the class is named otherwise; write `name = {name!r}` in it")
     return get_task(name)
 
 

@@ -140,7 +140,9 @@ def test_a_model_chosen_in_the_form_brings_its_tokenizer() -> None:
     other = from_form("summarization", base, {**form, "model": "another/model"}, {})
     assert other.tokenize.tokenizer == "another/model"
     explicit = {"tokenize": {"tokenizer": "a/third"}}
-    assert from_form("summarization", base, {**form, "model": "another/model"}, explicit).tokenize.tokenizer == "a/third"
+    assert (
+        from_form("summarization", base, {**form, "model": "another/model"}, explicit).tokenize.tokenizer == "a/third"
+    )
 
 
 def test_jobs_are_removed_wherever_a_member_trained() -> None:
