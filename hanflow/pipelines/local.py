@@ -57,13 +57,13 @@ def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "
     """Run a pipeline and tell of it; returns the exit status (0, 1 after a failed step, 130 after Ctrl-C).
 
     A folder with a run of the same settings that did not succeed is taken up again: steps whose artifact is there and
-    whole are kept, training goes on from its last checkpoint.
+    whole are kept, training resumes from its last checkpoint.
 
     Args:
         name: of the pipeline.
         experiment: its settings.
         output: local folder of the run.
-        bucket: gs:// folder that artifacts and checkpoints go to, and at the end what `output` tells of the run; empty:
+        bucket: gs:// folder that artifacts and checkpoints go to, and at the end the record and the log; empty:
             all stays in `output`.
 
     Raises:
@@ -94,7 +94,7 @@ def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
     """Let a run into a new or an empty folder, or into that of its own beginnings.
 
     Raises:
-        UserError: the folder holds something else; says what.
+        UserError: the folder holds something else; the message names it.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -143,8 +143,8 @@ class _Run:
         self.records = {box: StepRecord(box) for box in boxes(experiment)}
         self.failure: dict[str, Any] | None = None
         self.log, self.events = output / "run.log", output / EVENTS
-        told = self.events.read_bytes()
-        if told and not told.endswith(b"\n"):
+        written = self.events.read_bytes()
+        if written and not written.endswith(b"\n"):
             with self.events.open("a") as stream:
                 stream.write("\n")  # ends the line that a killed process was writing
 
@@ -166,7 +166,7 @@ class _Run:
             worker = _Worker(lambda: pipeline(**package.arguments(self.experiment)))
             try:
                 with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
-                    events.seek(0, os.SEEK_END)  # behind what an interrupted run told
+                    events.seek(0, os.SEEK_END)  # behind the events of an interrupted run
                     worker.start()
                     while worker.is_alive():
                         self._follow(events, display)
@@ -192,7 +192,7 @@ class _Run:
         return variables
 
     def _follow(self, events: TextIO, display: Display) -> None:
-        """Take in what the steps have told since the last look."""
+        """Read the steps' events since the last call."""
         for line in _whole_lines(events):
             event = json.loads(line)
             kind, step = event["event"], event["step"]

@@ -27,7 +27,7 @@ ANY = "any_task"
 
 
 class Package:
-    """A compiled pipeline: what it runs, and what Kubernetes is told of its pods."""
+    """A compiled pipeline: what it runs, and what Kubernetes needs to know of its pods."""
 
     def __init__(self, text: str):
         self.spec, *self.platform = yaml.safe_load_all(text)

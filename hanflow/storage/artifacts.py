@@ -86,6 +86,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_whole(path: Path, expected: Mapping[str, Any]) -> bool:
+    """Whether a file is there with the size and digest that the manifest gives it."""
+    return path.is_file() and path.stat().st_size == expected["bytes"] and file_sha256(path) == expected["sha256"]
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
     """Digest every file below `folder`, then write `<kind>.json` there; returns the manifest with its files."""
     name = f"{manifest.artifact}.json"
@@ -181,7 +186,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: is missing from the {manifest.artifact} artifact; {again}")
-        if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
+        if not is_whole(path, expected):
             raise UserError(f"{path}: was changed or damaged after it was written (sha256 differs); {again}")
 
 
