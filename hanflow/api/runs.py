@@ -141,7 +141,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
         raise UserError("train: the experiment has several models (combine.members); give it to hanflow.run")
 
     def made(step: str, kind: str, **inputs: str) -> str:
-        place, values = join(str(output), kind), vars(getattr(experiment, step))
+        place, values = join(str(output), kind), experiment.settings(step)
         if left_at(place, step, values, task=experiment.task, **inputs) is None:
             run_step(step, values, task=experiment.task, output=place, **inputs)
         return place
@@ -180,7 +180,7 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
         near = difflib.get_close_matches(name, STEPS, n=1)
         raise UserError(f"step {name!r}: there is none; {f'did you mean {near[0]}?' if near else ', '.join(STEPS)}")
     if isinstance(settings, Experiment):
-        settings, task = vars(getattr(settings, name)), settings.task
+        settings, task = settings.settings(name), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run
     parameters = list(inspect.signature(function).parameters.values())[1:]
     wanted = [p.name for p in parameters if p.default is p.empty and p.name not in ("task", "output")]

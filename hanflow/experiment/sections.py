@@ -20,6 +20,7 @@ from hanflow.config import (
     build,
     changed,
     suggest,
+    to_mapping,
 )
 from hanflow.config.fields import setting
 from hanflow.errors import ConfigError, UserError
@@ -50,6 +51,11 @@ class Experiment:
     def pipeline(self) -> str:
         """Name of the pipeline that runs it."""
         return "ensemble" if self.combine.members else self.task
+
+    def settings(self, step: str) -> dict[str, Any]:
+        """The settings that a step is given, as plain data."""
+        values = to_mapping(getattr(self, step))
+        return {**values, "title": values["title"] or self.name} if step == "export" else values
 
 
 STEPS: dict[str, type] = {

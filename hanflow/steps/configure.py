@@ -76,10 +76,8 @@ def outputs_of(experiment: Experiment) -> dict[str, Any]:
     for member in member_settings(experiment) if experiment.combine.members else []:
         own = {key: value for key, value in member.items() if key not in ("name", "job")}
         trained.append({"name": member["name"], "settings": own, "job": {**job, **(member.get("job") or {})}})
-    steps = {step: to_mapping(getattr(experiment, step)) for step in STEPS}
-    steps["export"]["title"] = experiment.export.title or experiment.name
     return {
-        **steps,
+        **{step: experiment.settings(step) for step in STEPS},
         "job": job,
         "members": trained,
         "node_selector": cluster["node_selector"],

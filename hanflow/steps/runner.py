@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
@@ -143,7 +142,7 @@ def main(
         if options["experiment"]:
             # What other steps require need not be there; the step's own settings are checked by `execute`.
             overrides.append(f"task={task}")
-            values = to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), step))
+            values = load_experiment(options["experiment"], overrides, require=False).settings(step)
         else:
             values = {
                 key[4:]: parse_text(step, key[4:], text, task)
