@@ -36,18 +36,17 @@ class Package:
     def of(cls, experiment: Experiment, images: Images = DEFAULT) -> Package:
         """The package of the pipeline that runs an experiment, its form filled in with the experiment's values."""
         name = experiment.pipeline if experiment.pipeline in PIPELINES else ANY
-        if experiment.combine.members and experiment.task != "classification":
-            raise UserError(
-                f"combine.members: the ensemble's pipeline trains classifiers, not models of {experiment.task}; set "
-                "task=classification, or leave combine.members out"
-            )
         package = cls((resources.folder("compiled") / f"{name}.yaml").read_text(encoding="utf-8"))
         package.fill_in(experiment)
         package.set_images(images)
         return package
 
     def fill_in(self, experiment: Experiment) -> None:
-        """Let the form start from an experiment; what is not on the form goes into what it is based on."""
+        """Let the form start from an experiment; what is not on the form goes into what it is based on.
+
+        Raises:
+            UserError: the pipeline is of another task.
+        """
         for name, value in self.arguments(experiment).items():
             parameter = self._form[name]
             if value == "":  # it must be given
@@ -56,9 +55,15 @@ class Package:
             else:
                 parameter |= {"defaultValue": value, "isOptional": True}
         for task in self._tasks():
-            base = task.get("inputs", {}).get("parameters", {}).get("base")
-            if base:
-                base["runtimeValue"]["constant"] = beside_form(experiment, self._form)
+            parameters = task.get("inputs", {}).get("parameters", {})
+            learnt = parameters.get("task", {}).get("runtimeValue", {}).get("constant", experiment.task)
+            if learnt != experiment.task:
+                raise UserError(
+                    f"the pipeline {self.spec['pipelineInfo']['name']} trains models of the task {learnt}, the experiment sets "
+                    f"task={experiment.task}; set task={learnt}, or leave combine.members out"
+                )
+            if "base" in parameters:
+                parameters["base"]["runtimeValue"]["constant"] = beside_form(experiment, self._form)
 
     def arguments(self, experiment: Experiment) -> dict[str, Any]:
         """Parameter → value, for a run of an experiment."""

@@ -159,7 +159,9 @@ def test_a_bundle_is_named_after_the_experiment_wherever_it_is_made() -> None:
 
 
 def test_an_ensemble_of_another_task_is_refused() -> None:
-    with pytest.raises(UserError, match="trains classifiers, not models of summarization"):
+    with pytest.raises(
+        UserError, match="hanflow-ensemble trains models of the task classification, the experiment sets task=summ"
+    ):
         Package.of(Experiment(combine=CombineConfig(members=[{"name": "a"}])))
 
 
