@@ -1,12 +1,11 @@
-"""The tasks: what is learnt, and nothing about steps, KFP, Kubernetes or devices.
+"""The tasks: what is learnt; independent of steps, KFP, Kubernetes and devices.
 
-A task is known by being a module of this folder with a task of the module's name, an entry point of the group
-`hanflow.tasks` of an installed package, or by `register_task`. Importing this package loads no task.
+Known are the tasks of this folder (one a module, of the module's name), those of installed packages with an entry point
+of the group `hanflow.tasks`, and those given to `register_task`. Importing this package loads no task.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from functools import cache
@@ -14,10 +13,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
+from hanflow.config.suggest import similar
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
 
-_NO_TASKS = {"__init__", "base", "common", "data", "predictor"}
+_NO_TASKS = {"__init__", "base", "data", "predictor"}
 _registered: dict[str, Task] = {}
 
 _Class = TypeVar("_Class", bound=type)
@@ -41,10 +41,11 @@ def register_task(cls: _Class) -> _Class:
     Raises:
         UserError: it lacks something of `Task`; the message lists what.
     """
-    task = cls()
-    lacking = _lacking(task)
+    lacking = [name for name in (*Task.__annotations__, *vars(Task)) if name[0] != "_" and _is_missing(cls, name)]
     if lacking:
-        raise UserError(f"task {cls.__name__}: lacks {', '.join(lacking)}; hanflow/tasks/base.py documents them")
+        needed = ", ".join(dict.fromkeys(lacking))
+        raise UserError(f"task {cls.__name__}: lacks {needed}; hanflow/tasks/base.py documents them")
+    task = cls()
     _registered[task.name] = task
     return cls
 
@@ -63,8 +64,8 @@ def get_task(name: str) -> Task:
         module = importlib.import_module(f"hanflow.tasks.{name}")
         register_task(next(v for v in vars(module).values() if inspect.isclass(v) and vars(v).get("name") == name))
     if name not in _registered:
-        near = difflib.get_close_matches(name, known_tasks(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known_tasks())}"
+        near = similar(name, known_tasks(), 0.6)
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(known_tasks())}"
         raise UserError(
             f"task {name!r}: no such task; {hint}. A task of your own is given as task=module:Class, or comes with an "
             "installed package"
@@ -93,9 +94,6 @@ def _foreign() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="hanflow.tasks")}
 
 
-def _lacking(task: object) -> list[str]:
-    """The members of `Task` that an object does not have, or only as the protocol's own empty methods."""
-    methods = {name: member for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_"}
-    return [name for name in Task.__annotations__ if not hasattr(task, name)] + [
-        name for name, empty in methods.items() if getattr(type(task), name, empty) is empty
-    ]
+def _is_missing(cls: type, name: str) -> bool:
+    """Whether a class has an attribute or method not at all, or only as an abstract one."""
+    return getattr(getattr(cls, name, None), "__isabstractmethod__", not hasattr(cls, name))

@@ -13,14 +13,27 @@ from hanflow.config import EvaluateConfig, PreprocessConfig, TrainConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
 from hanflow.errors import UserError
-from hanflow.tasks.base import Config
-from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig, check_length
-from hanflow.tasks.data import Encoded, Lines, Metric, Predictions, ReportPart, Table
+from hanflow.tasks.base import Config, Task, TextTokenizeConfig, check_length
+from hanflow.tasks.data import (
+    Encoded,
+    Facts,
+    Lines,
+    Measures,
+    Metric,
+    Predictions,
+    ReportPart,
+    Rest,
+    Rows,
+    ShardRow,
+    Table,
+)
+from hanflow.tasks.predictor import ModelPredictor
 from hanflow.text.encoding import cut_into_morphemes
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from hanflow.progress import Progress
 
@@ -79,8 +92,8 @@ class ClassificationEvaluate(EvaluateConfig):
     top_classes: int = setting(1, "Classes written for every row, the likeliest first.", at_least=1)
 
 
-class Classification(CommonTask):
-    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+class Classification(Task):
+    """See `hanflow.tasks.base.Task` for the meaning of every attribute and method."""
 
     name = "classification"
     settings: Mapping[str, type] = {
@@ -122,7 +135,7 @@ class Classification(CommonTask):
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
 
-    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+    def facts(self, rows: Iterable[Rows]) -> dict[str, Any]:
         counts: Counter[str] = Counter()
         for batch in rows:
             counts.update(batch["label"])
@@ -145,19 +158,14 @@ class Classification(CommonTask):
         return {"text": config.max_source_tokens, "label": 1}
 
     def encode(
-        self,
-        rows: Mapping[str, Sequence[str]],
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        facts: Mapping[str, Any],
-        rest: Mapping[str, list[int]] | None = None,
+        self, rows: Rows, tokenizer: Tokenizer, config: Config, facts: Facts, rest: Rest | None = None
     ) -> Encoded:
         index = {label: place for place, label in enumerate(facts["labels"])}
         labels = [[index.get(label, UNKNOWN)] for label in rows["label"]]
         texts = super().encode(rows, tokenizer, config, facts)
         return replace(texts, columns={**texts.columns, "label": labels})
 
-    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    def frame(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """What the tokenizer's models expect at both ends."""
         begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
         return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
@@ -167,9 +175,7 @@ class Classification(CommonTask):
 
         return classifiers
 
-    def new_model(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Tokenizer, facts: Facts) -> PreTrainedModel:
         from hanflow.loading import initial
         from hanflow.models import classifiers
 
@@ -190,26 +196,17 @@ class Classification(CommonTask):
         return dict(zip(model.config.names, model.members, strict=True))
 
     def predictor(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        *,
-        scoring: bool = False,
+        self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False
     ) -> Classifier:
         return Classifier(model, tokenizer, config)
 
-    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    def references(self, rows: Rows) -> list[str]:
         return list(rows["label"])
 
-    def reference_of(
-        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-    ) -> str:
+    def reference_of(self, row: ShardRow, tokenizer: Tokenizer, model: PreTrainedModel) -> str:
         return model.config.id2label.get(int(row[1][0]), "")
 
-    def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
-    ) -> dict[str, Predictions]:
+    def baselines(self, rows: Rows, config: Config, facts: Facts) -> dict[str, Predictions]:
         import numpy as np
 
         labels, counts, count = facts["labels"], np.array(facts["counts"], dtype=np.float64), len(rows["label"])
@@ -222,12 +219,12 @@ class Classification(CommonTask):
 
         return classes.measures(predictions.measures.get("probabilities"), predictions.classes, references)
 
-    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def overall(self, measures: Measures) -> dict[str, float]:
         from hanflow.metrics import classification as classes
 
         return classes.overall(measures)
 
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
+    def sections(self, measures: Measures, facts: Facts) -> list[ReportPart]:
         """Per-class table, confusion matrix and reliability plot."""
         from hanflow.metrics import classification as classes
 
@@ -250,9 +247,7 @@ class Classification(CommonTask):
         parts.append(Lines("Reliability", series, "mean probability of the predicted class", "accuracy", intro))
         return parts
 
-    def confusion(
-        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
-    ) -> tuple[list[str], np.ndarray] | None:
+    def confusion(self, measures: Measures, facts: Facts) -> tuple[list[str], np.ndarray] | None:
         from hanflow.metrics import classification as classes
 
         return list(facts["labels"]), classes.confusion(measures, len(facts["labels"]))
@@ -274,11 +269,11 @@ class Classifier(ModelPredictor):
 
     adjusts = ("top_classes",)
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config):
         super().__init__(model, tokenizer, config)
         self.classes = tuple(model.config.id2label[place] for place in range(len(model.config.id2label)))
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
 
         from hanflow.data.batches import batches

@@ -12,16 +12,17 @@ from hanflow.config import EvaluateConfig, TokenizeConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
 from hanflow.progress import log
-from hanflow.tasks.base import Config
-from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Encoded, Metric, Predictions
+from hanflow.tasks.base import Config, Task, check_length
+from hanflow.tasks.data import Encoded, Facts, Measures, Metric, Predictions, Rest, Rows, ShardRow
+from hanflow.tasks.predictor import ModelPredictor
 from hanflow.text.encoding import plain_ids, plain_text
 from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from hanflow.progress import Progress
 
@@ -59,8 +60,8 @@ class LanguageModelingEvaluate(EvaluateConfig):
     )
 
 
-class LanguageModeling(CommonTask):
-    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+class LanguageModeling(Task):
+    """See `hanflow.tasks.base.Task` for the meaning of every attribute and method."""
 
     name = "language_modeling"
     settings: Mapping[str, type] = {"tokenize": LanguageModelingTokenize, "evaluate": LanguageModelingEvaluate}
@@ -97,12 +98,7 @@ class LanguageModeling(CommonTask):
         return {"tokens": config.chunk_tokens + 1}
 
     def encode(
-        self,
-        rows: Mapping[str, Sequence[str]],
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        facts: Mapping[str, Any],
-        rest: Mapping[str, list[int]] | None = None,
+        self, rows: Rows, tokenizer: Tokenizer, config: Config, facts: Facts, rest: Rest | None = None
     ) -> Encoded:
         """One row a chunk, not a document: see `hanflow.models.causal_lm`."""
         plain = plain_ids(rows["text"], tokenizer)
@@ -118,7 +114,7 @@ class LanguageModeling(CommonTask):
         left = {"tokens": stream[whole:]}
         return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain), left)
 
-    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    def frame(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """The end of the document before; a text to be continued has no end."""
         return [tokenizer.eos_token_id], []
 
@@ -127,9 +123,7 @@ class LanguageModeling(CommonTask):
 
         return language
 
-    def new_model(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Tokenizer, facts: Facts) -> PreTrainedModel:
         from hanflow.loading import initial
 
         return initial.language_model(config, tokenizer)
@@ -141,33 +135,21 @@ class LanguageModeling(CommonTask):
         return lengths[:, 0] - 1
 
     def collate(
-        self,
-        rows: Sequence[Sequence[np.ndarray]],
-        shape: Sequence[int],
-        model: PreTrainedModel,
-        *,
-        static: bool = False,
+        self, rows: Sequence[ShardRow], shape: Sequence[int], model: PreTrainedModel, *, static: bool = False
     ) -> dict[str, torch.Tensor]:
         from hanflow.models import causal_lm as language
 
         return language.collate(rows, shape, model.config)
 
     def predictor(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        *,
-        scoring: bool = False,
+        self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False
     ) -> Judge | Continuer:
         return (Judge if scoring else Continuer)(model, tokenizer, config)
 
-    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    def references(self, rows: Rows) -> list[str]:
         return list(rows["text"])
 
-    def reference_of(
-        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-    ) -> str:
+    def reference_of(self, row: ShardRow, tokenizer: Tokenizer, model: PreTrainedModel) -> str:
         ids = row[0][1:]
         return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # what separates documents is no text
 
@@ -183,7 +165,7 @@ class LanguageModeling(CommonTask):
             "bytes": np.array([len(text.encode("utf-8", "replace")) for text in references], dtype=np.float64),
         }
 
-    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def overall(self, measures: Measures) -> dict[str, float]:
         """`loss`, nats a token; `perplexity`, its exponential; `bits_per_byte` of the UTF-8 text, which does not depend
         on the tokenizer (Gao et al., 2020, section 3.1)."""
         nats, tokens, size = (float(measures[name].sum()) for name in ("nats", "tokens", "bytes"))
@@ -208,9 +190,7 @@ class Judge(ModelPredictor):
         ends: whether a row is a text, which ends after its tokens; else they are all there is.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, *, ends: bool = True
-    ):
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, ends: bool = True):
         super().__init__(model, tokenizer, config)
         self._ends = ends
 
@@ -218,7 +198,7 @@ class Judge(ModelPredictor):
         """How likely chunks are, without an end that they do not have."""
         return Judge(self.model, self.tokenizer, self.config, ends=False)
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
         import torch
 
@@ -254,7 +234,7 @@ class Continuer(ModelPredictor):
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config):
         from hanflow.generation.sampling import SamplingOptions
 
         super().__init__(model, tokenizer, config)
@@ -272,7 +252,7 @@ class Continuer(ModelPredictor):
             batch_tokens=config.batch_tokens,
         )
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         from hanflow.generation import sampling
 
         found = sampling.generate(self.model, [row[0] for row in rows], self.options)
