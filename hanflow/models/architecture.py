@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +10,8 @@ from typing import Any
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN
 
+from hanflow.config.suggest import similar
 from hanflow.errors import UserError
-
-
-def _no_more(settings: Mapping[str, Any]) -> list[str]:
-    return []
 
 
 @dataclass(frozen=True)
@@ -29,7 +25,7 @@ class Architecture:
     """Settings beside `type`: the fields of the config that shape the network."""
     heads: tuple[tuple[str, str], ...] = ()
     """(key of a width, key of the number of attention heads that share it evenly)."""
-    check: Callable[[Mapping[str, Any]], list[str]] = _no_more
+    check: Callable[[Mapping[str, Any]], list[str]] = lambda settings: []
     """Further problems of settings whose values are of the right type."""
 
     def problems(self, settings: Mapping[str, Any]) -> list[str]:
@@ -111,8 +107,8 @@ def _defaults(config: type[PretrainedConfig]) -> dict[str, Any]:
 
 
 def _hint(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = similar(word, known, 0.6)
+    return f"did you mean {near}?" if near else f"known: {', '.join(known)}"
 
 
 def _fits(key: str, value: Any, default: Any) -> bool:

@@ -53,11 +53,6 @@ ARCHITECTURES = Architectures(
 )
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of `train.architecture`, one message each."""
-    return ARCHITECTURES.problems(settings)
-
-
 def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A BART with random weights.
 

@@ -29,11 +29,6 @@ ARCHITECTURES = Architectures(
 )
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of `train.architecture`, one message each."""
-    return ARCHITECTURES.problems(settings)
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that cannot separate documents.
 
@@ -68,6 +63,8 @@ def collate(
     shape: Sequence[int],
     config: PretrainedConfig,
     separate_documents: bool | None = None,
+    *,
+    static: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Chunks as one batch.
 
@@ -76,6 +73,7 @@ def collate(
         shape: (B, T + 1).
         config: the model's config, for the ids of separator and padding.
         separate_documents: whether a token sees its own document only; None: as the model's config has it.
+        static: no difference here: the tensors follow from the arguments above.
 
     Returns:
         int64 tensors: `input_ids` (B, T); `targets` (B, T), the token after each, IGNORED where there is none;
@@ -83,7 +81,8 @@ def collate(
         position that does not rise by one for a new document. Padding stands on the right, where nothing sees it.
     """
     B, T = shape[0], shape[1] - 1
-    separator = _first(config.eos_token_id)
+    end = config.eos_token_id
+    separator = end[0] if isinstance(end, list) else end
     pad = separator if config.pad_token_id is None else config.pad_token_id
     inputs = np.full((B, T), pad, dtype=np.int64)
     targets = np.full((B, T), IGNORED, dtype=np.int64)
@@ -115,10 +114,6 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
     bias_V = getattr(head, "bias", None)
     total = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, targets_N, bias_V, label_smoothing)
     return total, (targets_N != IGNORED).sum()
-
-
-def _first(ids: int | list[int]) -> int:
-    return ids[0] if isinstance(ids, list) else ids
 
 
 def row_losses(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -48,11 +48,6 @@ ARCHITECTURES = Architectures(
 )
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of `train.architecture`, one message each."""
-    return ARCHITECTURES.problems(settings)
-
-
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer whose texts cannot be padded.
 

@@ -20,7 +20,6 @@ from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from transformers import PreTrainedModel
     from transformers import PreTrainedTokenizerBase as Tokenizer
 
@@ -133,13 +132,6 @@ class LanguageModeling(Task):
 
     def targets(self, lengths: np.ndarray) -> np.ndarray:
         return lengths[:, 0] - 1
-
-    def collate(
-        self, rows: Sequence[ShardRow], shape: Sequence[int], model: PreTrainedModel, *, static: bool = False
-    ) -> dict[str, torch.Tensor]:
-        from hanflow.models import causal_lm as language
-
-        return language.collate(rows, shape, model.config)
 
     def predictor(
         self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False

@@ -404,10 +404,10 @@ def test_generation_leaves_the_model_as_it_was() -> None:
 
 
 def test_mistakes_are_reported() -> None:
-    assert [language.check(settings) for settings in TINY.values()] == [[], []]
-    assert "did you mean gpt?" in language.check({"type": "gtp"})[0]
-    assert "5 does not divide d_model=24 evenly" in language.check({**TINY["gpt"], "nhead": 5})[0]
-    assert "did you mean window?" in language.check({"type": "ffn", "windw": 3})[0]
+    assert [language.ARCHITECTURES.problems(settings) for settings in TINY.values()] == [[], []]
+    assert "did you mean gpt?" in language.ARCHITECTURES.problems({"type": "gtp"})[0]
+    assert "5 does not divide d_model=24 evenly" in language.ARCHITECTURES.problems({**TINY["gpt"], "nhead": 5})[0]
+    assert "did you mean window?" in language.ARCHITECTURES.problems({"type": "ffn", "windw": 3})[0]
     with pytest.raises(UserError, match="set one, e.g."):
         initial.language_model(TrainConfig(), tokenizer_of())
     with pytest.raises(UserError, match="no end-of-sequence token"):

@@ -267,15 +267,18 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
 
 
 def test_mistakes_are_reported() -> None:
-    assert [classifiers.check(settings) for settings in TINY.values()] == [[], [], []]
-    assert "known: rnn, cnn, bert" in classifiers.check({"type": "gpt"})[0]
-    assert "did you mean n_layers?" in classifiers.check({"type": "rnn", "n_layer": 2})[0]
-    assert "[3, 3] names one twice" in classifiers.check({"type": "cnn", "windows": [3, 3]})[0]
+    assert [classifiers.ARCHITECTURES.problems(settings) for settings in TINY.values()] == [[], [], []]
+    assert "known: rnn, cnn, bert" in classifiers.ARCHITECTURES.problems({"type": "gpt"})[0]
+    assert "did you mean n_layers?" in classifiers.ARCHITECTURES.problems({"type": "rnn", "n_layer": 2})[0]
+    assert "[3, 3] names one twice" in classifiers.ARCHITECTURES.problems({"type": "cnn", "windows": [3, 3]})[0]
     for wrong in ([], [3, 0], 3):
-        assert "does not fit; for example [3, 4, 5]" in classifiers.check({"type": "cnn", "windows": wrong})[0]
+        assert (
+            "does not fit; for example [3, 4, 5]"
+            in classifiers.ARCHITECTURES.problems({"type": "cnn", "windows": wrong})[0]
+        )
     assert (
         "does not divide hidden_size=10 evenly"
-        in classifiers.check({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
+        in classifiers.ARCHITECTURES.problems({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
     )
     with pytest.raises(UserError, match="set one, e.g."):
         initial.classifier(ClassificationTrain(), tokenizer_of(), LABELS)
