@@ -20,6 +20,7 @@ from transformers import (
 
 from hanflow.data.batches import batches
 from hanflow.errors import UserError
+from hanflow.generation.transformers_engine import padded, searching
 from hanflow.progress import log
 
 if TYPE_CHECKING:
@@ -95,27 +96,16 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
         use_cache=bool(getattr(model.config, "use_cache", True)),
     )
     continuations: list[np.ndarray] = [np.zeros(0, np.int32)] * len(cut)
-    was_training, own, lengths = model.training, model.generation_config, [len(prompt) for prompt in cut]
-    model.eval()
-    # generate() fills whatever a given config leaves open from the model's own one: let that be the same.
-    model.generation_config = search
-    try:
-        with torch.inference_mode():
-            for rows in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
-                ids, mask = _left_padded([cut[row] for row in rows], pad)
-                draw = [] if options.greedy else [_Sampler([generators[row] for row in rows], options)]
-                generated = model.generate(
-                    input_ids=torch.from_numpy(ids).to(model.device),
-                    attention_mask=torch.from_numpy(mask).to(model.device),
-                    generation_config=search,
-                    logits_processor=LogitsProcessorList(draw),
-                )
-                for row, tokens in zip(rows, generated[:, ids.shape[1] :].cpu().numpy(), strict=True):
-                    ends = np.flatnonzero(tokens == end)
-                    continuations[row] = tokens[: ends[0] if len(ends) else None].astype(np.int32)
-    finally:
-        model.generation_config = own
-        model.train(was_training)
+    lengths = [len(prompt) for prompt in cut]
+    with searching(model, search):
+        for rows in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
+            inputs = padded([cut[row] for row in rows], pad, model, left=True)  # so that new tokens follow every prompt
+            draw = [] if options.greedy else [_Sampler([generators[row] for row in rows], options)]
+            generated = model.generate(**inputs, generation_config=search, logits_processor=LogitsProcessorList(draw))
+            new = generated[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+            for row, tokens in zip(rows, new, strict=True):
+                ends = np.flatnonzero(tokens == end)
+                continuations[row] = tokens[: ends[0] if len(ends) else None].astype(np.int32)
     return continuations
 
 
@@ -186,14 +176,3 @@ def _generators(prompts: Sequence[np.ndarray], seed: int) -> list[np.random.Gene
         before[tokens.tobytes()] += 1
         generators.append(np.random.default_rng([seed, same, *tokens.tolist()]))
     return generators
-
-
-def _left_padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask), int64 of shape (rows, longest): the continuation begins right after every prompt."""
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for at, row in enumerate(rows):
-        ids[at, width - len(row) :] = row
-        mask[at, width - len(row) :] = 1
-    return ids, mask

@@ -1,6 +1,14 @@
 """Networks: their architectures, batches and losses. Weights are read and written elsewhere (`hanflow.loading`)."""
 
+from __future__ import annotations
+
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def register() -> None:
@@ -10,3 +18,17 @@ def register() -> None:
     """
     for module in ("cnn", "ensemble", "ffn", "gpt", "rnn"):
         importlib.import_module(f"hanflow.models.{module}")
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """A model in evaluation mode and without gradients; its own mode is restored at the end."""
+    import torch
+
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

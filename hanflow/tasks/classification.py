@@ -277,18 +277,14 @@ class Classifier(ModelPredictor):
         import numpy as np
 
         from hanflow.data.batches import batches
-        from hanflow.models import classifiers
+        from hanflow.models import classifiers, evaluating
 
         found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for batch in batches([len(row[0]) for row in rows], self.config.batch_tokens):
                 found[batch] = classifiers.probabilities(self.model, [rows[row][0] for row in batch])
                 if progress is not None:
                     progress.update(len(batch))
-        finally:
-            self.model.train(was_training)
         order = np.argsort(-found, axis=1, kind="stable")
         columns: dict[str, list[Any]] = {
             "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]

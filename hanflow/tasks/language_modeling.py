@@ -192,10 +192,10 @@ class Judge(ModelPredictor):
 
     def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
-        import torch
 
         from hanflow.data.batches import batches
         from hanflow.models import causal_lm as language
+        from hanflow.models import evaluating
 
         context = getattr(self.model.config, "max_position_embeddings", None) or 1024
         end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
@@ -204,20 +204,16 @@ class Judge(ModelPredictor):
             ended = not self._ends or (len(tokens) > 1 and tokens[-1] == end[0])
             whole = tokens if ended else np.concatenate([tokens, end])
             pieces += [(number, whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
-        nats, counts, was_training = np.zeros(len(rows)), np.zeros(len(rows)), self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                for members in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
-                    found = language.row_losses(self.model, [pieces[at][1] for at in members])
-                    for at, value in zip(members, found, strict=True):
-                        number, piece = pieces[at]
-                        nats[number] += value
-                        counts[number] += len(piece) - 1
-                        if progress is not None and len(piece) < context + 1:
-                            progress.update(1)
-        finally:
-            self.model.train(was_training)
+        nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
+        with evaluating(self.model):
+            for batch in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
+                found = language.row_losses(self.model, [pieces[at][1] for at in batch])
+                for at, value in zip(batch, found, strict=True):
+                    number, piece = pieces[at]
+                    nats[number] += value
+                    counts[number] += len(piece) - 1
+                    if progress is not None and len(piece) < context + 1:
+                        progress.update(1)
         return Predictions([""] * len(rows), measures={"nats": nats, "tokens": counts})
 
 

@@ -203,9 +203,9 @@ class Summarization(Task):
         return replace(config, engine="transformers", compute_type="float32")
 
     def prepare_export(self, model: PreTrainedModel, config: Config) -> None:
-        from hanflow.generation import GenerationOptions, generation_config
+        from hanflow.generation import generation_config
 
-        model.generation_config = generation_config(model, GenerationOptions.of(config))
+        model.generation_config = generation_config(model, config)
 
     def card(self) -> dict[str, Any]:
         return {
@@ -222,9 +222,7 @@ class Summarizer:
     adjusts = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
 
     def __init__(self, generator: Generator, config: Config):
-        from hanflow.generation import GenerationOptions
-
-        self.generator, self.options = generator, GenerationOptions.of(config)
+        self.generator, self.options = generator, config
         self.tokenizer, self.description = generator.tokenizer, generator.description
 
     def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
