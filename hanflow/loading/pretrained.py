@@ -7,7 +7,7 @@ the hub.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,18 +123,6 @@ def huggingface_folder(folder: str | Path) -> Path:
     """The folder in Hugging Face format: the one inside a bundle, else the folder itself."""
     inner = Path(folder) / "huggingface"
     return inner if inner.is_dir() else Path(folder)
-
-
-def load_members(folders: Mapping[str, str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """What `hanflow.models.ensemble.combine` takes: trained classifiers with their tokenizers.
-
-    Args:
-        folders: name of each member → folder in Hugging Face format.
-
-    Raises:
-        UserError: one cannot be loaded; says why.
-    """
-    return {name: (load_model(folder, CLASSIFIER), load_tokenizer(folder)) for name, folder in folders.items()}
 
 
 def load_for_training(

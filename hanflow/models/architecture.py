@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
 from hanflow.config.suggest import similar
@@ -76,12 +77,22 @@ class Architectures:
         only_one = len(self.by_type) == 1  # then the other settings can only be meant for that
         return [unknown, *(self.by_type[self._default].problems(settings) if only_one else [])]
 
-    def build(self, settings: Mapping[str, Any], **fields: Any) -> PreTrainedModel:
-        """The network with new weights, drawn from torch's default generator, in evaluation mode.
+    def build(
+        self,
+        settings: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        roles: Sequence[str],
+        **fields: Any,
+    ) -> PreTrainedModel:
+        """The network with random weights, in evaluation mode.
 
         Args:
             settings: `train.architecture`.
-            fields: further fields of the config, e.g. `vocab_size`.
+            tokenizer: gives the vocabulary's size and special ids.
+            seed: of the weights.
+            roles: special ids that the config stores, e.g. `pad_token_id`.
+            fields: further fields of the config.
 
         Raises:
             UserError: the settings are wrong; lists every problem.
@@ -91,7 +102,9 @@ class Architectures:
             raise UserError("\n".join(problems))
         chosen = self.by_type[settings.get("type", self._default)]
         shape = {key: value for key, value in settings.items() if key != "type"}
-        return chosen.model(chosen.config(**fields, **shape)).eval()
+        ids = {role: getattr(tokenizer, role) for role in roles}
+        torch.manual_seed(seed)
+        return chosen.model(chosen.config(vocab_size=len(tokenizer), **ids, **fields, **shape)).eval()
 
     @property
     def _default(self) -> str:

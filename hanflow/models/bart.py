@@ -54,26 +54,9 @@ ARCHITECTURES = Architectures(
 
 
 def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A BART with random weights.
-
-    Args:
-        settings: `train.architecture`.
-        tokenizer: gives the vocabulary's size and the special ids.
-        seed: of the weights.
-
-    Raises:
-        UserError: the settings are wrong; lists every problem.
-    """
-    torch.manual_seed(seed)
-    return ARCHITECTURES.build(
-        settings,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=tokenizer.eos_token_id,
-        forced_eos_token_id=tokenizer.eos_token_id,
-    )
+    """A BART with random weights; arguments and errors as in `Architectures.build`."""
+    roles, end = ("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id
+    return ARCHITECTURES.build(settings, tokenizer, seed, roles, decoder_start_token_id=end, forced_eos_token_id=end)
 
 
 def collate(

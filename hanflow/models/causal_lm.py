@@ -42,20 +42,13 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A language model with random weights.
-
-    Args:
-        settings: `train.architecture`.
-        tokenizer: gives the vocabulary's size and the special ids.
-        seed: of the weights.
+    """A language model with random weights; arguments as in `Architectures.build`.
 
     Raises:
-        UserError: the settings are wrong (lists every problem), or the tokenizer has no end-of-sequence token.
+        UserError: as there; or the tokenizer has no end-of-sequence token.
     """
     check_tokenizer(tokenizer)
-    torch.manual_seed(seed)
-    ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return ARCHITECTURES.build(settings, vocab_size=len(tokenizer), **ids)
+    return ARCHITECTURES.build(settings, tokenizer, seed, ("bos_token_id", "eos_token_id", "pad_token_id"))
 
 
 def collate(

@@ -82,21 +82,17 @@ def new_model(
     """A classifier with random weights.
 
     Args:
-        settings: `train.architecture`.
-        tokenizer: gives the vocabulary's size and the id of padding.
-        seed: of the weights.
+        settings, tokenizer, seed: as in `Architectures.build`.
         labels: name of each class, which the model's config keeps.
         class_weights: see `set_class_weights`.
 
     Raises:
-        UserError: the settings (lists every problem), the labels or their weights are wrong, or the tokenizer has no
-            padding token.
+        UserError: as there; or labels or weights are wrong, or the tokenizer has no padding token.
     """
     names = label_fields(labels)
     check_tokenizer(tokenizer)
-    torch.manual_seed(seed)
-    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return set_class_weights(ARCHITECTURES.build(settings, **ids, **names), class_weights)
+    model = ARCHITECTURES.build(settings, tokenizer, seed, ("pad_token_id",), **names)
+    return set_class_weights(model, class_weights)
 
 
 def set_class_weights(model: PreTrainedModel, class_weights: Sequence[float] | None) -> PreTrainedModel:

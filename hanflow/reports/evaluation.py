@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,9 +117,9 @@ def render(
         *(section for name, facts in trainings(training).items() for section in _curves(name, facts)),
         *_lengths(texts, corpus, shards),
         *_examples(config.examples, task, shown),
-        Section("Evaluation settings", _settings(to_mapping(config))),
+        Section("Evaluation settings", html.settings(to_mapping(config))),
         *(
-            Section(_of("Training settings", name), _settings(facts["settings"]))
+            Section(_of("Training settings", name), html.settings(facts["settings"]))
             for name, facts in trainings(training).items()
         ),
         Section(
@@ -275,11 +274,3 @@ def _example(example: Example) -> str:
         "prediction": html.text(example.prediction),
     }
     return html.example(example.id or f"row {example.row}", parts, scores)
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    values = [
-        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-        for name, value in settings.items()
-    ]
-    return html.table(["setting", "value"], values)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """A table of settings, values but texts as JSON."""
+    rows = [[name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)] for name, v in values.items()]
+    return table(["setting", "value"], rows)
 
 
 _NUMBER = ' class="number"'

@@ -14,7 +14,7 @@ from hanflow.data.schema import Column, RejectedRow
 from hanflow.errors import UserError
 from hanflow.tasks.data import Encoded, Facts, Measures, Metric, Predictions, ReportPart, Rest, Rows, ShardRow
 from hanflow.tasks.predictor import Predictor
-from hanflow.text.encoding import as_inputs, framed, plain_ids
+from hanflow.text.encoding import framed, plain_ids
 from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
@@ -162,8 +162,11 @@ class Task(ABC):
         Returns:
             A tuple a text: int32 arrays of shape (length,), one for each sequence of the input.
         """
+        import numpy as np
+
         plain = plain_ids(self.prepare(texts, config), tokenizer)
-        return as_inputs(framed(plain, self.frame(tokenizer), self.input_limit(config) if truncate else None)[0])
+        rows, _ = framed(plain, self.frame(tokenizer), self.input_limit(config) if truncate else None)
+        return [(np.array(ids, dtype=np.int32),) for ids in rows]
 
     def input_limit(self, config: Config) -> int | None:
         """Most tokens of an input text that a model reads, special ones included; None: no text is cut."""

@@ -183,10 +183,11 @@ class Classification(Task):
         return initial.classifier(config, tokenizer, facts["labels"], weights)
 
     def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
-        from hanflow.loading.pretrained import load_members
+        from hanflow.loading.pretrained import load_with_tokenizer
         from hanflow.models import ensemble
 
-        return ensemble.combine(load_members(folders), weights or None)
+        members = {name: load_with_tokenizer(folder, self.load_model) for name, folder in folders.items()}
+        return ensemble.combine(members, weights or None)
 
     def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         from hanflow.models import ensemble

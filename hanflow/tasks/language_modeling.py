@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, TokenizeConfig
+from hanflow.config import SamplingConfig, TokenizeConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
 from hanflow.progress import log
@@ -46,24 +46,11 @@ class LanguageModelingTokenize(TokenizeConfig):
     chunk_tokens: int = setting(256, "Documents are packed into chunks of this many tokens.", at_least=8)
 
 
-@dataclass(frozen=True)
-class LanguageModelingEvaluate(EvaluateConfig):
-    """A language model's scores on held-out documents, and how it continues texts."""
-
-    max_new_tokens: int = setting(100, "Longest continuation, in tokens.", at_least=1)
-    greedy: bool = setting(False, "Continue with the likeliest token, draw none.")
-    temperature: float = setting(1.0, "Divides the scores before a token is drawn; below 1 bolder.", above=0)
-    top_k: int = setting(0, "Only the k likeliest tokens can be drawn (0: all).", at_least=0)
-    top_p: float = setting(
-        1.0, "Only the likeliest tokens that together have this probability (1: all).", above=0, at_most=1
-    )
-
-
 class LanguageModeling(Task):
     """See `hanflow.tasks.base.Task` for the meaning of every attribute and method."""
 
     name = "language_modeling"
-    settings: Mapping[str, type] = {"tokenize": LanguageModelingTokenize, "evaluate": LanguageModelingEvaluate}
+    settings: Mapping[str, type] = {"tokenize": LanguageModelingTokenize, "evaluate": SamplingConfig}
     headline: Mapping[str, str] = {
         "chunk_tokens": "tokenize.chunk_tokens",
         "vocabulary_size": "tokenize.vocabulary_size",
@@ -118,9 +105,9 @@ class LanguageModeling(Task):
         return [tokenizer.eos_token_id], []
 
     def models(self) -> ModuleType:
-        from hanflow.models import causal_lm as language
+        from hanflow.models import causal_lm
 
-        return language
+        return causal_lm
 
     def new_model(self, config: Config, tokenizer: Tokenizer, facts: Facts) -> PreTrainedModel:
         from hanflow.loading import initial
@@ -194,8 +181,7 @@ class Judge(ModelPredictor):
         import numpy as np
 
         from hanflow.data.batches import batches
-        from hanflow.models import causal_lm as language
-        from hanflow.models import evaluating
+        from hanflow.models import causal_lm, evaluating
 
         context = getattr(self.model.config, "max_position_embeddings", None) or 1024
         end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
@@ -207,7 +193,7 @@ class Judge(ModelPredictor):
         nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
         with evaluating(self.model):
             for batch in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
-                found = language.row_losses(self.model, [pieces[at][1] for at in batch])
+                found = causal_lm.row_losses(self.model, [pieces[at][1] for at in batch])
                 for at, value in zip(batch, found, strict=True):
                     number, piece = pieces[at]
                     nats[number] += value
@@ -223,22 +209,13 @@ class Continuer(ModelPredictor):
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config):
-        from hanflow.generation.sampling import SamplingOptions
-
         super().__init__(model, tokenizer, config)
         context = getattr(model.config, "max_position_embeddings", None)
         longest = config.max_new_tokens
         if context is not None and longest >= context:
             log.warning("max_new_tokens=%d is cut to %d: the model's context is %d", longest, context - 1, context)
             longest = context - 1
-        self.options = SamplingOptions(
-            max_new_tokens=longest,
-            greedy=config.greedy,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            batch_tokens=config.batch_tokens,
-        )
+        self.options = replace(config, max_new_tokens=longest)
 
     def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         from hanflow.generation import sampling

@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from hanflow.errors import UserError
 from hanflow.loading import initial
-from hanflow.loading.pretrained import CLASSIFIER, load_members, load_model
+from hanflow.loading.pretrained import CLASSIFIER, load_model
 from hanflow.models import classifiers, ensemble
 from hanflow.models.cnn import CnnConfig, CnnForSequenceClassification
 from hanflow.models.rnn import RnnConfig, RnnForSequenceClassification
 from hanflow.progress import Progress
-from hanflow.tasks.classification import ClassificationEvaluate, ClassificationTrain, Classifier
+from hanflow.tasks.classification import Classification, ClassificationEvaluate, ClassificationTrain, Classifier
 
 TINY: dict[str, dict[str, Any]] = {
     "rnn": {"type": "rnn", "embedding_size": 8, "hidden_size": 6, "n_layers": 3, "initializer_range": 1.0},
@@ -328,8 +328,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
     for kind in ("rnn", "cnn"):
         new(kind).save_pretrained(tmp_path / kind)
         tokenizer_of().save_pretrained(tmp_path / kind)
-    members = load_members({"rnn": tmp_path / "rnn", "cnn": tmp_path / "cnn"})
-    combined = ensemble.combine(members)
+    combined = Classification().combine({kind: str(tmp_path / kind) for kind in ("rnn", "cnn")}, [])
     inputs = inputs_of(rows_of(5), 5, combined)
     expected = sum(new(kind)(**inputs).logits.softmax(-1) for kind in ("rnn", "cnn")) / 2
     torch.testing.assert_close(combined(**inputs).logits.exp(), expected, rtol=1e-5, atol=1e-6)
