@@ -24,8 +24,7 @@ def encoder_decoder(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """
     if not config.pretrained:
         return bart.new_model(config.architecture, tokenizer, config.seed)
-    shared = ("pad_token_id", "eos_token_id")
-    return load_for_training(config.pretrained, ENCODER_DECODER, tokenizer, shared_ids=shared, seed=config.seed)
+    return load_for_training(config, ENCODER_DECODER, tokenizer, ["pad_token_id", "eos_token_id"])
 
 
 def language_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -37,8 +36,7 @@ def language_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> P
     if not config.pretrained:
         return causal_lm.new_model(config.architecture, tokenizer, config.seed)
     causal_lm.check_tokenizer(tokenizer)
-    shared = ("eos_token_id",)
-    return load_for_training(config.pretrained, CAUSAL_LM, tokenizer, shared_ids=shared, seed=config.seed)
+    return load_for_training(config, CAUSAL_LM, tokenizer, ["eos_token_id"])
 
 
 def classifier(
@@ -58,15 +56,7 @@ def classifier(
     """
     if not config.pretrained:
         return classifiers.new_model(config.architecture, tokenizer, config.seed, labels, class_weights)
-    names = classifiers.label_fields(labels)
+    settings = {**classifiers.label_fields(labels), "ignore_mismatched_sizes": True}
     classifiers.check_tokenizer(tokenizer)
-    model = load_for_training(
-        config.pretrained,
-        CLASSIFIER,
-        tokenizer,
-        shared_ids=("pad_token_id",),
-        seed=config.seed,
-        **names,
-        ignore_mismatched_sizes=True,
-    )
+    model = load_for_training(config, CLASSIFIER, tokenizer, ["pad_token_id"], **settings)
     return classifiers.set_class_weights(model, class_weights)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config import TrainConfig
 from hanflow.errors import UserError, first_line
 from hanflow.models import register
 from hanflow.text.vocabulary import add_tokens
@@ -126,28 +127,23 @@ def huggingface_folder(folder: str | Path) -> Path:
 
 
 def load_for_training(
-    name: str,
-    auto_class: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    shared_ids: Sequence[str],
-    seed: int,
-    **settings: Any,
+    config: TrainConfig, auto_class: str, tokenizer: PreTrainedTokenizerBase, shared_ids: Sequence[str], **settings: Any
 ) -> PreTrainedModel:
-    """A pretrained model to fine-tune, with an embedding for every token that was added to its vocabulary.
+    """The model `config.pretrained`, with an embedding for every token that was added to its vocabulary.
 
     Args:
-        name, auto_class, settings: as in `load_model`.
+        config: its `seed` is that of the weights that are new: a classifier's head, added embeddings.
+        auto_class, settings: as in `load_model`.
         tokenizer: the one that the training data was encoded with.
         shared_ids: ids that model and tokenizer must agree on where the model has them, e.g. `pad_token_id`.
-        seed: of the weights that are new: a classifier's head, added embeddings.
 
     Raises:
         UserError: the model cannot be loaded, or is not the tokenizer's.
     """
     import torch
 
-    torch.manual_seed(seed)
+    name = config.pretrained
+    torch.manual_seed(config.seed)
     model = load_model(name, auto_class, **settings)
     for role in shared_ids:
         ours, theirs = getattr(tokenizer, role), getattr(model.config, role)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
-from hanflow.config.suggest import similar
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 
 
@@ -41,7 +41,7 @@ class Architecture:
             if key == "type":
                 continue
             if key not in self.keys:
-                found.append(f"train.architecture.{key}: no such setting; {_hint(key, self.keys)}")
+                found.append(f"train.architecture.{key}: no such setting; {hint(key, self.keys)}")
             elif not _fits(key, value, defaults[key]):
                 example = 0.1 if defaults[key] is None else defaults[key]
                 found.append(f"train.architecture.{key}: {value!r} does not fit; for example {example!r}")
@@ -73,7 +73,7 @@ class Architectures:
         kind = str(settings.get("type", self._default))
         if kind in self.by_type:
             return self.by_type[kind].problems(settings)
-        unknown = f"train.architecture.type: {kind!r} is not known to {self.task}; {_hint(kind, self.by_type)}"
+        unknown = f"train.architecture.type: {kind!r} is not known to {self.task}; {hint(kind, self.by_type)}"
         only_one = len(self.by_type) == 1  # then the other settings can only be meant for that
         return [unknown, *(self.by_type[self._default].problems(settings) if only_one else [])]
 
@@ -117,11 +117,6 @@ def _defaults(config: type[PretrainedConfig]) -> dict[str, Any]:
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(config)
     }
-
-
-def _hint(word: str, known: Collection[str]) -> str:
-    near = similar(word, known, 0.6)
-    return f"did you mean {near}?" if near else f"known: {', '.join(known)}"
 
 
 def _fits(key: str, value: Any, default: Any) -> bool:

@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
-from hanflow.config.suggest import similar
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
 
@@ -64,10 +64,8 @@ def get_task(name: str) -> Task:
         module = importlib.import_module(f"hanflow.tasks.{name}")
         register_task(next(v for v in vars(module).values() if inspect.isclass(v) and vars(v).get("name") == name))
     if name not in _registered:
-        near = similar(name, known_tasks(), 0.6)
-        hint = f"did you mean {near}?" if near else f"known: {', '.join(known_tasks())}"
         raise UserError(
-            f"task {name!r}: no such task; {hint}. A task of your own is given as task=module:Class, or comes with an "
+            f"task {name!r}: no such task; {hint(name, known_tasks())}. A task of your own is given as task=module:Class, or comes with an "
             "installed package"
         )
     return _registered[name]

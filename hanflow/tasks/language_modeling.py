@@ -122,8 +122,8 @@ class LanguageModeling(Task):
 
     def predictor(
         self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False
-    ) -> Judge | Continuer:
-        return (Judge if scoring else Continuer)(model, tokenizer, config)
+    ) -> LikelihoodPredictor | ContinuationPredictor:
+        return (LikelihoodPredictor if scoring else ContinuationPredictor)(model, tokenizer, config)
 
     def references(self, rows: Rows) -> list[str]:
         return list(rows["text"])
@@ -159,7 +159,7 @@ class LanguageModeling(Task):
         return {"pipeline_tag": "text-generation", "auto_class": "AutoModelForCausalLM", "example": _EXAMPLE}
 
 
-class Judge(ModelPredictor):
+class LikelihoodPredictor(ModelPredictor):
     """How likely texts are, see `hanflow.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of each,
     the end of the text included; its `texts` are empty.
 
@@ -173,9 +173,9 @@ class Judge(ModelPredictor):
         super().__init__(model, tokenizer, config)
         self._ends = ends
 
-    def for_chunks(self) -> Judge:
+    def for_chunks(self) -> LikelihoodPredictor:
         """How likely chunks are, without an end that they do not have."""
-        return Judge(self.model, self.tokenizer, self.config, ends=False)
+        return LikelihoodPredictor(self.model, self.tokenizer, self.config, ends=False)
 
     def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
@@ -203,7 +203,7 @@ class Judge(ModelPredictor):
         return Predictions([""] * len(rows), measures={"nats": nats, "tokens": counts})
 
 
-class Continuer(ModelPredictor):
+class ContinuationPredictor(ModelPredictor):
     """What could come after texts, see `hanflow.tasks.predictor.Predictor`."""
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
@@ -225,6 +225,6 @@ class Continuer(ModelPredictor):
             progress.update(len(rows))
         return Predictions([plain_text(ids, self.tokenizer) for ids in found])
 
-    def with_settings(self, config: Config) -> Continuer:
+    def with_settings(self, config: Config) -> ContinuationPredictor:
         """The same model under other settings; nothing is loaded again."""
-        return Continuer(self.model, self.tokenizer, config)
+        return ContinuationPredictor(self.model, self.tokenizer, config)
