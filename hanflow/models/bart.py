@@ -19,7 +19,7 @@ from hanflow.models.kernels import bart_cpu
 from hanflow.models.kernels.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 TARGETS_MULTIPLE = 64
 """The N of a batch is rounded up to a multiple of this, so that few distinct matrix shapes occur."""
@@ -51,12 +51,6 @@ ARCHITECTURES = Architectures(
     },
     "train.pretrained=gogamza/kobart-base-v2",
 )
-
-
-def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A BART with random weights; arguments and errors as in `Architectures.build`."""
-    roles, end = ("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id
-    return ARCHITECTURES.build(settings, tokenizer, seed, roles, decoder_start_token_id=end, forced_eos_token_id=end)
 
 
 def collate(

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hanflow.errors import UserError
 from hanflow.models import ffn, gpt
 from hanflow.models.architecture import Architectures
 from hanflow.models.kernels.cross_entropy import CHUNK, IGNORED, linear_cross_entropy
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 ARCHITECTURES = Architectures(
     "language_modeling",
@@ -29,33 +28,10 @@ ARCHITECTURES = Architectures(
 )
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that cannot separate documents.
-
-    Raises:
-        UserError: it has no end-of-sequence token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token, which separates documents; choose one that has, or train one"
-        )
-
-
-def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A language model with random weights; arguments as in `Architectures.build`.
-
-    Raises:
-        UserError: as there; or the tokenizer has no end-of-sequence token.
-    """
-    check_tokenizer(tokenizer)
-    return ARCHITECTURES.build(settings, tokenizer, seed, ("bos_token_id", "eos_token_id", "pad_token_id"))
-
-
 def collate(
     rows: Sequence[Sequence[np.ndarray]],
     shape: Sequence[int],
     config: PretrainedConfig,
-    separate_documents: bool | None = None,
     *,
     static: bool = False,
 ) -> dict[str, torch.Tensor]:
@@ -64,8 +40,8 @@ def collate(
     Args:
         rows: at most B rows of one int32 array of 2 to T + 1 token ids.
         shape: (B, T + 1).
-        config: the model's config, for the ids of separator and padding.
-        separate_documents: whether a token sees its own document only; None: as the model's config has it.
+        config: the model's config, for the ids of separator and padding, and `separate_documents`: whether a token sees
+            its own document only.
         static: no difference here: the tensors follow from the arguments above.
 
     Returns:
@@ -83,9 +59,7 @@ def collate(
         inputs[at, : len(row) - 1] = row[:-1]
         targets[at, : len(row) - 1] = row[1:]
     batch = {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
-    if separate_documents is None:
-        separate_documents = getattr(config, "separate_documents", False)
-    if separate_documents:
+    if getattr(config, "separate_documents", False):
         places = np.arange(T, dtype=np.int64)
         starts = np.where(inputs == separator, places, 0)
         batch["position_ids"] = torch.from_numpy(places - np.maximum.accumulate(starts, axis=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,15 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def new(kind: str, seed: int = 0, **settings: Any) -> Any:
-    return language.new_model({**TINY[kind], **settings}, tokenizer_of(), seed)
+    config = TrainConfig(architecture={**TINY[kind], **settings}, seed=seed)
+    return initial.language_model(config, tokenizer_of())
+
+
+def separated(config: Any, separate: bool) -> Any:
+    """A model's config with separate documents or without."""
+    config = copy.copy(config)
+    config.separate_documents = separate
+    return config
 
 
 def chunk(*documents: list[int]) -> np.ndarray:
@@ -124,7 +133,7 @@ def test_the_librarys_own_models_are_scored_the_same_way() -> None:
     theirs = gpt2_like(ours)
     rows = [(chunk([5, 6, 7], [8, 9]),), (chunk([5], [6, 6, 6]),)]
     for separate in (False, True):
-        batch = language.collate(rows, (2, 9), ours.config, separate)
+        batch = language.collate(rows, (2, 9), separated(ours.config, separate))
         a, b = language.loss(ours, batch, 0.1)[0], language.loss(theirs, batch, 0.1)[0]
         torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-5)
 
@@ -152,7 +161,8 @@ def test_separate_documents_are_scored_as_if_alone(kind: str) -> None:
     assert int(n_one) == int(n_other) == 3 + 1 + 5 + 3 + 4
     # Sums of float32 in another order.
     torch.testing.assert_close(one, other, rtol=2e-6, atol=1e-5)
-    leaking, _ = language.loss(model, language.collate([(chunk(*documents),)], (1, 20), model.config, False), 0.0)
+    mixed = language.collate([(chunk(*documents),)], (1, 20), separated(model.config, False))
+    leaking, _ = language.loss(model, mixed, 0.0)
     assert abs((leaking - one).item()) > 0.1
 
 
@@ -162,7 +172,7 @@ def test_training_on_a_cpu_computes_the_same_gradients(separate: bool) -> None:
     model = new("gpt", max_position_embeddings=160, initializer_range=0.05)
     random = np.random.default_rng(0)
     rows = [(np.where(random.random(161) < 0.1, EOS, random.integers(2, 40, 161)).astype(np.int32),) for _ in range(3)]
-    batch = language.collate(rows, (3, 161), model.config, separate)
+    batch = language.collate(rows, (3, 161), separated(model.config, separate))
     parameters = tuple(model.parameters())
     exact = torch.autograd.grad(language.loss(model, batch, 0.0)[0], parameters)
     attention.use_on_cpu(model)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
+from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.loading import initial
 from hanflow.loading.pretrained import CLASSIFIER, load_model
@@ -48,7 +49,8 @@ def tokenizer_of(words: int = 40, **settings: Any) -> PreTrainedTokenizerFast:
 
 
 def new(kind: str, seed: int = 0, **settings: Any) -> Any:
-    return classifiers.new_model({**TINY[kind], **settings}, tokenizer_of(), seed, LABELS)
+    config = TrainConfig(architecture={**TINY[kind], **settings}, seed=seed)
+    return initial.classifier(config, tokenizer_of(), LABELS)
 
 
 def rows_of(*lengths: int) -> list[tuple[np.ndarray, int]]:
@@ -137,7 +139,7 @@ def test_the_cnn_is_kims() -> None:
 
 @pytest.mark.parametrize("kind", ["rnn", "cnn"])
 def test_the_described_shapes_are_the_defaults(kind: str) -> None:
-    model = classifiers.new_model({"type": kind}, tokenizer_of(), 0, ["a", "b"])
+    model = initial.classifier(TrainConfig(architecture={"type": kind}, seed=0), tokenizer_of(), ["a", "b"])
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert model.config.dropout == 0.3
     if kind == "rnn":
@@ -337,7 +339,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
 
 def test_members_that_do_not_fit_together_are_refused() -> None:
     model, tokenizer = new("rnn"), tokenizer_of()
-    other = classifiers.new_model(TINY["cnn"], tokenizer, 0, ["긍정", "부정", "모름"])
+    other = initial.classifier(TrainConfig(architecture=TINY["cnn"]), tokenizer, ["긍정", "부정", "모름"])
     with pytest.raises(UserError, match="b: its classes are 긍정, 부정, 모름, those of a are 부정, 긍정, 모름"):
         ensemble.combine({"a": (model, tokenizer), "b": (other, tokenizer)})
     with pytest.raises(UserError, match="b: its tokenizer is not that of a"):
