@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def register() -> None:
-    """Let transformers' Auto classes (AutoConfig, AutoTokenizer, AutoModelFor…) load what our own models saved.
+    """Register our own models with transformers' Auto classes (AutoConfig, AutoTokenizer, AutoModelFor…).
 
     Imports torch and transformers; may be called any number of times.
     """

@@ -33,7 +33,7 @@ class FfnConfig(LanguageModelConfig):
 
 
 class Layer(nn.Module):
-    """What a feed-forward network adds to the stream, from its normalised input."""
+    """One pre-LN layer: a feed-forward network with its residual."""
 
     def __init__(self, config: FfnConfig):
         super().__init__()

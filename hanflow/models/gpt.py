@@ -64,7 +64,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: what attention and then a feed-forward network add to the stream, each from its normalised input."""
+    """One pre-LN layer: attention, then a feed-forward network, each with its residual."""
 
     def __init__(self, config: GptConfig, layer: int):
         super().__init__()

@@ -43,7 +43,7 @@ class System:
 
 @dataclass(frozen=True)
 class Example:
-    """One row with what was predicted for it."""
+    """One row with its prediction."""
 
     row: int
     """Number in the split, from 0."""
@@ -132,7 +132,7 @@ def render(
 
 
 def _part(part: ReportPart) -> Section:
-    """What a task adds, as HTML."""
+    """A task's own part, as HTML."""
     if isinstance(part, Lines):
         return Section(part.heading, html.lines(part.series, part.xlabel, part.ylabel), part.intro)
     return Section(part.heading, html.table(part.headers, part.rows), part.intro)

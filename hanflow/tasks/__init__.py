@@ -32,14 +32,14 @@ def known_tasks() -> list[str]:
 def register_task(cls: _Class) -> _Class:
     """Make a task known to this process under its `name`; a class decorator.
 
-    A whole pipeline and the workers of a job run in other processes: for those, name it `module:Class` in the settings, or install it in
-    a package with an entry point of the group `hanflow.tasks`.
+    Pipelines and workers of jobs run in other processes: for those, set task=module:Class, or install it in a package
+    with an entry point of the group `hanflow.tasks`.
 
     Args:
         cls: a class with all of `hanflow.tasks.base.Task`; made without arguments.
 
     Raises:
-        UserError: it lacks something of `Task`; the message lists what.
+        UserError: it lacks attributes or methods of `Task`; the message lists them.
     """
     lacking = [name for name in (*Task.__annotations__, *vars(Task)) if name[0] != "_" and _is_missing(cls, name)]
     if lacking:
@@ -51,10 +51,10 @@ def register_task(cls: _Class) -> _Class:
 
 
 def get_task(name: str) -> Task:
-    """The known task of that name; nothing is imported by what the name says, so it may come from a file of data.
+    """The known task of that name. The name is looked up, never imported, so it may come from an untrusted file.
 
     Raises:
-        UserError: no such task; the message lists those that exist. Or it lacks something of `Task`; says what.
+        UserError: no such task, or it lacks something of `Task`.
     """
     if name in _registered:
         return _registered[name]
@@ -72,10 +72,10 @@ def get_task(name: str) -> Task:
 
 
 def chosen_task(name: str) -> Task:
-    """The task that a person asked for in the settings or on the command line: a known one, or `module:Class`.
+    """The task of a name in the settings or on the command line: a known one, or `module:Class`.
 
     Raises:
-        UserError: it cannot be loaded, or lacks something of `Task`; says what.
+        UserError: it cannot be loaded, or lacks something of `Task`.
     """
     module, colon, attribute = name.partition(":")
     if colon and name not in _registered:
@@ -93,5 +93,5 @@ def _foreign() -> dict[str, EntryPoint]:
 
 
 def _is_missing(cls: type, name: str) -> bool:
-    """Whether a class has an attribute or method not at all, or only as an abstract one."""
+    """Whether a class lacks an attribute or method, or has it only as an abstract one."""
     return getattr(getattr(cls, name, None), "__isabstractmethod__", not hasattr(cls, name))

@@ -101,7 +101,7 @@ class LanguageModeling(Task):
         return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain), left)
 
     def frame(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-        """The end of the document before; a text to be continued has no end."""
+        """The end token of the document before, and nothing: a text to be continued has not ended."""
         return [tokenizer.eos_token_id], []
 
     def models(self) -> ModuleType:
@@ -130,7 +130,7 @@ class LanguageModeling(Task):
 
     def reference_of(self, row: ShardRow, tokenizer: Tokenizer, model: PreTrainedModel) -> str:
         ids = row[0][1:]
-        return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # what separates documents is no text
+        return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # the separator of documents is no text
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -160,13 +160,13 @@ class LanguageModeling(Task):
 
 
 class LikelihoodPredictor(ModelPredictor):
-    """How likely texts are, see `hanflow.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of each,
-    the end of the text included; its `texts` are empty.
+    """The negative log-likelihood of texts, see `hanflow.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of
+    each, the end of the text included; `texts` are empty.
 
-    A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
+    A text longer than the model's context is computed piece by piece, each without the context of the one before.
 
     Args:
-        ends: whether a row is a text, which ends after its tokens; else they are all there is.
+        ends: whether a row is a whole text, after which the end token is predicted too.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, ends: bool = True):
@@ -174,7 +174,7 @@ class LikelihoodPredictor(ModelPredictor):
         self._ends = ends
 
     def for_chunks(self) -> LikelihoodPredictor:
-        """How likely chunks are, without an end that they do not have."""
+        """The same for chunks, which are not followed by an end token."""
         return LikelihoodPredictor(self.model, self.tokenizer, self.config, ends=False)
 
     def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
@@ -204,7 +204,7 @@ class LikelihoodPredictor(ModelPredictor):
 
 
 class ContinuationPredictor(ModelPredictor):
-    """What could come after texts, see `hanflow.tasks.predictor.Predictor`."""
+    """Continuations of texts, see `hanflow.tasks.predictor.Predictor`."""
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 
