@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from hanflow.metrics import lengths
 from hanflow.metrics.intervals import Interval
 from hanflow.reports import html
 from hanflow.reports.html import Section
+from hanflow.reports.training import CURVES, curves
 from hanflow.storage.artifacts import Manifest, lineage, trainings
 from hanflow.tasks.base import Task, lower_is_better
 from hanflow.tasks.data import Lines, ReportPart
@@ -22,9 +23,6 @@ PROMPT_CHARACTERS = 600
 """Longer prompts are folded away."""
 
 DECILES = 10
-
-POINTS = 400
-"""Most points of a training curve; longer histories are averaged over neighbouring points."""
 
 EXTREMES = 5
 """Best rows, and worst rows, that the report shows."""
@@ -207,28 +205,12 @@ def _of(heading: str, member: str) -> str:
 
 
 def _curves(member: str, training: Mapping[str, Any]) -> list[Section]:
-    history, best = training["history"], training.get("best")
-    loss = {
-        "train": thinned([(point["step"], point["loss"]) for point in history["train"]]),
-        "validation": thinned([(point["step"], point["loss"]) for point in history["validation"]]),
-    }
-    rates = thinned([(point["step"], point["learning_rate"]) for point in history["train"]])
-    intro = ""
+    best, intro = training.get("best"), ""
     if best:
         values = ", ".join(f"validation {name} {value:.4f}" for name, value in best.items() if name != "step")
         intro = f"The saved model is that of step {best['step']:,}: {values}."
-    return [
-        Section(_of("Loss", member), html.lines(loss, "optimizer step", "loss per target token"), intro),
-        Section(_of("Learning rate", member), html.lines({"learning rate": rates}, "optimizer step", "learning rate")),
-    ]
-
-
-def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of neighbouring ones."""
-    if len(points) <= most:
-        return list(points)
-    groups = np.array_split(np.array(points, dtype=np.float64), most)
-    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
+    loss, *others = (replace(part, heading=_of(part.heading, member)) for part in curves(training, CURVES[:2]))
+    return [replace(loss, intro=intro), *others]
 
 
 def _lengths(texts: Mapping[str, np.ndarray], corpus: Manifest, shards: Manifest) -> list[Section]:

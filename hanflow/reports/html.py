@@ -18,6 +18,8 @@ from html import escape as _escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from jinja2 import Template
     from matplotlib.axes import Axes
@@ -34,6 +36,9 @@ FONTS = "system-ui, 'Apple SD Gothic Neo', 'Noto Sans KR', 'Noto Sans CJK KR', '
 
 WIDTH = 8.0
 """Width of a chart in inches of 72 points; browsers scale it to the page."""
+
+POINTS = 400
+"""Most points of a curve; longer ones are averaged over neighbouring points."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -185,12 +190,12 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
     """Curves over one pair of axes; series without points are left out.
 
     Args:
-        series: name → (x, y) points; fewer than 30 of them are marked by dots.
+        series: name → (x, y) points; fewer than 30 of them are marked by dots, more than POINTS are averaged.
 
     Returns:
         Inline SVG.
     """
-    drawn = {name: list(points) for name, points in series.items() if len(points)}
+    drawn = {name: thinned(points) for name, points in series.items() if len(points)}
     if not drawn:
         return note("Nothing was recorded.")
     with _style():
@@ -208,6 +213,14 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
         if len(drawn) > 1:
             axes.legend(loc="best", frameon=False, labelcolor=INK)
         return _svg(figure, f"{ylabel} over {xlabel}: {', '.join(drawn)}")
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most `most` points, each the mean of neighbouring ones."""
+    if len(points) <= most:
+        return list(points)
+    groups = np.array_split(np.array(points, dtype=np.float64), most)
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
 
 
 def _plain(label: str) -> str:

@@ -266,7 +266,7 @@ class Classification(Task):
 
 
 class Classifier(ModelPredictor):
-    """A model with its classes, see `hanflow.tasks.predictor.Predictor`."""
+    """A classifier with its classes."""
 
     adjusts = ("top_classes",)
 
@@ -300,7 +300,3 @@ class Classifier(ModelPredictor):
             ]
         texts = [self.classes[best] for best in order[:, 0]]
         return Predictions(texts, columns, {"probabilities": found}, self.classes)
-
-    def with_settings(self, config: Config) -> Classifier:
-        """The same model under other settings; nothing is loaded again."""
-        return Classifier(self.model, self.tokenizer, config)

@@ -160,22 +160,18 @@ class LanguageModeling(Task):
 
 
 class LikelihoodPredictor(ModelPredictor):
-    """The negative log-likelihood of texts, see `hanflow.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of
+    """The negative log-likelihood of texts: `measures` are `nats` and `tokens` of
     each, the end of the text included; `texts` are empty.
 
     A text longer than the model's context is computed piece by piece, each without the context of the one before.
-
-    Args:
-        ends: whether a row is a whole text, after which the end token is predicted too.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, ends: bool = True):
-        super().__init__(model, tokenizer, config)
-        self._ends = ends
+    ends = True  # a row is a whole text, after which the end token is predicted too
 
     def for_chunks(self) -> LikelihoodPredictor:
-        """The same for chunks, which are not followed by an end token."""
-        return LikelihoodPredictor(self.model, self.tokenizer, self.config, ends=False)
+        chunks = LikelihoodPredictor(self.model, self.tokenizer, self.config)
+        chunks.ends = False
+        return chunks
 
     def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
@@ -187,7 +183,7 @@ class LikelihoodPredictor(ModelPredictor):
         end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
         pieces = []  # (row, tokens): neighbours share a token, so that each is predicted once
         for number, (tokens, *_) in enumerate(rows):
-            ended = not self._ends or (len(tokens) > 1 and tokens[-1] == end[0])
+            ended = not self.ends or (len(tokens) > 1 and tokens[-1] == end[0])
             whole = tokens if ended else np.concatenate([tokens, end])
             pieces += [(number, whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
         nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
@@ -204,7 +200,7 @@ class LikelihoodPredictor(ModelPredictor):
 
 
 class ContinuationPredictor(ModelPredictor):
-    """Continuations of texts, see `hanflow.tasks.predictor.Predictor`."""
+    """Continuations of texts."""
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 
@@ -224,7 +220,3 @@ class ContinuationPredictor(ModelPredictor):
         if progress is not None:
             progress.update(len(rows))
         return Predictions([plain_text(ids, self.tokenizer) for ids in found])
-
-    def with_settings(self, config: Config) -> ContinuationPredictor:
-        """The same model under other settings; nothing is loaded again."""
-        return ContinuationPredictor(self.model, self.tokenizer, config)

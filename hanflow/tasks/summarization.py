@@ -13,6 +13,7 @@ from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
 from hanflow.tasks.base import Config, Task, TextTokenizeConfig, check_length
 from hanflow.tasks.data import Facts, Measures, Metric, Predictions, Rows, ShardRow
+from hanflow.tasks.predictor import Predictor
 from hanflow.text.encoding import plain_text
 from hanflow.text.normalize import clean_text
 
@@ -216,8 +217,8 @@ class Summarization(Task):
         }
 
 
-class Summarizer:
-    """A generator with its search, see `hanflow.tasks.predictor.Predictor`."""
+class Summarizer(Predictor):
+    """A generator with its search."""
 
     adjusts = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
 
@@ -234,7 +235,6 @@ class Summarizer:
         return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
 
     def with_settings(self, config: Config) -> Summarizer:
-        """The same model with another search; nothing is loaded again."""
         return Summarizer(self.generator, config)
 
 
