@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,32 +24,15 @@ if TYPE_CHECKING:
     from hanflow.progress import Progress
 
 
-class Engine(Protocol):
-    """What runs a model."""
-
-    name: str
-    """transformers or ctranslate2."""
-    compute_type: str
-    """float32 or int8."""
-    special: dict[str, int]
-    """Special ids, see `special_ids`."""
-
-    def search(
-        self, sources: Sequence[np.ndarray], options: SearchConfig, progress: Progress | None = None
-    ) -> list[list[int]]:
-        """See `Generator.search`."""
-        ...
-
-
 class Generator:
     """Generates texts; deterministic: what a source gets does not depend on the others of its batch.
 
     Args:
-        engine: what runs the model.
+        engine: runs the model.
         tokenizer: the model's tokenizer.
     """
 
-    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, engine: TransformersEngine | CTranslate2Engine, tokenizer: PreTrainedTokenizerBase):
         self.engine, self.tokenizer = engine, tokenizer
 
     @classmethod

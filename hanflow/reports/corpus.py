@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hanflow.config import PreprocessConfig, to_mapping
+from hanflow.reports.html import Section, histogram, page, settings, table
 
 
 def render(
@@ -24,14 +25,6 @@ def render(
         details: as in the corpus's manifest.
         examples: reason → the first row rejected for it.
     """
-    from hanflow.reports.html import (  # matplotlib: only when a report is drawn
-        Section,
-        histogram,
-        page,
-        settings,
-        table,
-    )
-
     read = counts["read"]
     rows = [("rows read", read, "")]
     rows += [(name, count, _percent(count, read)) for name, count in counts["rows"].items()]

@@ -18,8 +18,6 @@ from html import escape as _escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
     from jinja2 import Template
     from matplotlib.axes import Axes
@@ -219,6 +217,8 @@ def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[t
     """At most `most` points, each the mean of neighbouring ones."""
     if len(points) <= most:
         return list(points)
+    import numpy as np
+
     groups = np.array_split(np.array(points, dtype=np.float64), most)
     return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
 
