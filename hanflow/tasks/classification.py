@@ -50,7 +50,10 @@ _EXAMPLE = """\
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-{imports}tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+from hanflow.models import register  # of hanflow: the architectures that are not in transformers
+
+register()
+tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
 model = AutoModelForSequenceClassification.from_pretrained("huggingface").eval()
 ids = tokenizer("분류할 글을 여기에 넣습니다.", add_special_tokens=False)["input_ids"]
 begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id or tokenizer.eos_token_id]  # as it was trained
@@ -254,14 +257,10 @@ class Classification(Task):
         return list(facts["labels"]), classes.confusion(measures, len(facts["labels"]))
 
     def card(self) -> dict[str, Any]:
-        imports = (
-            "from hanflow.models import register  # of hanflow: the architectures that are not in transformers"
-            "\n\nregister()\n"
-        )
         return {
             "pipeline_tag": "text-classification",
             "auto_class": "AutoModelForSequenceClassification",
-            "example": _EXAMPLE.format(imports=imports),
+            "example": _EXAMPLE,
         }
 
 
