@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import io
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -177,8 +177,7 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
     from hanflow.experiment import Experiment, step_config
 
     if name not in STEPS:
-        near = difflib.get_close_matches(name, STEPS, n=1)
-        raise UserError(f"step {name!r}: there is none; {f'did you mean {near[0]}?' if near else ', '.join(STEPS)}")
+        raise UserError(f"step {name!r}: no such step; {hint(name, STEPS)}")
     if isinstance(settings, Experiment):
         settings, task = settings.settings(name), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run

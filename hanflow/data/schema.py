@@ -189,7 +189,7 @@ def check_columns(given: Mapping[str, object], columns: Sequence[Column]) -> dic
     roles = [column.role for column in columns]
     for role in given:
         if role not in roles:
-            near = similar(str(role), roles)
+            near = similar(str(role), roles, 0.6)
             raise UserError(
                 f"preprocess.columns: this task has no role {role!r}{did_you_mean([near] if near else [])} Roles: "
                 f"""{", ".join(roles)}; write it as role → raw column, e.g. {{"{roles[0]}": "the raw column's name"}}"""

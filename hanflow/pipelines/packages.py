@@ -47,13 +47,6 @@ class Package:
         Raises:
             UserError: the pipeline is of another task.
         """
-        for name, value in self.arguments(experiment).items():
-            parameter = self._form[name]
-            if value == "":  # it must be given
-                parameter.pop("defaultValue", None)
-                parameter.pop("isOptional", None)
-            else:
-                parameter |= {"defaultValue": value, "isOptional": True}
         for task in self._tasks():
             parameters = task.get("inputs", {}).get("parameters", {})
             learnt = parameters.get("task", {}).get("runtimeValue", {}).get("constant", experiment.task)
@@ -64,6 +57,13 @@ class Package:
                 )
             if "base" in parameters:
                 parameters["base"]["runtimeValue"]["constant"] = beside_form(experiment, self._form)
+        for name, value in self.arguments(experiment).items():
+            parameter = self._form[name]
+            if value == "":  # it must be given
+                parameter.pop("defaultValue", None)
+                parameter.pop("isOptional", None)
+            else:
+                parameter |= {"defaultValue": value, "isOptional": True}
 
     def arguments(self, experiment: Experiment) -> dict[str, Any]:
         """Parameter → value, for a run of an experiment."""

@@ -17,7 +17,6 @@ import pytest
 import yaml
 
 from hanflow.cli.main import EXPERIMENTS, main
-from hanflow.config import CombineConfig
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment import STEPS, Experiment, load_experiment
 from hanflow.experiment.form import beside_form, form_values, from_form
@@ -162,7 +161,7 @@ def test_an_ensemble_of_another_task_is_refused() -> None:
     with pytest.raises(
         UserError, match="hanflow-ensemble trains models of the task classification, the experiment sets task=summ"
     ):
-        Package.of(Experiment(combine=CombineConfig(members=[{"name": "a"}])))
+        Package.of(load_experiment(EXPERIMENTS / "summarization.yaml", ["combine.members=[{name: a}]"], require=False))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
