@@ -74,6 +74,8 @@ class World:
         body["metadata"]["annotations"].pop("alpha.jobset.sigs.k8s.io/exclusive-topology", None)
         for template in pod_templates(body):
             spec = template["spec"]
+            if self.fake is None:
+                spec["terminationGracePeriodSeconds"] = 5  # a shell that is process 1 ignores SIGTERM
             (container,) = spec["containers"]
             container["command"] = ["sh", "-c", "NODE=${JOB_COMPLETION_INDEX:-$RANK}\n" + script]
             for resources in container["resources"].values():

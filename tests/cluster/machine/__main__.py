@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.cluster.machine import builds, images, node, operators
@@ -107,6 +108,7 @@ def start() -> None:
         f"ip link add {node.LINK} type veth peer name eth0 netns {process.pid}",
         f"ip address add {node.HOST}/30 dev {node.LINK}",
         f"ip link set {node.LINK} up",
+        f"ip route add {node.PODS} via {node.NODE}",  # servers on this machine can answer pods
     ):
         subprocess.run(command.split(), check=True)
     wait("containerd", lambda: subprocess.run(inside("ctr", "version"), capture_output=True).returncode == 0)
@@ -121,7 +123,7 @@ def start() -> None:
 READY = "jsonpath={.items[*].status.conditions[?(@.type=='Ready')].status}"
 
 
-def wait(what: str, reached, seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
+def wait(what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not reached():
         if not running():

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tests.cluster.machine import builds
@@ -38,7 +38,7 @@ class Operator:
     manifests: Sequence[str]
     path: str = "/manager"
     arguments: Sequence[str] = ()
-    more: Mapping[str, Any] = ()  # type: ignore[assignment]
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def own_image(self) -> str:
@@ -135,7 +135,7 @@ def render(operator: Operator) -> str:
         "resources": [os.path.relpath(source / path, folder) for path in operator.manifests],
         "images": [{"name": operator.image, "newName": name, "newTag": tag}],
         "patches": [{"target": {"kind": "Deployment", "name": operator.deployment}, "patch": json.dumps(patch)}],
-        **dict(operator.more),
+        **operator.more,
     }
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=1))
     return kubectl("kustomize", str(folder))
