@@ -142,6 +142,8 @@ def up() -> None:
         print(f"the node is ready after {time.monotonic() - started:.0f} s", flush=True)
     operators.install()
     kubectl("create", "namespace", TEST_NAMESPACE, check=False)
+    for namespace in ("default", TEST_NAMESPACE):  # pods are refused before it exists
+        kubectl("wait", "--for=create", "--timeout=60s", "-n", namespace, "serviceaccount/default")
     print(f"the operators are ready after {time.monotonic() - started:.0f} s")
     print(f"export KUBECONFIG={KUBECONFIG} PATH={builds.folder()}/bin:$PATH")
 

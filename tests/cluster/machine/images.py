@@ -37,13 +37,15 @@ class Image:
     Attributes:
         names: `name:tag`, as pods ask for it.
         files: path in the image → its content, a file of this machine or, as text, the target of a link.
-        entrypoint: the command.
+        entrypoint: the program; a pod's `args` follow it.
+        command: what runs instead of it where a pod names none.
         user: numeric id, so that `runAsNonRoot` can be checked.
     """
 
     names: Sequence[str]
     files: Mapping[str, bytes | Path | str]
-    entrypoint: Sequence[str]
+    entrypoint: Sequence[str] = ()
+    command: Sequence[str] = ()
     user: int = 0
     environment: Sequence[str] = field(default=("PATH=/bin",))
 
@@ -60,9 +62,9 @@ def standard() -> list[Image]:
     commands = busybox()
     waits = {**commands, "bin/sh": SHELL, "bin/nslookup": NSLOOKUP}
     return [
-        Image(["hanflow.test/pause:1"], commands, ["/bin/sleep", "2147483647"]),
-        Image(["busybox:1.36"], commands, ["/bin/sh"]),
-        Image(["hanflow.test/wait-for-rank-0:1"], waits, ["/bin/sh"]),
+        Image(["hanflow.test/pause:1"], commands, command=["sleep", "2147483647"]),
+        Image(["busybox:1.36"], commands, command=["sh"]),
+        Image(["hanflow.test/wait-for-rank-0:1"], waits, command=["sh"]),
     ]
 
 
@@ -98,7 +100,12 @@ def write(image: Image, path: Path) -> None:
     config = {
         "architecture": machine,
         "os": "linux",
-        "config": {"Entrypoint": list(image.entrypoint), "User": str(image.user), "Env": list(image.environment)},
+        "config": {
+            "Entrypoint": list(image.entrypoint),
+            "Cmd": list(image.command),
+            "User": str(image.user),
+            "Env": list(image.environment),
+        },
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
     manifest = [{"Config": "config.json", "RepoTags": list(image.names), "Layers": [f"{digest}/layer.tar"]}]

@@ -183,6 +183,7 @@ def commands() -> dict[str, list[str]]:
             "--authorization-mode=Node,RBAC",
             "--enable-admission-plugins=NodeRestriction",
             "--allow-privileged=true",
+            "--kubelet-preferred-address-types=InternalIP",
             f"--requestheader-client-ca-file={pki}/aggregator.crt",
             "--requestheader-allowed-names=aggregator",
             "--requestheader-extra-headers-prefix=X-Remote-Extra-",
