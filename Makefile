@@ -37,6 +37,7 @@ cluster-down: $(INSTALLED)
 
 test-cluster: $(INSTALLED)
 	KUBECONFIG=$${KUBECONFIG:-$(CLUSTER)/kubeconfig} HANFLOW_TEST_NAMESPACE=$${HANFLOW_TEST_NAMESPACE:-hanflow-test} \
+		PATH=$$($(BIN)/python -m tests.cluster.machine path):$$PATH \
 		$(BIN)/python -m pytest -n $(TEST_WORKERS) -m cluster tests/cluster
 
 lint: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""A Kubernetes of one machine for tests: `python -m tests.cluster.machine up|down|status|build|load ARCHIVE`.
+"""A Kubernetes of one machine for tests: `python -m tests.cluster.machine up|down|status|build|path|load ARCHIVE`.
 
 As root on Linux. Everything runs in namespaces of its own (see `node.py`), built from the sources that `modules/` names.
 """
@@ -184,6 +184,7 @@ def main() -> int:
         "down": "remove the cluster; nothing is left but the built programs",
         "status": "the node and the operators",
         "build": "build the programs",
+        "path": "the folder of the built programs, kubectl among them",
     }.items():
         commands.add_parser(name, help=text)
     commands.add_parser("load", help="give an image to the node").add_argument("archive", type=Path)
@@ -193,7 +194,12 @@ def main() -> int:
     elif arguments.command == "status":
         return status()
     else:
-        {"up": up, "down": down, "build": builds.build_all}[arguments.command]()
+        {
+            "up": up,
+            "down": down,
+            "build": builds.build_all,
+            "path": lambda: print(builds.folder() / "bin"),
+        }[arguments.command]()
     return 0
 
 
