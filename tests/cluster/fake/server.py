@@ -104,16 +104,10 @@ class Handler(Streams):
     def _admitted(self, plural: str, body: dict[str, Any], query: dict[str, str]) -> dict[str, Any]:
         """The object as the webhooks leave it; stored unless this is a dry run."""
         body = copy.deepcopy(body)
-        if plural == "trainjobs":
-            if (
-                self.api.runtimes_unnoticed
-                or ("trainingruntimes", body["metadata"]["name"]) not in self.api.store.objects
-            ):
-                self.api.runtimes_unnoticed -= 1
-                message = "denied the request: specified trainingRuntime must be created before the TrainJob is created"
-                raise Refused(
-                    403, "Forbidden", f'admission webhook "validator.trainjob.trainer.kubeflow.org" {message}'
-                )
+        if plural == "trainjobs" and self.api.runtimes_unnoticed:
+            self.api.runtimes_unnoticed -= 1
+            message = "denied the request: specified trainingRuntime must be created before the TrainJob is created"
+            raise Refused(403, "Forbidden", f'admission webhook "validator.trainjob.trainer.kubeflow.org" {message}')
         if self.api.kueue and QUEUE_LABEL in body["metadata"].get("labels", {}):
             body["spec"].get("runPolicy", body["spec"])["suspend"] = True
         return body if query.get("dryRun") == "All" else self.api.store.create(plural, body)
