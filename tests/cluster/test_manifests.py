@@ -165,7 +165,7 @@ def test_overlays_are_valid_and_apply_their_settings(overlay: str) -> None:
     assert demo(objects)["image"] == settings["demo-image"]
     registry = f"{settings['image-repository']}/hanflow-cpu:{settings['image-tag']}"
     assert settings["image"] == registry
-    assert settings["runtime"] == {"gke-gpu": "pytorchjob", "gke-tpu": "tpu"}[overlay]
+    assert settings["runtime"] == {"gke-gpu": "auto", "gke-tpu": "tpu"}[overlay]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -2,7 +2,8 @@
 
 `python -m hanflow.training.workers.worker --task … --shards … --output … --<setting>=…` is what every launcher starts,
 once per rank: `hanflow.training.workers.processes` on this machine, torchrun in the pods of a TrainJob or a
-PyTorchJob, Kubernetes in those of a JobSet. A single worker can run in the caller's process: `train`. A worker starts no other.
+PyTorchJob, Kubernetes in those of a JobSet. A single worker can run in the caller's process: `train`. A worker starts no
+other.
 """
 
 from __future__ import annotations
