@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import io
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,12 +76,14 @@ class Model:
     """Folder in Hugging Face format with `model.json` (manifest), `training.json` (losses) and `report.html`."""
     figures: dict[str, Any] = field(default_factory=dict)
     """`steps`, `parameters`, `train_loss` (nats a target token), `tokens_per_second`, `validation_…` …"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The experiment's settings of the evaluate step that differ from their defaults, e.g. `beams`."""
 
     def load(self, **options: Any) -> Predictor:
-        """The model, ready to predict; options as of `hanflow.load`."""
+        """The model, ready to predict with `settings`; options as of `hanflow.load`, they win."""
         from hanflow.api.prediction import load
 
-        return load(self.uri, **options)
+        return load(self.uri, **{**self.settings, **options})
 
 
 def run(experiment: Experiment, output: AnyPath) -> Run:
@@ -131,6 +133,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     Raises:
         UserError: a setting, the data or the output cannot be used; training cannot go on; says what to change.
     """
+    from hanflow.config import changed
     from hanflow.steps.reuse import left_at
     from hanflow.storage import join
 
@@ -138,7 +141,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
         raise UserError("train: the experiment has several models (combine.members); give it to hanflow.run")
 
     def made(step: str, kind: str, **inputs: str) -> str:
-        place, values = join(str(output), kind), vars(getattr(experiment, step))
+        place, values = join(str(output), kind), experiment.settings(step)
         if left_at(place, step, values, task=experiment.task, **inputs) is None:
             run_step(step, values, task=experiment.task, output=place, **inputs)
         return place
@@ -148,7 +151,8 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     model = made("train", "model", shards=shards)
     from hanflow.storage import manifest_at
 
-    return Model(model, dict(manifest_at(model, "model").details["figures"]))
+    figures = dict(manifest_at(model, "model").details["figures"])
+    return Model(model, figures, changed(experiment.evaluate))
 
 
 def run_step(name: str, settings: Any = None, *, task: str = "summarization", output: AnyPath, **inputs: Any) -> Report:
@@ -173,10 +177,9 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
     from hanflow.experiment import Experiment, step_config
 
     if name not in STEPS:
-        near = difflib.get_close_matches(name, STEPS, n=1)
-        raise UserError(f"step {name!r}: there is none; {f'did you mean {near[0]}?' if near else ', '.join(STEPS)}")
+        raise UserError(f"step {name!r}: no such step; {hint(name, STEPS)}")
     if isinstance(settings, Experiment):
-        settings, task = vars(getattr(settings, name)), settings.task
+        settings, task = settings.settings(name), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run
     parameters = list(inspect.signature(function).parameters.values())[1:]
     wanted = [p.name for p in parameters if p.default is p.empty and p.name not in ("task", "output")]

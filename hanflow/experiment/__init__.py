@@ -4,6 +4,7 @@ A setting is declared once, in `hanflow.config` or by the task that alone has it
 command lines and the parameters of the Kubeflow pipelines are all made from these classes.
 """
 
+from hanflow.experiment.checks import model_problems
 from hanflow.experiment.loading import load_experiment, parse_text
 from hanflow.experiment.sections import (
     SECTIONS,
@@ -26,6 +27,7 @@ __all__ = [
     "build_experiment",
     "load_experiment",
     "member_settings",
+    "model_problems",
     "parse_text",
     "settings_of",
     "step_config",

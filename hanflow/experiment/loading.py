@@ -52,7 +52,11 @@ def load_experiment(
             continue  # reported below, as a section that is no mapping
         first, *rest = name.split(".")
         if rest:  # into a setting that is a mapping: train.architecture.d_model=256
-            inner = dict(target.get(first) or {})
+            inner = target.get(first) or {}
+            if not isinstance(inner, dict):
+                problems.append(f"--set {text!r}: {section}.{first} is no mapping; set it as a whole")
+                continue
+            inner = dict(inner)
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
@@ -104,6 +108,8 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 def _resolve_paths(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: (item if key == "base" else _resolve_paths(item, folder)) for key, item in value.items()}
+    if isinstance(value, list):  # combine.members
+        return [_resolve_paths(item, folder) if isinstance(item, dict) else item for item in value]
     if isinstance(value, str) and value.startswith(("./", "../")):
         parts = [part.strip() for part in value.split(",")]  # several sources
         return ",".join(str((folder / part).resolve()) if part.startswith(("./", "../")) else part for part in parts)

@@ -20,6 +20,7 @@ from hanflow.config import (
     build,
     changed,
     suggest,
+    to_mapping,
 )
 from hanflow.config.fields import setting
 from hanflow.errors import ConfigError, UserError
@@ -50,6 +51,11 @@ class Experiment:
     def pipeline(self) -> str:
         """Name of the pipeline that runs it."""
         return "ensemble" if self.combine.members else self.task
+
+    def settings(self, step: str) -> dict[str, Any]:
+        """The settings that a step is given, as plain data."""
+        values = to_mapping(getattr(self, step))
+        return {**values, "title": values["title"] or self.name} if step == "export" else values
 
 
 STEPS: dict[str, type] = {
@@ -185,7 +191,9 @@ def suggestion(task: str = "") -> typing.Callable[[str], str]:
 def member_settings(experiment: Experiment) -> list[dict[str, Any]]:
     """Name and settings of every member of an ensemble: what the train section sets, below what is its own.
 
-    Settings left at their default are left out.
+    Settings left at their default are left out. Each has a folder of checkpoints of its own.
     """
     shared = changed(experiment.train)
-    return [{**shared, **member} for member in experiment.combine.members]
+    place = shared.pop("checkpoints", "").rstrip("/")
+    own = [{"checkpoints": f"{place}/{member['name']}"} if place else {} for member in experiment.combine.members]
+    return [{**shared, **one, **member} for one, member in zip(own, experiment.combine.members, strict=True)]

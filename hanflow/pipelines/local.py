@@ -24,14 +24,13 @@ import yaml
 
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
-from hanflow.experiment import Experiment, member_settings, step_config
+from hanflow.experiment import Experiment, model_problems
 from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, boxes
 from hanflow.progress import EVENTS_VARIABLE
 from hanflow.steps.runner import ARTIFACTS_VARIABLE
 from hanflow.storage import copy_file, is_remote, publish_file, refuse_run
 from hanflow.storage.artifacts import kind_of
-from hanflow.tasks import get_task
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
@@ -58,34 +57,22 @@ def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "
     """Run a pipeline and tell of it; returns the exit status (0, 1 after a failed step, 130 after Ctrl-C).
 
     A folder with a run of the same settings that did not succeed is taken up again: steps whose artifact is there and
-    whole are kept, training goes on from its last checkpoint.
+    whole are kept, training resumes from its last checkpoint.
 
     Args:
         name: of the pipeline.
         experiment: its settings.
         output: local folder of the run.
-        bucket: gs:// folder that artifacts and checkpoints go to, and at the end what `output` tells of the run; empty:
+        bucket: gs:// folder that artifacts and checkpoints go to, and at the end the record and the log; empty:
             all stays in `output`.
 
     Raises:
         UserError: the output folder holds something else already, the bucket cannot be used, or the settings cannot work.
     """
-    problems = _model_problems(experiment)
+    problems = model_problems(experiment)
     if problems:
         raise UserError("\n".join(problems))
     output = output.absolute()
-    # The Trainer keeps its checkpoints in a local folder.
-    checkpoints = f"{bucket if experiment.train.engine == 'hanflow' and bucket else output}/checkpoints"
-    members = [
-        {**member, "checkpoints": member.get("checkpoints") or f"{checkpoints}/{member['name']}"}
-        for member in experiment.combine.members
-    ]
-    experiment = replace(
-        experiment,
-        train=replace(experiment.train, checkpoints=experiment.train.checkpoints or checkpoints),
-        combine=replace(experiment.combine, members=members),
-        export=replace(experiment.export, title=experiment.export.title or experiment.name),
-    )
     settings = to_mapping(experiment)
     _check_folder(output, name, settings)
     if bucket and not (output / "experiment.yaml").exists():
@@ -96,14 +83,18 @@ def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "
         (output / "experiment.yaml").write_text(text, encoding="utf-8")
         if bucket:
             publish_file(output / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
-        return _Run(name, experiment, output, bucket).execute()
+        # Not in experiment.yaml: another run with these settings has checkpoints of its own.
+        # The Trainer keeps its checkpoints in a local folder.
+        place = f"{bucket if experiment.train.engine == 'hanflow' and bucket else output}/checkpoints"
+        train = replace(experiment.train, checkpoints=experiment.train.checkpoints or place)
+        return _Run(name, replace(experiment, train=train), output, bucket).execute()
 
 
 def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
     """Let a run into a new or an empty folder, or into that of its own beginnings.
 
     Raises:
-        UserError: the folder holds something else; says what.
+        UserError: the folder holds something else; the message names it.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -146,28 +137,14 @@ def _alone(output: Path) -> Iterator[None]:
         yield
 
 
-def _model_problems(experiment: Experiment) -> list[str]:
-    """What can be told to be wrong with the models before anything is run."""
-    task = get_task(experiment.task)
-    if not experiment.combine.members:
-        return task.check_model(experiment.train)
-    problems = []
-    for member in member_settings(experiment):
-        name, _ = member.pop("name"), member.pop("job", None)
-        problems += [
-            f"{name}: {problem}" for problem in task.check_model(step_config("train", member, experiment.task))
-        ]
-    return problems
-
-
 class _Run:
     def __init__(self, name: str, experiment: Experiment, output: Path, bucket: str):
         self.name, self.experiment, self.output, self.bucket = name, experiment, output, bucket
         self.records = {box: StepRecord(box) for box in boxes(experiment)}
         self.failure: dict[str, Any] | None = None
         self.log, self.events = output / "run.log", output / EVENTS
-        told = self.events.read_bytes()
-        if told and not told.endswith(b"\n"):
+        written = self.events.read_bytes()
+        if written and not written.endswith(b"\n"):
             with self.events.open("a") as stream:
                 stream.write("\n")  # ends the line that a killed process was writing
 
@@ -189,7 +166,7 @@ class _Run:
             worker = _Worker(lambda: pipeline(**package.arguments(self.experiment)))
             try:
                 with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
-                    events.seek(0, os.SEEK_END)  # behind what an interrupted run told
+                    events.seek(0, os.SEEK_END)  # behind the events of an interrupted run
                     worker.start()
                     while worker.is_alive():
                         self._follow(events, display)
@@ -215,7 +192,7 @@ class _Run:
         return variables
 
     def _follow(self, events: TextIO, display: Display) -> None:
-        """Take in what the steps have told since the last look."""
+        """Read the steps' events since the last call."""
         for line in _whole_lines(events):
             event = json.loads(line)
             kind, step = event["event"], event["step"]

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment
 from hanflow.experiment.form import beside_form, form_values
 from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
@@ -26,7 +27,7 @@ ANY = "any_task"
 
 
 class Package:
-    """A compiled pipeline: what it runs, and what Kubernetes is told of its pods."""
+    """A compiled pipeline: what it runs, and what Kubernetes needs to know of its pods."""
 
     def __init__(self, text: str):
         self.spec, *self.platform = yaml.safe_load_all(text)
@@ -41,7 +42,21 @@ class Package:
         return package
 
     def fill_in(self, experiment: Experiment) -> None:
-        """Let the form start from an experiment; what is not on the form goes into what it is based on."""
+        """Let the form start from an experiment; what is not on the form goes into what it is based on.
+
+        Raises:
+            UserError: the pipeline is of another task.
+        """
+        for task in self._tasks():
+            parameters = task.get("inputs", {}).get("parameters", {})
+            learnt = parameters.get("task", {}).get("runtimeValue", {}).get("constant", experiment.task)
+            if learnt != experiment.task:
+                raise UserError(
+                    f"the pipeline {self.spec['pipelineInfo']['name']} trains models of the task {learnt}, the experiment sets "
+                    f"task={experiment.task}; set task={learnt}, or leave combine.members out"
+                )
+            if "base" in parameters:
+                parameters["base"]["runtimeValue"]["constant"] = beside_form(experiment, self._form)
         for name, value in self.arguments(experiment).items():
             parameter = self._form[name]
             if value == "":  # it must be given
@@ -49,10 +64,6 @@ class Package:
                 parameter.pop("isOptional", None)
             else:
                 parameter |= {"defaultValue": value, "isOptional": True}
-        for task in self._tasks():
-            base = task.get("inputs", {}).get("parameters", {}).get("base")
-            if base:
-                base["runtimeValue"]["constant"] = beside_form(experiment, self._form)
 
     def arguments(self, experiment: Experiment) -> dict[str, Any]:
         """Parameter → value, for a run of an experiment."""

@@ -77,7 +77,7 @@ def outputs_of(experiment: Experiment) -> dict[str, Any]:
         own = {key: value for key, value in member.items() if key not in ("name", "job")}
         trained.append({"name": member["name"], "settings": own, "job": {**job, **(member.get("job") or {})}})
     return {
-        **{step: to_mapping(getattr(experiment, step)) for step in STEPS},
+        **{step: experiment.settings(step) for step in STEPS},
         "job": job,
         "members": trained,
         "node_selector": cluster["node_selector"],
@@ -86,7 +86,20 @@ def outputs_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def job_of(base: Mapping[str, Any], runtime: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of the job that a form asks for, unchecked: for what cleans up even after `run` has failed."""
+def job_namespaces(
+    runtime: str,
+    base: Mapping[str, Any],
+    members: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any] | None,
+) -> list[str]:
+    """The namespaces where a form lets jobs train, "" for the step's own; for what cleans up even after `run` has failed.
+
+    Args:
+        runtime: where training runs by the form.
+        base, members, settings: see `run`; unchecked.
+    """
     further = (settings or {}).get("job") or {}
-    return {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
+    shared = {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
+    own = [member.get("job") or {} for member in members if isinstance(member, Mapping)]
+    jobs = [shared, *({**shared, **job} for job in own if isinstance(job, Mapping))]
+    return list(dict.fromkeys(str(job.get("namespace") or "") for job in jobs if job["runtime"] != "local"))

@@ -23,7 +23,7 @@ from hanflow.version import program_version
 def finished_before(
     step: str, values: Mapping[str, Any], *, task: str, called: str = "", **inputs: str | Sequence[str]
 ) -> dict[str, Any] | None:
-    """The event with which an earlier process of this run told that it finished the step; None: it did not.
+    """The event by which an earlier process of this run reported the step as finished; None: it did not.
 
     Its artifact must be whole, made by this version with the same settings, from the same parents.
 
@@ -71,7 +71,7 @@ def _fitting(
         log.warning("%s runs again: %s", step, error)
         return None
     settings = json.loads(json.dumps(to_mapping(step_config(step, values, task))))
-    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step)}
+    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step, manifest.task)}
     found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
     changed = [name for name in wanted if wanted[name] != found[name]]
     if changed:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
@@ -42,7 +41,7 @@ def execute(
     keep: bool = False,
     **inputs: Any,
 ) -> Report:
-    """Run a step's function on plain setting values, with its start, end or failure told to whoever listens.
+    """Run a step's function on plain setting values, and report its start, end or failure.
 
     Args:
         called: its name in the run, where the step runs several times; empty: that of the step.
@@ -63,14 +62,14 @@ def execute(
         raise
     seconds = time.monotonic() - started
     emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
-    told = ", ".join(f"{name} {value}" for name, value in report.figures.items())
+    figures = ", ".join(f"{name} {value}" for name, value in report.figures.items())
     done = "was done by an earlier attempt" if left else f"done in {seconds:.1f} s"
-    log.info("%s %s: %s → %s", called or step, done, told, output)
+    log.info("%s %s: %s → %s", called or step, done, figures, output)
     return report
 
 
 def _report_of(left: Manifest) -> Report:
-    """What can still be told of the work of an earlier attempt."""
+    """The report of an earlier attempt, as far as its manifest holds it."""
     figures = left.details.get("figures") or {
         name: count for name, count in left.counts.items() if isinstance(count, (int, float))
     }
@@ -93,7 +92,7 @@ def main(
         lists: names of inputs that are several artifacts of one kind: `--models DIR DIR`.
 
     Returns:
-        The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
+        The exit status: 0, 1 after an error (printed on standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
@@ -143,7 +142,7 @@ def main(
         if options["experiment"]:
             # What other steps require need not be there; the step's own settings are checked by `execute`.
             overrides.append(f"task={task}")
-            values = to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), step))
+            values = load_experiment(options["experiment"], overrides, require=False).settings(step)
         else:
             values = {
                 key[4:]: parse_text(step, key[4:], text, task)

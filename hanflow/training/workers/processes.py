@@ -59,11 +59,11 @@ def run(spec: WorkerSpec, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="hanflow-") as exits:
         port = _free_port()
         command = [sys.executable, "-m", "hanflow.training.workers.worker", *train_arguments(spec)]
-        processes = [
-            subprocess.Popen(command, env={**_environment(rank, workers, port), EXITS_VARIABLE: exits})
-            for rank in range(workers)
-        ]
-        with _forwarded_signals(processes):
+        processes: list[subprocess.Popen] = []
+        with _forwarded_signals(processes):  # from the first one on: none outlives this process
+            for rank in range(workers):
+                env = {**_environment(rank, workers, port), EXITS_VARIABLE: exits}
+                processes.append(subprocess.Popen(command, env=env))
             failed = _wait(processes)
         if failed is None:
             return
