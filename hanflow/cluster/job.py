@@ -2,8 +2,8 @@
 
 `describe` turns the settings into a `JobDescription`; a builder for each kind (trainjob.py, pytorchjob.py, jobset.py) turns
 that into the object's `spec`. The workers' exit status decides whether a restart can help (`hanflow.training.workers.torchrun`
-passes it on):
-1 and 2 are errors in settings, data or code, 143 is a requested stop after a checkpoint, anything else may be retried.
+passes it on): 1 and 2 are errors in settings, data or code, 143 is a requested stop after a checkpoint, anything else may
+be retried.
 """
 
 from __future__ import annotations
