@@ -56,17 +56,17 @@ class Images:
 
     @property
     def cpu(self) -> str:
-        """Image of all KFP steps, and of PyTorchJob workers without GPUs."""
+        """Image of all KFP steps, and of the workers of jobs without GPUs."""
         return self._of("cpu")
 
     @property
     def gpu(self) -> str:
-        """Image of PyTorchJob workers with GPUs."""
+        """Image of the workers of jobs with GPUs."""
         return self._of("gpu")
 
     @property
     def tpu(self) -> str:
-        """Image of JobSet workers on TPU slices."""
+        """Image of the workers of jobs on TPU slices."""
         return self._of("tpu")
 
     @property

@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
         examples=[
             f"export {ENDPOINT_VARIABLE}=http://localhost:8080",
             "hanflow submit summarization --set preprocess.source=gs://bucket/news.tsv --root gs://bucket/runs --watch",
-            "hanflow submit summarization --experiment kobart-news --set job.runtime=pytorchjob --retries 2 --watch",
+            "hanflow submit summarization --experiment kobart-news --set job.runtime=auto --retries 2 --watch",
         ],
     )
     add_pipeline(submit)

@@ -15,19 +15,21 @@ class JobConfig:
 
     runtime: str = setting(
         "local",
-        "Where training runs: in the step's own process, as a PyTorchJob (GPUs, or CPUs alone), or as a JobSet on a TPU slice.",
-        choices=("local", "pytorchjob", "tpu"),
+        "Where training runs: local, in the step's own process; trainjob, as a TrainJob of Kubeflow Trainer, or pytorchjob, as a "
+        "PyTorchJob of the older training operator (GPUs, or CPUs alone); auto, the first of these two that the cluster "
+        "serves; tpu, as a JobSet on a TPU slice.",
+        choices=("local", "auto", "trainjob", "pytorchjob", "tpu"),
     )
-    workers: int = setting(1, "PyTorchJob: pods, the master included.", at_least=1)
+    workers: int = setting(1, "Pods of a job on GPUs or CPUs, rank 0's included.", at_least=1)
     min_workers: int = setting(
         0,
         "PyTorchJob: training goes on with as few pods as this when others are lost (elastic); 0: it needs all.",
         at_least=0,
     )
-    gpus: int = setting(1, "PyTorchJob: GPUs of a pod, one process each (0: one process on CPUs).", at_least=0)
+    gpus: int = setting(1, "GPUs of each pod of a job, one process each (0: one process on CPUs).", at_least=0)
     accelerator: str = setting(
         "",
-        "Kind of accelerator. PyTorchJob: GKE's name of the GPU, e.g. nvidia-l4 (empty: any). TPU: generation and size, e.g. v4-32.",
+        "Kind of accelerator. GPUs: GKE's name, e.g. nvidia-l4 (empty: any). TPU: generation and size, e.g. v4-32.",
     )
     topology: str = setting("", "Topology of the TPU slice in chips, e.g. 2x2x4; empty: the usual one of that size.")
     slices: int = setting(1, "TPU slices that train together.", at_least=1)
@@ -42,7 +44,9 @@ class JobConfig:
     service_account: str = setting(
         "hanflow", "Service account of the pods; it decides what they may read and write in gs://."
     )
-    queue: str = setting("", "Kueue's LocalQueue that admits the job; empty: none.")
+    queue: str = setting(
+        "", "Kueue's LocalQueue that admits the job; empty: none. It is an error if Kueue does not manage it."
+    )
     priority_class: str = setting("", "PriorityClass of the pods; empty: the cluster's default.")
     spot: bool = setting(
         False, "Run on spot nodes: cheaper, but reclaimed at any time; training resumes from checkpoints."
@@ -104,6 +108,8 @@ def job_problems(job: JobConfig) -> list[str]:
             problems.append(f"job.accelerator, job.topology: {error}")
         if job.min_workers:
             problems.append("job.min_workers: a TPU slice cannot train with some of its hosts; set it to 0")
+    elif job.runtime == "trainjob" and job.min_workers:
+        problems.append("job.min_workers: a TrainJob needs all its pods; set it to 0, or job.runtime to pytorchjob")
     elif job.min_workers > job.workers:
         problems.append(f"job.min_workers={job.min_workers} is more than job.workers={job.workers}")
     for name in ("cpu", "memory", "shared_memory", "scratch"):

@@ -1,6 +1,6 @@
 """Shards → a trained model: by worker processes on this machine, or by a job on a cluster that this step follows.
 
-`python -m hanflow.steps.train --job-runtime pytorchjob --shards gs://… --output gs://…` does from a shell or from Argo
+`python -m hanflow.steps.train --job-runtime auto --shards gs://… --output gs://…` does from a shell or from Argo
 what the train component does in Kubeflow.
 """
 
@@ -61,7 +61,7 @@ def run(
     if done is not None and not attempt.submitted():
         log.info("%s holds this very model already: nothing to train", output)
         return done
-    launcher.launch(attempt.cluster, attempt.body, hours=job.deadline_hours, restarts=job.max_restarts)
+    launcher.launch(attempt.cluster, *attempt.objects, hours=job.deadline_hours, restarts=job.max_restarts)
     return _report(manifest_at(output, "model", task=task))
 
 

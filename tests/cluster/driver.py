@@ -14,11 +14,11 @@ from hanflow.signals import obey_sigterm
 
 
 def main() -> int:
-    body = json.load(sys.stdin)
+    objects = json.load(sys.stdin)
     setup_logging()
     obey_sigterm()
     try:
-        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), body)
+        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

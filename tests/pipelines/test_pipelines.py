@@ -82,7 +82,7 @@ def test_the_form_is_short_typed_and_documented(name: str) -> None:
         # Kubeflow's form shows an empty, zero or false default as missing.
         assert parameter.get("defaultValue", "given") not in ("", 0, [], {}) or parameter["parameterType"] == "BOOLEAN"
     choices = parameters["runtime"]["description"]
-    assert all(runtime in choices for runtime in ("local", "pytorchjob", "tpu"))
+    assert all(runtime in choices for runtime in ("local", "auto", "trainjob", "pytorchjob", "tpu"))
 
 
 def test_the_form_says_every_setting() -> None:

@@ -1,8 +1,9 @@
 """One worker of a training run: shards in, and on the main rank a model out.
 
 `python -m hanflow.training.workers.worker --task … --shards … --output … --<setting>=…` is what every launcher starts,
-once per rank: `hanflow.training.workers.processes` on this machine, torchrun in the pods of a PyTorchJob, Kubernetes in
-those of a JobSet. A single worker can run in the caller's process: `train`. A worker starts no other.
+once per rank: `hanflow.training.workers.processes` on this machine, torchrun in the pods of a TrainJob or a
+PyTorchJob, Kubernetes in those of a JobSet. A single worker can run in the caller's process: `train`. A worker starts no
+other.
 """
 
 from __future__ import annotations
