@@ -77,6 +77,8 @@ def coerced(value: Any, expected: type) -> Any:
             raise ValueError(f"{wrong} (YAML reads on, off, yes and no as true and false: put the text in quotes)")
         if isinstance(value, (dict, list)):
             raise wrong
+        if value == "--":  # argparse drops it
+            raise ValueError("'--' cannot be passed on by a command line; give another text")
         return str(value)
     if value is None:
         return expected()

@@ -24,6 +24,11 @@ def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:
     return path
 
 
+def test_a_text_that_no_command_line_passes_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match="wandb_project: '--' cannot be passed on"):
+        step_config("train", {"wandb_project": "--"})
+
+
 def test_a_base_lies_below_and_sections_merge(tmp_path: Path) -> None:
     experiment(
         tmp_path,
