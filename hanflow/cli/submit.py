@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from hanflow import images
 from hanflow.cli.options import Commands, add_experiment, add_pipeline, add_set, load
-from hanflow.errors import UserError
+from hanflow.errors import ConfigError, UserError
+from hanflow.experiment.checks import model_problems
 
 if TYPE_CHECKING:
     from hanflow.pipelines.display import Display
@@ -156,6 +157,8 @@ def _server(options: argparse.Namespace) -> Server:
 
 def _submit(options: argparse.Namespace) -> int:
     experiment = load(options.experiment or options.pipeline, options.set, options.pipeline)
+    if problems := model_problems(experiment):
+        raise ConfigError(problems)
     references = images.from_options(options)
     server = _server(options)
     source = experiment.preprocess.source

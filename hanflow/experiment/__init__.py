@@ -4,7 +4,7 @@ A setting is declared once, in `hanflow.config` or by the task that alone has it
 command lines and the parameters of the Kubeflow pipelines are all made from these classes.
 """
 
-from hanflow.experiment.loading import load_experiment, parse_text
+from hanflow.experiment.loading import EXPERIMENTS, experiment_names, find_experiment, load_experiment, parse_text
 from hanflow.experiment.sections import (
     SECTIONS,
     STEPS,
@@ -18,12 +18,15 @@ from hanflow.experiment.sections import (
 )
 
 __all__ = [
+    "EXPERIMENTS",
     "SECTIONS",
     "STEPS",
     "Experiment",
     "Setting",
     "all_settings",
     "build_experiment",
+    "experiment_names",
+    "find_experiment",
     "load_experiment",
     "member_settings",
     "parse_text",

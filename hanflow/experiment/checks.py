@@ -7,7 +7,14 @@ from collections.abc import Mapping
 
 from hanflow.config import JobConfig, build, changed, job_problems
 from hanflow.config.cluster import cluster_problems
-from hanflow.experiment.sections import Experiment, section_class, suggestion
+from hanflow.experiment.sections import (
+    Experiment,
+    member_settings,
+    own_settings,
+    section_class,
+    step_config,
+    suggestion,
+)
 from hanflow.tasks import chosen_task
 
 
@@ -35,6 +42,18 @@ def cross_checks(experiment: Experiment) -> list[str]:
     return problems + job_problems(experiment.job) + cluster_problems(experiment.cluster)
 
 
+def model_problems(experiment: Experiment) -> list[str]:
+    """Problems of the models that an experiment trains, one text each; imports transformers, but loads no weights."""
+    task = chosen_task(experiment.task)
+    if not experiment.combine.members:
+        return task.check_model(experiment.train)
+    return [
+        f"{member['name']}: {problem}"
+        for member in member_settings(experiment)
+        for problem in task.check_model(step_config("train", member["settings"], experiment.task))
+    ]
+
+
 _MEMBER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 
 
@@ -56,8 +75,8 @@ def _member_problems(experiment: Experiment) -> list[str]:
         if name in names:
             problems.append(f"combine.members: two are named {name}")
         names.append(name)
-        own = {key: value for key, value in member.items() if key not in ("name", "job")}
-        _, found = build(section_class("train", experiment.task), own, "train", False, suggestion(experiment.task))
+        train = section_class("train", experiment.task)
+        _, found = build(train, own_settings(member), "train", False, suggestion(experiment.task))
         job, wrong = build(JobConfig, {**changed(experiment.job), **(member.get("job") or {})}, "job", False)
         found += wrong or job_problems(job)
         problems += [f"combine.members: {name}: {problem}" for problem in found]

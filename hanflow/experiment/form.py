@@ -12,7 +12,7 @@ from typing import Any
 
 from hanflow.config import changed
 from hanflow.errors import ConfigError
-from hanflow.experiment.checks import cross_checks
+from hanflow.experiment.checks import cross_checks, model_problems
 from hanflow.experiment.sections import SECTIONS, Experiment, all_settings, build_experiment
 from hanflow.tasks import chosen_task
 
@@ -59,7 +59,7 @@ def form_of(task: str, ensemble: bool = False) -> list[Field]:
     """The parameters of the pipeline of a task, the needed one first.
 
     Args:
-        task: what is learnt; empty: any task, for the parameters that all have.
+        task: name of the task; empty: any task, for the parameters that all have.
         ensemble: whether several models are trained side by side: `members` stands in place of `model`.
     """
     known = {s.dotted: s for s in all_settings(task)}
@@ -87,7 +87,7 @@ def form_values(experiment: Experiment) -> dict[str, Any]:
         section, _, name = field.setting.partition(".")
         value = getattr(getattr(experiment, section), name)
         values[field.name] = field.empty if value == "" else value
-    # Kubeflow shows an empty default as missing; and it shows what the mapping looks like.
+    # An example of the mapping: Kubeflow shows an empty default as missing.
     return {**values, "settings": {"train": {"seed": experiment.train.seed}}}
 
 
@@ -112,10 +112,10 @@ def beside_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]
 def from_form(
     task: str, base: Mapping[str, Any], form: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Experiment:
-    """The experiment that a form asks for.
+    """The experiment that the values of a form describe.
 
     Args:
-        task: what is learnt.
+        task: name of the task.
         base: settings that the pipeline starts from (`beside_form`).
         form: its parameters.
         settings: further settings, section → name → value; they win.
@@ -144,8 +144,7 @@ def from_form(
     experiment, found = build_experiment(values)
     problems += found
     if experiment is not None and not problems:
-        problems += cross_checks(experiment)
-        problems += chosen_task(task).check_model(experiment.train) if not experiment.combine.members else []
+        problems += cross_checks(experiment) or model_problems(experiment)
     if experiment is None or problems:
         raise ConfigError(problems)
     return experiment

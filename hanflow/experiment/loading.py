@@ -1,4 +1,4 @@
-"""An experiment from its YAML files and the overrides of a command line."""
+"""An experiment from its YAML files and the overrides of a command line; files by path, run or name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,39 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.config.suggest import spelling_hint
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment.checks import cross_checks
 from hanflow.experiment.sections import SECTIONS, Experiment, build_experiment, settings_of
+
+
+EXPERIMENTS = resources.folder("experiments")
+"""The bundled experiments."""
+
+
+def experiment_names() -> list[str]:
+    """Names of the bundled experiments."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def find_experiment(name: str | os.PathLike[str]) -> Path:
+    """The experiment file for a path, the folder of a run, or the name of a bundled experiment.
+
+    Raises:
+        UserError: there is none; suggests the nearest name and lists all.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "experiment.yaml").is_file():
+        return path / "experiment.yaml"
+    if path.is_file():
+        return path
+    known, bare = experiment_names(), path.name.removesuffix(".yaml")
+    if path.parent == Path() and bare in known:
+        return EXPERIMENTS / f"{bare}.yaml"
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder without experiment.yaml; give a YAML file or the folder of a run")
+    hint = spelling_hint(bare, known) or "; give a YAML file or the name of a bundled one."
+    raise UserError(f"{path}: no such experiment file{hint} Bundled experiments: {', '.join(known)}")
 
 
 def load_experiment(
@@ -21,10 +51,9 @@ def load_experiment(
     """An experiment from a YAML file (with its `base:` files below it) and `key=value` overrides above it.
 
     Args:
-        path: the experiment file.
-        overrides: `step.key=value` texts; the value is read as YAML, except where text is wanted.
+        overrides: `step.key=value` texts; the value is read as YAML, except for a text setting.
         above: settings by section, or by their dotted names, above the files' and below `overrides`.
-        require: whether required settings must be there; a pipeline that is compiled may leave them to its user.
+        require: whether required settings must be given; a compiled pipeline may leave them to its user.
 
     Raises:
         ConfigError: every problem of every file and override, in one message.
@@ -71,7 +100,7 @@ def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
         return text
     try:
         return yaml.safe_load(text) if text.strip() else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 looks like a date
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 is parsed as a date
         return text  # refused later, with the setting's name and the expected type
 
 
@@ -125,7 +154,8 @@ def from_yaml(path: str | os.PathLike[str], **overrides: Any) -> Experiment:
     """An experiment from a YAML file, with everything checked.
 
     Args:
-        path: the file (its `base:` files are read below it), or the name of a bundled one, e.g. `sample-summarization`.
+        path: the file (its `base:` files are read below it), the folder of a run, or the name of a bundled experiment,
+            e.g. `sample-summarization`.
         overrides: settings above the file's, by section: `train={"epochs": 3}`, `name="trial"`; or by their dotted names:
             `**{"train.epochs": 3}`.
 
@@ -133,10 +163,7 @@ def from_yaml(path: str | os.PathLike[str], **overrides: Any) -> Experiment:
         ConfigError: every unknown setting, wrong type and value out of range, in one message.
         UserError: the file is missing or is no YAML.
     """
-    given = Path(path)
-    bundled = resources.folder("experiments") / f"{given.name.removesuffix('.yaml')}.yaml"
-    named = given.parent == Path() and not given.is_file() and bundled.is_file()
-    return load_experiment(bundled if named else given, above=overrides)
+    return load_experiment(find_experiment(path), above=overrides)
 
 
 Experiment.from_yaml = staticmethod(from_yaml)

@@ -16,9 +16,9 @@ import psutil
 import pytest
 import yaml
 
-from hanflow.cli.main import EXPERIMENTS, main
+from hanflow.cli.main import main
 from hanflow.errors import ConfigError
-from hanflow.experiment import STEPS, Experiment, load_experiment
+from hanflow.experiment import EXPERIMENTS, STEPS, Experiment, load_experiment
 from hanflow.experiment.form import from_form
 from hanflow.images import TAG
 from hanflow.pipelines.packages import ANY, PIPELINES, Package
