@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     AnyPath = str | os.PathLike[str]
 
+
 @dataclass(frozen=True)
 class Run:
     """A pipeline's run that succeeded."""
@@ -163,7 +164,8 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
     from hanflow.experiment import STEPS, Experiment, step_config
 
     if name not in STEPS:
-        raise UserError(f"step {name!r}: no such step{spelling_hint(name, STEPS) or f'; steps: {", ".join(STEPS)}'}")
+        hint = spelling_hint(name, STEPS) or f"; steps: {', '.join(STEPS)}"
+        raise UserError(f"step {name!r}: no such step{hint}")
     if isinstance(settings, Experiment):
         settings, task = vars(getattr(settings, name)), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run

@@ -15,7 +15,6 @@ from hanflow.errors import ConfigError, UserError
 from hanflow.experiment.checks import cross_checks
 from hanflow.experiment.sections import SECTIONS, Experiment, build_experiment, settings_of
 
-
 EXPERIMENTS = resources.folder("experiments")
 """The bundled experiments."""
 

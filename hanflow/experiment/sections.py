@@ -32,9 +32,7 @@ class Experiment:
     """Every setting of one run; the classes of the sections are those that its task extends (`Task.settings`)."""
 
     name: str = setting("experiment", "Name of the run; output folders and the model card carry it.")
-    task: str = setting(
-        "summarization", "The task: one of hanflow or of an installed package, or `module:Class`."
-    )
+    task: str = setting("summarization", "The task: one of hanflow or of an installed package, or `module:Class`.")
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -290,7 +290,7 @@ def test_an_experiment_from_yaml(tmp_path: Path) -> None:
 
 
 def test_steps_refuse_what_does_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="step 'tokenise': there is none; did you mean tokenize"):
+    with pytest.raises(UserError, match="step 'tokenise': no such step; did you mean tokenize"):
         hanflow.run_step("tokenise", output=tmp_path / "x", corpus="c")
     with pytest.raises(UserError, match="step tokenize: takes corpus, not shards"):
         hanflow.run_step("tokenize", output=tmp_path / "x", shards="c")
