@@ -1,4 +1,4 @@
-"""What a training run is made of, where it stands, and what it ends with."""
+"""A training run: its parts, its state and its result."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingRun:
     checkpoints: str
     """Folder or URI of the run's checkpoints and logs."""
     identity: dict[str, Any]
-    """The settings and data that decide what is learnt: checkpoints of another identity are refused."""
+    """The settings and data that decide the result: checkpoints of another identity are refused."""
 
 
 @dataclass

@@ -243,7 +243,7 @@ def test_what_the_server_refuses_is_reported(server: KfpServer, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--endpoint=localhost:8080", SOURCE], "is no URL"),
+        (["--endpoint=localhost:8080", SOURCE], "is not a URL"),
         (["--endpoint=", SOURCE], "--endpoint: is missing"),
         (["--endpoint=http://127.0.0.1:9"], "preprocess.source: is required"),
         (["--endpoint=http://127.0.0.1:9", SOURCE, "--set=train.epoch=3"], "did you mean train.epochs?"),

@@ -1,4 +1,4 @@
-"""One pod of a PyTorchJob: torchrun as the operator's PET_* variables say, and an exit status that says why it ended.
+"""One pod of a PyTorchJob: torchrun with the operator's PET_* variables, and an exit status that gives the reason of its end.
 
 torchrun ends with 1 whatever happened to its workers. The operator restarts a pod for statuses from 128 on and fails
 the job for lower ones, so: 1 and 2 where a worker reported an error that a person must fix, 143 where a signal stopped

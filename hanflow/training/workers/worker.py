@@ -29,7 +29,7 @@ from hanflow.storage.artifacts import Manifest
 from hanflow.tasks import get_task
 from hanflow.training.allocator import keep_freed_memory
 from hanflow.training.checkpoints.resume import checkpoint_place, identity_of
-from hanflow.training.engine import ENGINES
+from hanflow.training.engine import load_engine
 from hanflow.training.state import TrainingResult, TrainingRun
 from hanflow.training.workers.exits import record_exit
 from hanflow.version import check_launcher
@@ -48,7 +48,7 @@ def train(spec: WorkerSpec) -> Manifest | None:
     keep_freed_memory()
     from hanflow.loading.pretrained import load_tokenizer
 
-    config, task, engine = spec.config, get_task(spec.task), ENGINES[spec.config.engine]()
+    config, task, engine = spec.config, get_task(spec.task), load_engine(spec.config.engine)
     problems = [*engine.check(config, task), *task.check_model(config)]
     if problems:
         raise UserError("\n".join(problems))
@@ -56,7 +56,9 @@ def train(spec: WorkerSpec) -> Manifest | None:
     tokenizer = load_tokenizer(folder / "tokenizer")
     train, validation = (Shard(folder / f"{split}.arrow", task.sequences) for split in ("train", "validation"))
     if not len(train):
-        raise UserError(f"{spec.shards}: its train split is empty: there is nothing to learn from")
+        raise UserError(
+            f"{spec.shards}: its train split is empty: there is nothing to train on; give preprocess more data"
+        )
     run = TrainingRun(
         task=task,
         config=config,
@@ -87,7 +89,7 @@ def _check_lengths(run: TrainingRun) -> None:
             if longest > positions:
                 raise UserError(
                     f"the shards have rows of {longest} tokens, the model takes {positions}: set tokenize.{setting} to at most "
-                    f"{positions}, or raise train.architecture.max_position_embeddings for a model made from nothing"
+                    f"{positions}, or raise train.architecture.max_position_embeddings for a model with random weights"
                 )
 
 
