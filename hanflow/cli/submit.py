@@ -164,7 +164,7 @@ def _submit(options: argparse.Namespace) -> int:
     source = experiment.preprocess.source
     if "://" not in source:
         print(
-            f"note: preprocess.source={source} is no gs:// URI; the steps will look for it inside their own containers",
+            f"note: preprocess.source={source} is not a gs:// URI; the steps read it inside their own containers",
             file=sys.stderr,
         )
     from hanflow.pipelines.packages import Package

@@ -22,7 +22,7 @@ def build(
         cls: the class.
         values: setting → value, as YAML or a command line gave them.
         section: name of the section that they stand in, for the messages, e.g. `train`.
-        require: whether required settings must be there.
+        require: whether required settings must be given.
         suggest: gives the hint for an unknown key.
     """
     if not isinstance(values, Mapping):

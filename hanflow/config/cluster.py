@@ -21,7 +21,7 @@ class JobConfig:
     workers: int = setting(1, "PyTorchJob: pods, the master included.", at_least=1)
     min_workers: int = setting(
         0,
-        "PyTorchJob: training goes on with as few pods as this when others are lost (elastic); 0: it needs all.",
+        "PyTorchJob: training continues with as few pods as this when others are lost (elastic); 0: it needs all.",
         at_least=0,
     )
     gpus: int = setting(1, "PyTorchJob: GPUs of a pod, one process each (0: one process on CPUs).", at_least=0)

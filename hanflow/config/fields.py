@@ -98,7 +98,7 @@ def checked(value: Any, limits: Mapping[str, Any]) -> Any:
     """`value`, if it is within the limits of its `setting`.
 
     Raises:
-        ValueError: it is not; the message says which limit it breaks.
+        ValueError: it is not; the message names the limit.
     """
     if limits.get("required") and value == REQUIRED:
         raise ValueError(f"is required ({limits['help']})")

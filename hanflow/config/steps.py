@@ -80,7 +80,7 @@ class TokenizeConfig:
 
 @dataclass(frozen=True)
 class CombineConfig:
-    """Trained models to one that averages what they say; the ensemble pipeline alone has this step."""
+    """Trained models to one that averages their predictions; a step of the ensemble pipeline alone."""
 
     members: list = setting(
         [],

@@ -261,7 +261,7 @@ def test_mistakes_are_reported_before_anything_is_sent(
 
 def test_a_local_source_is_pointed_at(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(server, "--set=preprocess.source=/data/raw.tsv") == 0
-    assert "/data/raw.tsv is no gs:// URI" in capsys.readouterr().err
+    assert "/data/raw.tsv is not a gs:// URI" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["create", "submit"])
