@@ -1,7 +1,7 @@
 """References of the container images; every pipeline, job and manifest takes repository and tag from here.
 
 Committed pipelines and manifests carry the release's tag, `0.2.0`, so that they stay the same from one commit to the
-next. What people compile, submit and build carries the tag of its content (`hanflow.version.image_tag`), so that no node
+next. Pipelines and images that are compiled, submitted or built carry the tag of its content (`hanflow.version.image_tag`), so that no node
 takes an older image for it, nor Kubeflow an older result. `--image-repository` and `--image-tag` name images pushed
 elsewhere (`add_options`, `from_options`). A step that creates jobs gets the same images from `images_of_this_step`.
 """

@@ -14,7 +14,7 @@ class Terminated(UserError):
     exit_status = 128 + signal.SIGTERM
 
 
-def obey_sigterm() -> None:
+def raise_on_sigterm() -> None:
     """Raise `Terminated` in the main thread when SIGTERM arrives."""
 
     def terminate(*_: object) -> None:

@@ -55,7 +55,7 @@ def step_content(step: str) -> str:
     """sha256 (64 hexadecimal digits) of everything that decides what a step computes, beside its settings and inputs.
 
     That is: the files of the library that the step's module can import, the releases of `LIBRARIES` (without the part
-    behind `+`, which names a build), and the files of installed packages that bring tasks of their own.
+    behind `+`, which names a build), and the files of installed packages with tasks of their own.
 
     Args:
         step: name of the step, e.g. `train`.
@@ -131,7 +131,7 @@ def _constraints() -> tuple[Path, Path]:
 
 @functools.cache
 def _files() -> tuple[Path, ...]:
-    """The library's own files, by their path relative to it. `resources/` holds what a wheel carries beside them."""
+    """The library's own files, by their path relative to it. `resources/` is added to them in a wheel."""
     found = (path for suffix in _SUFFIXES for path in _ROOT.rglob(f"*{suffix}"))
     own = (path for path in found if path.relative_to(_ROOT).parts[0] != "resources")
     return tuple(sorted(own, key=lambda path: path.relative_to(_ROOT).as_posix()))
@@ -198,7 +198,7 @@ def _release(distribution: str) -> str:
 
 
 def _foreign_tasks() -> Iterator[tuple[Path, list[Path]]]:
-    """Folder and source files of each package, or single module, that brings tasks by the entry point `hanflow.tasks`."""
+    """Folder and source files of each package, or single module, with tasks by the entry point `hanflow.tasks`."""
     tops = {entry.module.partition(".")[0] for entry in metadata.entry_points(group="hanflow.tasks")}
     for top in sorted(tops - {"hanflow"}):
         spec = importlib.util.find_spec(top)

@@ -166,7 +166,7 @@ def load(
             - a run's folder: its bundle, or its model where it has none (yet);
             - a model that the train or the combine step wrote;
             - any other folder with a model and its tokenizer in Hugging Face format, or a name on the hub.
-            The first three bring how to clean and encode texts, and how to search; the last gets the task's defaults.
+            The first three have their own settings of cleaning, encoding and search; the last gets the task's defaults.
         task: name of the task; None: that of the training, or for a Hugging Face model that of the architecture in its
             config.
         engine: what generates texts: `transformers`, `ctranslate2` (faster on a CPU, for BART), or `auto`: as the model

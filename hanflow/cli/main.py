@@ -99,8 +99,8 @@ def _parsed(arguments: list[str], parser: argparse.ArgumentParser, commands: Com
 
 
 def _reason(error: OSError) -> str:
-    """What is wrong with a file, and what to do."""
-    cures = {
+    """The message for an error of the file system: the file, the cause and the remedy."""
+    remedies = {
         errno.ENOENT: "no such file or folder; check the path",
         errno.EISDIR: "is a folder; give a file",
         errno.ENOTDIR: "a part of the path is a file, not a folder; give another path",
@@ -108,7 +108,7 @@ def _reason(error: OSError) -> str:
         errno.EACCES: "permission denied; check the rights of the file and of its folder",
         errno.ENOSPC: "no space left on the disk; free some and give the same command again",
     }
-    return f"{error.filename}: {cures.get(error.errno or 0, error.strerror)}"
+    return f"{error.filename}: {remedies.get(error.errno or 0, error.strerror)}"
 
 
 class _Version(argparse.Action):

@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
         "compile",
         help="write a pipeline as the YAML that Kubeflow takes",
         description="Write pipelines as YAML for `kfp run create -f` or the upload form of the Kubeflow UI. Settings that an "
-        "experiment leaves open, such as the data source, stay open for whoever starts the run.",
+        "experiment leaves open, such as the data source, are parameters of the run.",
         examples=[
             "hanflow compile --output compiled",
             "hanflow compile summarization --experiment kobart-news --output compiled",

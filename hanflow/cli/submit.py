@@ -256,7 +256,7 @@ def _conclude(run: Run, display: Display) -> int:
         display.note("the run succeeded")
         return 0
     ended = [step for step in run.steps if step.state in ("FAILED", "CANCELED")]
-    ended.sort(key=lambda step: bool(step.error))  # what explains the failure stands last
+    ended.sort(key=lambda step: bool(step.error))  # the explanation of the failure last
     reasons = [f"{step.name}: {step.error or 'no reason given; see its log on the page of the run'}" for step in ended]
     display.error("\n".join([f"the run is {_plain(run.state)}", *([run.error] if run.error else []), *reasons]))
     return 1

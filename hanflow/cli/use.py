@@ -211,13 +211,13 @@ def _predict(options: argparse.Namespace) -> int:
     from hanflow.serving.inputs import Request
     from hanflow.serving.predict import run
     from hanflow.serving.sources import open_source
-    from hanflow.signals import Terminated, obey_sigterm
+    from hanflow.signals import Terminated, raise_on_sigterm
 
     setup_logging()
     only_once = _OncePerWarning()
     log.addFilter(only_once)
     before = signal.getsignal(signal.SIGTERM)
-    obey_sigterm()
+    raise_on_sigterm()
     request = Request(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Request)})
     changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
     try:

@@ -57,7 +57,7 @@ class JobConfig:
         'Environment variables from Secrets of the namespace: variable to secret/key, e.g. {"WANDB_API_KEY": "wandb/api-key"}.',
     )
     max_restarts: int = setting(
-        3, "Restarts after failures that a restart may cure; lost nodes and host maintenance do not count.", at_least=0
+        3, "Restarts after failures that may be transient; lost nodes and host maintenance do not count.", at_least=0
     )
     deadline_hours: float = setting(168.0, "The job fails after this many hours, waiting for nodes included.", above=0)
 

@@ -41,7 +41,7 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
     clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
     epoch_tokens: float = setting(
-        0.0, "Most tokens of one epoch, in millions, drawn anew every epoch (0: all of them).", at_least=0
+        0.0, "Most tokens of one epoch, in millions, drawn again for every epoch (0: all of them).", at_least=0
     )
     label_smoothing: float = setting(0.0, "Label smoothing of the training loss.", at_least=0, below=1)
     precision: str = setting(
@@ -56,7 +56,7 @@ class TrainConfig:
     )
     topology: str = setting(
         "",
-        "xla: chips along each side of the slice that training expects, e.g. 2x2x4; another one is refused. Empty: whatever is there.",
+        "xla: chips along each side of the slice that training expects, e.g. 2x2x4; another one is refused. Empty: any.",
     )
     compilation_cache: str = setting(
         "",

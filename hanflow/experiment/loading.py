@@ -56,7 +56,7 @@ def load_experiment(
 
     Raises:
         ConfigError: every problem of every file and override, in one message.
-        UserError: a file is missing or is no YAML.
+        UserError: a file is missing or is not YAML.
     """
     values = _read_yaml(Path(path), ())
     for key, item in (above or {}).items():
@@ -77,7 +77,7 @@ def load_experiment(
         value = parse_text(section, name, raw, task)
         target = values.setdefault(section, {})
         if not isinstance(target, dict):
-            continue  # reported below, as a section that is no mapping
+            continue  # reported below, as a section that is not a mapping
         first, *rest = name.split(".")
         if rest:  # into a setting that is a mapping: train.architecture.d_model=256
             inner = dict(target.get(first) or {})
@@ -160,7 +160,7 @@ def from_yaml(path: str | os.PathLike[str], **overrides: Any) -> Experiment:
 
     Raises:
         ConfigError: every unknown setting, wrong type and value out of range, in one message.
-        UserError: the file is missing or is no YAML.
+        UserError: the file is missing or is not YAML.
     """
     return load_experiment(find_experiment(path), above=overrides)
 

@@ -18,7 +18,7 @@ LINE_INTERVAL = 15.0
 """Seconds between two plain progress lines of a step."""
 
 PLAIN_WIDTH = 140
-"""Columns where standard output is no terminal."""
+"""Columns where standard output is not a terminal."""
 
 
 class Display:

@@ -215,7 +215,7 @@ class _Run:
 
     def _follow(self, events: TextIO, display: Display) -> None:
         """Record and display the events that the steps have written since the last call."""
-        for line in _whole_lines(events):
+        for line in _complete_lines(events):
             event = json.loads(line)
             kind, step = event["event"], event["step"]
             if kind == "started":
@@ -263,9 +263,9 @@ class _Run:
         }
         if self.failure:
             record["error"] = self.failure["message"]
-        beside = self.output / ".run.json.partial"
-        beside.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        beside.replace(self.output / "run.json")
+        partial = self.output / ".run.json.partial"
+        partial.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.output / "run.json")
         if self.bucket:
             for name in ("run.json", "run.log"):
                 publish_file(self.output / name, f"{self.bucket}/{name}", replace=True)
@@ -362,7 +362,7 @@ def _stop_children() -> None:
             child.kill()
 
 
-def _whole_lines(stream: TextIO) -> Iterator[str]:
+def _complete_lines(stream: TextIO) -> Iterator[str]:
     """The lines added since the last call; half a line is left for the next one."""
     while True:
         at = stream.tell()

@@ -16,7 +16,7 @@ import yaml
 
 from hanflow import resources
 from hanflow.experiment import STEPS, Experiment
-from hanflow.experiment.form import beside_form, form_values
+from hanflow.experiment.form import form_values, settings_off_form
 from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
 
 PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
@@ -52,7 +52,7 @@ class Package:
         for task in self._tasks():
             base = task.get("inputs", {}).get("parameters", {}).get("base")
             if base:
-                base["runtimeValue"]["constant"] = beside_form(experiment, self._form)
+                base["runtimeValue"]["constant"] = settings_off_form(experiment, self._form)
 
     def arguments(self, experiment: Experiment) -> dict[str, Any]:
         """Parameter → value, for a run of an experiment."""
@@ -94,8 +94,8 @@ class Package:
     def write(self, path: Path) -> Path:
         """Write the package; an older file is replaced when the new one is complete."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as beside:
-            fresh = Path(beside) / path.name
+        with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+            fresh = Path(partial) / path.name
             fresh.write_text(self.text(), encoding="utf-8")
             os.replace(fresh, path)
         return path

@@ -1,6 +1,6 @@
 """A bundle opened to predict: its own cleaning, encoding and search around its model.
 
-A model that is no bundle is opened as one too, see `hanflow.serving.sources`.
+Other models are opened as bundles too, see `hanflow.serving.sources`.
 """
 
 from __future__ import annotations

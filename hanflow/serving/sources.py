@@ -77,7 +77,7 @@ def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             copy_file(experiment, Path(folder) / "experiment.yaml")
             return vars(load_experiment(Path(folder) / "experiment.yaml", require=False).evaluate)
-    log.info("%s: no evaluation lies beside this model, so it predicts with the default settings", uri)
+    log.info("%s: there is no evaluation beside this model, so it predicts with the default settings", uri)
     return {}
 
 
@@ -103,7 +103,7 @@ def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundl
         config = load_config(place)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{uri}: is no bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
+            f"{uri}: is not a bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
             "Hugging Face hub with network or a filled cache"
         ) from None
     chosen = chosen_task(task or _task_of(config, uri))

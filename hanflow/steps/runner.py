@@ -19,7 +19,7 @@ from hanflow.errors import UserError
 from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
-from hanflow.signals import obey_sigterm
+from hanflow.signals import raise_on_sigterm
 from hanflow.steps.reuse import finished_before, left_at
 from hanflow.storage import copy_file, is_remote, join, local_path
 from hanflow.storage.artifacts import Manifest
@@ -53,7 +53,7 @@ def execute(
         inputs: URI of every input artifact, or a list of them.
     """
     setup_logging()
-    obey_sigterm()
+    raise_on_sigterm()
     hold_run()
     set_step(called or step)
     emit("started")

@@ -111,7 +111,7 @@ def _check_may_resume(place: str, config: TrainConfig, found: dict[str, Any], id
     if differing:
         raise UserError(
             f"{place}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
-            "give another train.checkpoints folder, or remove this one to start anew"
+            "give another train.checkpoints folder, or remove this one to start again"
         )
 
 

@@ -23,7 +23,7 @@ from hanflow.errors import UNEXPECTED, UserError
 from hanflow.experiment import parse_text, settings_of, step_config
 from hanflow.progress import setup_logging
 from hanflow.reports.training import render
-from hanflow.signals import obey_sigterm
+from hanflow.signals import raise_on_sigterm
 from hanflow.storage import artifacts, fetched, staged, with_fetched_model
 from hanflow.storage.artifacts import Manifest
 from hanflow.tasks import get_task
@@ -158,7 +158,7 @@ def parse_arguments(argv: Sequence[str]) -> WorkerSpec:
 def main(argv: Sequence[str]) -> int:
     """Run one worker; returns its exit status, see `hanflow.errors`."""
     setup_logging()
-    obey_sigterm()
+    raise_on_sigterm()
     status, error = 0, ""
     try:
         check_launcher()
