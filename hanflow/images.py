@@ -99,21 +99,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace, *, tag: str = "") -> Images:
-    """The images that the options of `add_options` name.
-
-    Args:
-        tag: the one where no option names any; empty: that of hanflow's content.
-
-    Raises:
-        UserError: a repository or tag that no registry accepts.
-    """
+    """The images that the options of `add_options` name; `tag` is the default tag, empty: that of hanflow's content."""
     return Images(options.image_repository, options.image_tag or tag or image_tag())
 
 
 def images_of_this_step() -> Images:
-    """The images that its pipeline passed to the running step, else the default ones.
-
-    Raises:
-        UserError: a repository or tag that no registry accepts.
-    """
+    """The images that its pipeline passed to the running step, else the default ones."""
     return Images(os.environ.get(REPOSITORY_VARIABLE) or REPOSITORY, os.environ.get(TAG_VARIABLE) or TAG)

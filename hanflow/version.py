@@ -97,7 +97,8 @@ def image_tag() -> str:
 
     Without constraints.txt at hand (a copy of the library outside a clone or a wheel) it is the release's own tag.
     """
-    constraints = next((path for path in _constraints() if path.is_file()), None)
+    places = (_ROOT / "resources", _ROOT.parent)  # in a wheel, and in a clone
+    constraints = next((path for place in places if (path := place / "constraints.txt").is_file()), None)
     if constraints is None:
         return __version__
     digest = hashlib.sha256(f"{content()}\n".encode() + constraints.read_bytes()).hexdigest()
@@ -122,11 +123,6 @@ def check_launcher() -> None:
             f"{launcher[:SHORT]}: their images differ. Build and push all images from the same files (`make images`) and "
             "compile or submit the pipeline again; a job.image of your own has to be built from them too"
         )
-
-
-def _constraints() -> tuple[Path, Path]:
-    """Where constraints.txt is in a wheel, and in a clone."""
-    return _ROOT / "resources" / "constraints.txt", _ROOT.parent / "constraints.txt"
 
 
 @functools.cache

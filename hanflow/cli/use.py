@@ -35,12 +35,6 @@ MODEL_HELP = "folder of a run (runs/NAME), of an exported bundle or of a model, 
 
 ENCODING_HELP = "(default: by byte-order mark, else UTF-8, else CP949 where only that fits)"
 
-CHANGES = (
-    *("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram", "remove_tokens"),
-    *("engine", "compute_type", "batch_tokens", "top_classes", "greedy", "temperature", "top_k", "top_p"),
-)
-"""Settings of the evaluate step that options of `predict` change."""
-
 
 def add(commands: Commands) -> None:
     """Register the commands."""
@@ -209,25 +203,24 @@ def _predict(options: argparse.Namespace) -> int:
         options.input = "-"
     from hanflow.progress import log, setup_logging
     from hanflow.serving.inputs import Request
-    from hanflow.serving.predict import run
+    from hanflow.serving.predict import SEARCH, run
     from hanflow.serving.sources import open_source
-    from hanflow.signals import Terminated, raise_on_sigterm
+    from hanflow.signals import Terminated, handled, terminate
 
     setup_logging()
     only_once = _OncePerWarning()
     log.addFilter(only_once)
-    before = signal.getsignal(signal.SIGTERM)
-    raise_on_sigterm()
     request = Request(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Request)})
-    changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in (*SEARCH, "batch_tokens")}
+    changes = {name: value for name, value in given.items() if value is not None}
     try:
-        summary = run(open_source(options.model, changes), request)
+        with handled(terminate, signal.SIGTERM):
+            summary = run(open_source(options.model, changes), request)
     except (KeyboardInterrupt, Terminated) as error:
         status = error.exit_status if isinstance(error, Terminated) else 128 + signal.SIGINT
         print(f"{'terminated' if status > 130 else 'interrupted'}; {_how_to_continue(request)}", file=sys.stderr)
         return status
     finally:
-        signal.signal(signal.SIGTERM, before)
         log.removeFilter(only_once)
     print(_prediction_summary(summary, request), file=sys.stderr)
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from hanflow.config.fields import setting
 from hanflow.config.tpu import tpu_slice
@@ -106,11 +107,6 @@ def job_problems(job: JobConfig) -> list[str]:
             problems.append("job.min_workers: a TPU slice cannot train with some of its hosts; set it to 0")
     elif job.min_workers > job.workers:
         problems.append(f"job.min_workers={job.min_workers} is more than job.workers={job.workers}")
-    for name in ("cpu", "memory", "shared_memory", "scratch"):
-        if not _QUANTITY.fullmatch(getattr(job, name)):
-            problems.append(
-                f"job.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(job, name)!r}"
-            )
     for name, value in job.environment.items():
         if not _VARIABLE.fullmatch(str(name)):
             problems.append(f"job.environment: {name!r} is not the name of an environment variable")
@@ -128,27 +124,28 @@ def job_problems(job: JobConfig) -> list[str]:
             problems.append(
                 f"job.secrets: {name}: expected secret/key, the name of a Secret and a key in it (never the secret itself)"
             )
-    for toleration in job.tolerations:
-        if not isinstance(toleration, dict):
-            problems.append(f"job.tolerations: expected mappings such as {{key: team}}, found {toleration!r}")
-    return problems
+    return problems + _pod_problems("job", job, ("cpu", "memory", "shared_memory", "scratch"))
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
     """Problems among the resources of the steps' pods, beyond each one's own limits."""
-    problems = [
-        f"cluster.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {value!r}"
-        for name, value in asdict(cluster).items()
-        if name.endswith(("_cpu", "_memory")) and not _QUANTITY.fullmatch(value)
-    ]
-    problems += [
+    quantities = [field.name for field in fields(cluster) if field.name.endswith(("_cpu", "_memory"))]
+    return _pod_problems("cluster", cluster, quantities) + [
         f"cluster.node_selector: {key}: expected text, found {value!r}"
         for key, value in cluster.node_selector.items()
         if not isinstance(value, str)
     ]
-    problems += [
-        f"cluster.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
-        for toleration in cluster.tolerations
+
+
+def _pod_problems(section: str, config: JobConfig | ClusterConfig, quantities: Sequence[str]) -> list[str]:
+    """Problems of the resources (the settings `quantities`) and tolerations of pods."""
+    problems = [
+        f"{section}.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(config, name)!r}"
+        for name in quantities
+        if not _QUANTITY.fullmatch(getattr(config, name))
+    ]
+    return problems + [
+        f"{section}.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
+        for toleration in config.tolerations
         if not isinstance(toleration, dict)
     ]
-    return problems

@@ -29,6 +29,7 @@ from hanflow.experiment.checks import model_problems
 from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, step_names
 from hanflow.progress import EVENTS_VARIABLE
+from hanflow.signals import handled
 from hanflow.steps.runner import ARTIFACTS_VARIABLE, SIDE_BY_SIDE_VARIABLE
 from hanflow.storage import copy_file, is_remote, publish_file, refuse_run
 from hanflow.storage.artifacts import kind_of
@@ -182,8 +183,10 @@ class _Run:
         ):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
             worker = _Worker(lambda: pipeline(**package.arguments(self.experiment)))
+            # SIGTERM stops the run as Ctrl-C does: steps clean up, the record is written.
+            interruptible = handled(signal.default_int_handler, signal.SIGTERM)
             try:
-                with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
+                with self.events.open(encoding="utf-8") as events, interruptible:
                     events.seek(0, os.SEEK_END)  # after the events of an interrupted run
                     worker.start()
                     while worker.is_alive():
@@ -334,20 +337,6 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A SIGTERM stops the run as Ctrl-C does: steps clean up, the record is written."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stop_children() -> None:

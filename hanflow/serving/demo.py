@@ -52,7 +52,6 @@ class Result:
     reads: int
     """Longest input of the model, in tokens."""
     description: str
-    columns: dict[str, Any]
 
 
 @st.cache_resource(show_spinner="Loading the model …")
@@ -196,10 +195,7 @@ def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[st
         return str(error)
     prediction = answers.predictions.texts[0]
     written = len(predictor.tokenizer(prediction, add_special_tokens=False)["input_ids"])
-    columns = {name: values[0] for name, values in answers.predictions.columns.items()}
-    return Result(
-        answers, seconds, written, bundle.task.input_limit(bundle.encoding) or 0, predictor.description, columns
-    )
+    return Result(answers, seconds, written, bundle.task.input_limit(bundle.encoding) or 0, predictor.description)
 
 
 def _show(result: Result | str) -> None:
@@ -221,7 +217,7 @@ def _show(result: Result | str) -> None:
         st.html(f'<div data-testid="prediction" style="{BOX}">{html.escape(prediction)}</div>')
     else:
         st.info("The model generated nothing for this text.")
-    _show_columns(result.columns)
+    _show_columns({name: values[0] for name, values in answers.predictions.columns.items()})
     st.caption(
         f"{result.seconds:.2f} s · {answers.tokens[0] - answers.cut[0]:,} tokens read · {result.written:,} written · "
         f"{result.description}"

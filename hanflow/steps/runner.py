@@ -1,6 +1,7 @@
 """What all steps share: a command line, and the body of a Kubeflow component, around the step's function.
 
-A step is a function `run(config, *, task, output, **inputs) -> Report`: settings, task name, input URIs, output URI.
+A step is a function `run(config, *, task, output, **inputs) -> Report`: its settings, the name of the task, the URI of the
+artifact to write, at which there must not be anything yet, and the URIs of the input artifacts.
 """
 
 from __future__ import annotations

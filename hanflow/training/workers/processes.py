@@ -15,13 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 from hanflow import system
 from hanflow.config import TrainConfig
 from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import UserError
 from hanflow.progress import EVENTS_VARIABLE, log
+from hanflow.signals import handled
 from hanflow.training.backends.base import uses_xla
 from hanflow.training.workers.exits import EXITS_VARIABLE, WorkerExit, read_exits
 
@@ -63,8 +63,20 @@ def run(spec: WorkerSpec, workers: int) -> None:
             subprocess.Popen(command, env={**_environment(rank, workers, port), EXITS_VARIABLE: exits})
             for rank in range(workers)
         ]
-        with _forwarded_signals(processes):
-            failed = _wait(processes)
+
+        def forward(signum: int, _: object) -> None:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signum)
+
+        try:
+            with handled(forward, signal.SIGTERM, signal.SIGINT):
+                failed = _wait(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
         if failed is None:
             return
         rank, status = failed
@@ -99,25 +111,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def _forwarded_signals(workers: list[subprocess.Popen]) -> Iterator[None]:
-    def forward(signum: int, _: object) -> None:
-        for worker in workers:
-            with contextlib.suppress(ProcessLookupError):
-                worker.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
 
 
 def _wait(workers: list[subprocess.Popen]) -> tuple[int, int] | None:
