@@ -4,7 +4,14 @@ A setting is declared once, in `hanflow.config` or by the task that alone has it
 command lines and the parameters of the Kubeflow pipelines are all made from these classes.
 """
 
-from hanflow.experiment.loading import EXPERIMENTS, experiment_names, find_experiment, load_experiment, parse_text
+from hanflow.experiment.loading import (
+    EXPERIMENTS,
+    add_settings,
+    experiment_names,
+    find_experiment,
+    given_settings,
+    load_experiment,
+)
 from hanflow.experiment.sections import (
     SECTIONS,
     STEPS,
@@ -23,13 +30,14 @@ __all__ = [
     "STEPS",
     "Experiment",
     "Setting",
+    "add_settings",
     "all_settings",
     "build_experiment",
     "experiment_names",
     "find_experiment",
+    "given_settings",
     "load_experiment",
     "member_settings",
-    "parse_text",
     "settings_of",
     "step_config",
 ]

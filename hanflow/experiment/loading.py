@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.config import to_mapping
 from hanflow.config.suggest import spelling_hint
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment.checks import cross_checks
@@ -101,6 +104,33 @@ def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
         return yaml.safe_load(text) if text.strip() else None
     except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 is parsed as a date
         return text  # refused later, with the setting's name and the expected type
+
+
+def add_settings(parser: argparse.ArgumentParser, section: str, task: str = "", prefix: str = "") -> None:
+    """Add an option for every setting of a section, `--learning-rate` for `train.learning_rate`."""
+    for s in settings_of(section, task):
+        default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
+        choices = f" One of: {', '.join(s.choices)}." if s.choices else ""
+        parser.add_argument(
+            f"--{prefix}{s.name.replace('_', '-')}",
+            dest=s.dotted,
+            metavar=s.type.__name__.upper(),
+            help=f"{s.help}{choices} ({default})".replace("%", "%%"),
+        )
+
+
+def given_settings(options: Mapping[str, Any], section: str, task: str = "") -> dict[str, Any]:
+    """The values of a section from the options of `add_settings`, above those of the file `experiment` if one is given.
+
+    Raises:
+        UserError: the experiment cannot be used; settings that it lacks are not reported.
+    """
+    texts = {key: text for key, text in options.items() if key.startswith(f"{section}.") and text is not None}
+    if options.get("experiment"):
+        overrides = [f"{key}={text}" for key, text in texts.items()] + ([f"task={task}"] if task else [])
+        return to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), section))
+    names = {key.partition(".")[2]: text for key, text in texts.items()}
+    return {name: parse_text(section, name, text, task) for name, text in names.items()}
 
 
 def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:

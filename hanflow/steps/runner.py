@@ -7,7 +7,6 @@ artifact to write, at which there must not be anything yet, and the URIs of the 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -15,9 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import to_mapping
 from hanflow.errors import UserError
-from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
+from hanflow.experiment import add_settings, given_settings, load_experiment, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
 from hanflow.signals import raise_on_sigterm
@@ -102,15 +100,6 @@ def main(
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", help="name of the task (default: the experiment's, else summarization)")
     first.add_argument("--experiment", help="YAML file that the settings start from")
-    try:
-        known, _ = first.parse_known_args(argv)
-        task = known.task or (
-            load_experiment(known.experiment, require=False).task if known.experiment else "summarization"
-        )
-        settings = settings_of(step, task)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
     parser = argparse.ArgumentParser(
         prog=f"python -m hanflow.steps.{step}", description=run.__doc__, parents=[first], allow_abbrev=False
     )
@@ -130,30 +119,14 @@ def main(
         help="where the output holds the artifact of the same settings, inputs and version already, keep it and succeed: "
         "for a step that is retried",
     )
-    for s in settings:
-        default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
-        choices = f" One of: {', '.join(s.choices)}." if s.choices else ""
-        parser.add_argument(
-            f"--{s.name.replace('_', '-')}",
-            dest=f"set_{s.name}",
-            metavar=s.type.__name__.upper(),
-            help=f"{s.help}{choices} ({default})".replace("%", "%%"),
-        )
-    options = vars(parser.parse_args(argv))
-    overrides = [
-        f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None
-    ]
     try:
-        if options["experiment"]:
-            # Settings that other steps require may be missing; `execute` checks those of this step.
-            overrides.append(f"task={task}")
-            values = to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), step))
-        else:
-            values = {
-                key[4:]: parse_text(step, key[4:], text, task)
-                for key, text in options.items()
-                if key.startswith("set_") and text is not None
-            }
+        known, _ = first.parse_known_args(argv)
+        task = known.task or (
+            load_experiment(known.experiment, require=False).task if known.experiment else "summarization"
+        )
+        add_settings(parser, step, task)
+        options = vars(parser.parse_args(argv))
+        values = given_settings(options, step, task)
         artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
         execute(step, run, values, task=task, output=options["output"], keep=options["keep_finished"], **artifacts)
     except UserError as error:

@@ -19,7 +19,7 @@ from hanflow.cluster.job import PodExtras
 from hanflow.config import JobConfig, TrainConfig, job_problems, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UNEXPECTED, ConfigError, UserError
-from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
+from hanflow.experiment import add_settings, given_settings, step_config
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
 from hanflow.steps import runner
@@ -142,22 +142,17 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hanflow.steps.train", add_help=False, allow_abbrev=False)
     parser.add_argument("--run", default="", help="id of the run (default: the pod's, else the output's URI)")
     parser.add_argument("--experiment", help="YAML file that the settings start from")
-    for s in settings_of("job"):
-        parser.add_argument(f"--job-{s.name.replace('_', '-')}", dest=f"job_{s.name}", metavar=s.type.__name__.upper(), help=s.help.replace("%", "%%"))  # fmt: skip
+    add_settings(parser, "job", prefix="job-")
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(argv)
     options = vars(known)
     if options["help"]:
         parser.print_help()
         rest = ["--help"]
-    given = {s.name: options[f"job_{s.name}"] for s in settings_of("job") if options[f"job_{s.name}"] is not None}
+    if options["experiment"]:
+        rest += ["--experiment", options["experiment"]]
     try:
-        if options["experiment"]:
-            rest += ["--experiment", options["experiment"]]
-            overrides = [f"job.{name}={text}" for name, text in given.items()]
-            job = load_experiment(options["experiment"], overrides, require=False).job
-        else:
-            job = _checked(step_config("job", {name: parse_text("job", name, text) for name, text in given.items()}))
+        job = _checked(step_config("job", given_settings(options, "job")))
         chosen = functools.wraps(run)(functools.partial(run, job=job, run_id=options["run"]))
         return main("train", chosen, inputs=("shards",), argv=rest)
     except UserError as error:

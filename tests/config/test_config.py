@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import STEPS, all_settings, load_experiment, parse_text, settings_of, step_config
+from hanflow.experiment import STEPS, all_settings, load_experiment, settings_of, step_config
+from hanflow.experiment.loading import parse_text
 
 
 def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:

@@ -20,7 +20,7 @@ from hanflow.config import to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.data.shards import Shard
 from hanflow.errors import UNEXPECTED, UserError
-from hanflow.experiment import parse_text, settings_of, step_config
+from hanflow.experiment import add_settings, given_settings, step_config
 from hanflow.progress import setup_logging
 from hanflow.reports.training import render
 from hanflow.signals import raise_on_sigterm
@@ -146,13 +146,10 @@ def parse_arguments(argv: Sequence[str]) -> WorkerSpec:
     parser = argparse.ArgumentParser("python -m hanflow.training.workers.worker", parents=[first], allow_abbrev=False)
     for name in ("shards", "output"):
         parser.add_argument(f"--{name}", required=True)
-    names = [s.name for s in settings_of("train", task)]
-    for name in names:
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}")
+    add_settings(parser, "train", task)
     options = vars(parser.parse_args(argv))
-    texts = {name: options[f"set_{name}"] for name in names if options[f"set_{name}"] is not None}
-    values = {name: parse_text("train", name, text, task) for name, text in texts.items()}
-    return WorkerSpec(task, step_config("train", values, task), options["shards"], options["output"])
+    config = step_config("train", given_settings(options, "train", task), task)
+    return WorkerSpec(task, config, options["shards"], options["output"])
 
 
 def main(argv: Sequence[str]) -> int:
