@@ -40,7 +40,6 @@ class Run:
     """A run as the server reports it."""
 
     id: str
-    name: str
     state: str
     """As of a step; empty until the server has scheduled the run."""
     steps: tuple[Step, ...] = ()
@@ -255,7 +254,7 @@ def _run(found: Any) -> Run:
         for task in sorted(details or (), key=lambda task: str(task.create_time or ""))
         if not NOT_A_STEP.fullmatch(task.display_name or "")
     ]
-    return Run(found.run_id, found.display_name or "", found.state or "", tuple(steps), _message(found.error))
+    return Run(found.run_id, found.state or "", tuple(steps), _message(found.error))
 
 
 NOT_A_STEP = re.compile(

@@ -30,14 +30,6 @@ GRACE_SECONDS = 15.0
 """How long workers may take to end by themselves when one of them has failed."""
 
 
-class WorkersStopped(UserError):
-    """The workers have stopped on a signal."""
-
-    def __init__(self, message: str, exit_status: int):
-        self.exit_status = exit_status
-        super().__init__(message)
-
-
 def count(config: TrainConfig) -> int:
     """How many workers a run on this machine has; 1 inside of torchrun, which has started this process as one of them."""
     if "RANK" in os.environ or uses_xla(config):
@@ -53,8 +45,8 @@ def run(spec: WorkerSpec, workers: int) -> None:
     """Train with that many workers; returns when the model is saved.
 
     Raises:
-        WorkersStopped: they stopped on a signal; everything is saved.
-        UserError: a worker failed; names it and gives its error.
+        UserError: a worker failed; the message names it and gives its error. Or they stopped on a signal, everything is
+            saved: the exit status is that of the workers then.
     """
     with tempfile.TemporaryDirectory(prefix="hanflow-") as exits:
         port = _free_port()
@@ -82,7 +74,9 @@ def run(spec: WorkerSpec, workers: int) -> None:
         rank, status = failed
         error = read_exits(exits).get(rank, WorkerExit(status)).error
     if status > 128 and error:  # it stopped on a signal, all saved
-        raise WorkersStopped(error, status)
+        stopped = UserError(error)
+        stopped.exit_status = status
+        raise stopped
     if status < 0:
         name = signal.Signals(-status).name
         hint = " (out of memory?)" if -status == signal.SIGKILL else ""
