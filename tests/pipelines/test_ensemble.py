@@ -106,7 +106,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.C
         load_experiment(sample, ["evaluate.untrained=true"])
     output = ["--output", str(tmp_path / "out")]
     assert main(["run", "classification", "--experiment", "sample-ensemble", *output]) == 1
-    assert "give ensemble as the pipeline" in capsys.readouterr().err
+    assert "not of classification; give ensemble" in capsys.readouterr().err
     assert main(["run", "ensemble", "--set=combine.members=[{name: a, architecture: {type: rnm}}]", *output]) == 1
     assert "a: train.architecture.type: 'rnm'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
