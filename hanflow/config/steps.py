@@ -151,5 +151,5 @@ class ExportConfig:
         8, "Real rows on which every format, reloaded, must give the trained model's outputs.", at_least=1
     )
     title: str = setting("", "Name of the model in its card; empty: the experiment's name.")
-    license: str = setting("", "Licence of the weights, for the model card; empty: the card says that none was stated.")
+    license: str = setting("", "Licence of the weights, for the model card; empty: the card has none.")
     intended_use: str = setting("", "Intended use of the model, for the model card.")

@@ -70,7 +70,7 @@ def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
     """The settings of the evaluate step that go with a model: of the evaluation beside it, or of the run's experiment."""
     evaluation, experiment = join(_above(uri), "evaluation"), join(_above(uri), "experiment.yaml")
     if exists(join(evaluation, "evaluation.json")):
-        scored = manifest_at(evaluation, "evaluation", task=model.task)
+        scored = manifest_at(evaluation, "evaluation")
         if scored.parents.get("model") == model.digest:
             return scored.config
     if exists(experiment):
