@@ -124,11 +124,9 @@ class Predictor:
         Raises:
             UserError: an unknown setting, a wrong value, or one that this model's predictions do not depend on.
         """
-        from hanflow.tasks.predictor import Adjustable
-
-        allowed = self._model.adjusts if isinstance(self._model, Adjustable) else ()
+        allowed = self._model.adjusts
         fixed = [name for name in settings if name not in allowed]
-        if fixed or not isinstance(self._model, Adjustable):
+        if fixed:
             raise UserError(
                 f"{', '.join(fixed)}: cannot be changed in a loaded model; those that can: {', '.join(allowed) or 'none'}. "
                 "Give others to hanflow.load"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -160,12 +161,10 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
     Raises:
         UserError: no such step, a wrong setting or input, or the step cannot do its work.
     """
-    from hanflow.config.suggest import spelling_hint
     from hanflow.experiment import STEPS, Experiment, step_config
 
     if name not in STEPS:
-        hint = spelling_hint(name, STEPS) or f"; steps: {', '.join(STEPS)}"
-        raise UserError(f"step {name!r}: no such step{hint}")
+        raise UserError(f"step {name!r}: no such step; {hint(name, STEPS)}")
     if isinstance(settings, Experiment):
         settings, task = vars(getattr(settings, name)), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run

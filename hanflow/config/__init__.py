@@ -5,14 +5,8 @@ What a single task needs is declared by that task (`hanflow.tasks`), which exten
 
 from hanflow.config.cluster import ClusterConfig, JobConfig, job_problems
 from hanflow.config.fields import build, changed, to_mapping
-from hanflow.config.steps import (
-    CombineConfig,
-    EvaluateConfig,
-    ExportConfig,
-    PreprocessConfig,
-    SearchConfig,
-    TokenizeConfig,
-)
+from hanflow.config.search import SamplingConfig, SearchConfig
+from hanflow.config.steps import CombineConfig, EvaluateConfig, ExportConfig, PreprocessConfig, TokenizeConfig
 from hanflow.config.training import TrainConfig
 
 __all__ = [
@@ -22,6 +16,7 @@ __all__ = [
     "ExportConfig",
     "JobConfig",
     "PreprocessConfig",
+    "SamplingConfig",
     "SearchConfig",
     "TokenizeConfig",
     "TrainConfig",

@@ -110,30 +110,6 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class SearchConfig(EvaluateConfig):
-    """The same for tasks that generate texts by beam search."""
-
-    beams: int = setting(4, "Beams of the search (1: greedy).", at_least=1)
-    max_new_tokens: int = setting(100, "Longest generated text, in tokens.", at_least=1)
-    min_new_tokens: int = setting(0, "Shortest generated text, in tokens.", at_least=0)
-    length_penalty: float = setting(1.0, "Exponent of the length in the beam's score.")
-    no_repeat_ngram: int = setting(0, "Never generate the same n-gram of tokens twice (0: allowed).", at_least=0)
-    remove_tokens: list = setting(
-        [], 'Tokens deleted from generated texts, e.g. ["<usr>"]; begin, end and padding always are.'
-    )
-    engine: str = setting(
-        "auto",
-        "What generates; auto: CTranslate2 on a CPU for models that it can run (BART), else transformers. Same texts in float32.",
-        choices=("auto", "transformers", "ctranslate2"),
-    )
-    compute_type: str = setting(
-        "float32",
-        "Arithmetic of generation; int8 is faster, its texts differ a little, and it needs CTranslate2.",
-        choices=("float32", "int8"),
-    )
-
-
-@dataclass(frozen=True)
 class ExportConfig:
     """A trained model to a bundle that others can load."""
 

@@ -148,6 +148,13 @@ def setting(key: str, known: Sequence[str]) -> list[str]:
     return [dotted for dotted, own in names.items() if near and own == near][:2]
 
 
+def hint(word: str, known: Iterable[str]) -> str:
+    """`did you mean A?` for a word that is not known; else all known ones."""
+    names = list(known)
+    near = similar(word, names, 0.6)
+    return f"did you mean {near}?" if near else f"known: {', '.join(names)}"
+
+
 def did_you_mean(names: Sequence[str]) -> str:
     """`; did you mean A or B?`; empty without names."""
     return f"; did you mean {' or '.join(names)}?" if names else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
@@ -191,10 +190,10 @@ def check_columns(given: Mapping[str, object], columns: Sequence[Column]) -> dic
     roles = [column.role for column in columns]
     for role in given:
         if role not in roles:
-            near = difflib.get_close_matches(str(role), roles, n=1)
+            near = similar(str(role), roles, 0.6)
             raise UserError(
                 f"preprocess.columns: this task has no role {role!r}"
-                + (f", did you mean {near[0]!r}?" if near else "")
+                + (f", did you mean {near!r}?" if near else "")
                 + f" Roles: {', '.join(roles)}; write it as role → raw column, "
                 f"""for example {{"{roles[0]}": "the raw column's name"}}"""
             )

@@ -17,7 +17,7 @@ from hanflow.data.readers import read_texts, text_source
 from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer
 from hanflow.serving.sources import open_source
-from hanflow.tasks.predictor import Adjustable, Predictor
+from hanflow.tasks.predictor import Predictor
 
 # Comments instead of strings below the names: Streamlit's magic would print strings on the page.
 EXAMPLES = 6  # texts to choose from
@@ -92,7 +92,7 @@ def main() -> None:
             for bundle, _ in loaded
         )
     )
-    changes = _controls(first, [name for _, predictor in loaded for name in _adjusts(predictor)])
+    changes = _controls(first, [name for _, predictor in loaded for name in predictor.adjusts])
     if options.examples:
         _offer(examples(options.examples, first.input_names))
     text = st.text_area(
@@ -139,10 +139,6 @@ def _parameters(number: int | None) -> list[str]:
     return [f"{number / 1e6:,.1f} M parameters" if number >= 100_000 else f"{number:,} parameters"]
 
 
-def _adjusts(predictor: Predictor) -> tuple[str, ...]:
-    return predictor.adjusts if isinstance(predictor, Adjustable) else ()
-
-
 def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
     """Controls for the named settings, starting from those of the evaluation; returns their values."""
     if not names:
@@ -185,9 +181,8 @@ def _offer(texts: list[str]) -> None:
 def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[str, Any]) -> Result | str:
     """The result, or an error message."""
     try:
-        if isinstance(predictor, Adjustable):
-            mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
-            predictor = predictor.with_settings(bundle.with_settings(**mine).settings)
+        mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
+        predictor = predictor.with_settings(bundle.with_settings(**mine).settings)
         started = time.perf_counter()
         answers = answer(bundle, predictor, [text])
         seconds = time.perf_counter() - started

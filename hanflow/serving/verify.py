@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hanflow.config import SearchConfig
 from hanflow.errors import UserError
-from hanflow.generation import GenerationOptions, Generator
+from hanflow.generation import Generator
 from hanflow.generation.ctranslate2_engine import CTranslate2Engine
 from hanflow.progress import Progress
 from hanflow.tasks.base import Task
@@ -74,7 +75,7 @@ def compare_ctranslate2(
     compute_type: str,
     rows: Sequence[tuple[Any, ...]],
     references: Sequence[str],
-    options: GenerationOptions,
+    options: SearchConfig,
 ) -> dict[str, Any]:
     """Reload a CTranslate2 folder as users do, and compare it with the trained model in float32.
 
@@ -146,7 +147,7 @@ def loss(task: Task, model: PreTrainedModel, rows: Sequence[tuple[Any, ...]]) ->
 
 
 def _scores(
-    engine: CTranslate2Engine, source: np.ndarray, texts: Sequence[Sequence[int]], options: GenerationOptions
+    engine: CTranslate2Engine, source: np.ndarray, texts: Sequence[Sequence[int]], options: SearchConfig
 ) -> list[float]:
     """Scores in nats, by which a search ranks them, of texts (ids) of one source."""
     known = engine.log_probabilities([source] * len(texts), texts)

@@ -134,12 +134,11 @@ def _write_formats(
         tokenizer.save_pretrained(folder)
         written["huggingface"] = verify.compare_huggingface(task, trained, tokenizer, folder, rows, search)
     if "ctranslate2" in formats:
-        from hanflow.generation import GenerationOptions, Generator, convert
+        from hanflow.generation import Generator, convert
         from hanflow.generation.ctranslate2_engine import search_arguments
         from hanflow.generation.transformers_engine import positions
 
-        options = GenerationOptions.of(search)
-        arguments = search_arguments(options, positions(trained))
+        arguments = search_arguments(search, positions(trained))
         generator, loss = Generator.of(trained, tokenizer, "transformers"), verify.loss(task, trained, rows)
         references = [task.reference_of(row, tokenizer, trained) for row in rows]
         for compute_type in dict.fromkeys(config.compute_types):
@@ -147,7 +146,7 @@ def _write_formats(
             (target / name).parent.mkdir(exist_ok=True)
             convert(trained, tokenizer, target / name, compute_type, arguments)
             written[name] = verify.compare_ctranslate2(
-                task, generator, loss, target / name, compute_type, rows, references, options
+                task, generator, loss, target / name, compute_type, rows, references, search
             )
     for name, entry in written.items():
         entry["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())

@@ -17,7 +17,7 @@ from hanflow.config import to_mapping
 from hanflow.data.delimited import safe_cell
 from hanflow.errors import UserError
 from hanflow.metrics import rouge
-from hanflow.reports.evaluation import thinned
+from hanflow.reports.html import thinned
 from hanflow.reports.step_report import Report
 from hanflow.steps.evaluate import run, spread
 from hanflow.steps.gate import passed
