@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-xla lint format compile images bench docs wheel clean
+.PHONY: run test test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
@@ -22,6 +22,23 @@ INSTALLED_XLA := $(VENV_XLA)/.installed
 
 test-xla: $(INSTALLED_XLA)
 	PJRT_DEVICE=CPU OMP_NUM_THREADS=1 $(VENV_XLA)/bin/python -m pytest -p no:cacheprovider -m xla tests/xla
+
+# A Kubernetes of one machine with the operators, as root on Linux: 25 minutes the first time (it is built from source),
+# then half a minute. A machine that has a cluster sets KUBECONFIG (and HANFLOW_TEST_NAMESPACE) instead.
+# TEST_WORKERS: more than cores, since scenarios mostly wait.
+CLUSTER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hanflow-cluster/state
+TEST_WORKERS ?= 6
+
+cluster: $(INSTALLED)
+	$(BIN)/python -m tests.cluster.machine up
+
+cluster-down: $(INSTALLED)
+	$(BIN)/python -m tests.cluster.machine down
+
+test-cluster: $(INSTALLED)
+	KUBECONFIG=$${KUBECONFIG:-$(CLUSTER)/kubeconfig} HANFLOW_TEST_NAMESPACE=$${HANFLOW_TEST_NAMESPACE:-hanflow-test} \
+		PATH=$$($(BIN)/python -m tests.cluster.machine path):$$PATH \
+		$(BIN)/python -m pytest -n $(TEST_WORKERS) -m cluster tests/cluster
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -36,6 +36,8 @@ _ROOT = Path(__file__).parent
 _SUFFIXES = (".py", ".html")
 _DISCOVERED = ("hanflow.tasks",)
 """Packages whose modules are found by looking into their folder."""
+_task_modules: dict[str, str] = {}
+"""Task → the top package, or single module, that brings it."""
 _MODULE = re.compile(r"(hanflow(?:\.\w+)+)(\.?)(?::\w+)?")
 
 
@@ -105,9 +107,25 @@ def image_tag() -> str:
     return f"{__version__}-{digest[:SHORT]}"
 
 
-def program_version(step: str) -> str:
-    """`hanflow 0.2.0 (0123456789ab)`, the digits of `step_content`: the maker of an artifact, in its manifest."""
-    return f"hanflow {__version__} ({step_content(step)[:SHORT]})"
+def program_version(step: str, task: str = "") -> str:
+    """`hanflow 0.2.0 (0123456789ab)`: what made an artifact, as its manifest says.
+
+    Args:
+        step: whose `step_content` the digits are.
+        task: name of the artifact's task; the files of its package count as well if `set_task_module` was called for it.
+    """
+    digest = step_content(step)
+    if task in _task_modules:
+        parts = [digest, *(_digest(files, folder) for folder, files in _sources(_task_modules[task]))]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"hanflow {__version__} ({digest[:SHORT]})"
+
+
+def set_task_module(task: str, module: str) -> None:
+    """Name the module that brings a task, unless it is of the library or a script."""
+    top = module.partition(".")[0]
+    if top not in ("hanflow", "__main__"):
+        _task_modules[task] = top
 
 
 def check_launcher() -> None:
@@ -197,7 +215,14 @@ def _foreign_tasks() -> Iterator[tuple[Path, list[Path]]]:
     """Folder and source files of each package, or single module, with tasks by the entry point `hanflow.tasks`."""
     tops = {entry.module.partition(".")[0] for entry in metadata.entry_points(group="hanflow.tasks")}
     for top in sorted(tops - {"hanflow"}):
-        spec = importlib.util.find_spec(top)
-        if spec is not None and spec.origin and Path(spec.origin).is_file():
-            path = Path(spec.origin)
-            yield path.parent, sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+        yield from _sources(top)
+
+
+def _sources(top: str) -> Iterator[tuple[Path, list[Path]]]:
+    """Folder and source files of a top package (of several folders, if it is a namespace) or single module."""
+    spec = importlib.util.find_spec(top)
+    if spec is not None and spec.submodule_search_locations is not None:
+        for folder in sorted(map(Path, spec.submodule_search_locations)):
+            yield folder, sorted(folder.rglob("*.py"))
+    elif spec is not None and spec.origin and Path(spec.origin).is_file():
+        yield Path(spec.origin).parent, [Path(spec.origin)]

@@ -219,7 +219,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flags = tuple(shlex.split(options.flags))
             # Committed manifests and pipelines name the release's tag.
             also = "" if options.image_tag else TAG
-            build = Build(builder, kind, images, options.base, revision(), bool(addresses), flags, also)
+            build = Build(
+                builder,
+                kind,
+                images,
+                options.base,
+                revision(),
+                host_network=bool(addresses),
+                also=also,
+                flags=flags,
+            )
             done = subprocess.run(build.command(settings, Path(conf.name)), cwd=ROOT, check=False)
             if done.returncode:
                 print(f"error: {build.reference} was not built; see the builder's last lines", file=sys.stderr)

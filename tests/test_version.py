@@ -220,6 +220,39 @@ def test_a_task_of_another_package_counts(tmp_path: Path) -> None:
     assert digest()[0] != with_task[0]
 
 
+def test_a_task_that_settings_name_by_module_counts_for_its_own_artifacts(tmp_path: Path) -> None:
+    code = """
+import sys
+from hanflow.tasks import chosen_task
+from hanflow.tasks.summarization import Summarization
+from hanflow.version import program_version
+chosen_task("stars:Stars")
+print(program_version("train", "stars:Stars"), program_version("train", "summarization"), sep="\\n")
+"""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+
+    def versions() -> list[str]:
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    source = (
+        "from hanflow.tasks.summarization import Summarization\nclass Stars(Summarization):\n    name = 'stars:Stars'\n"
+    )
+    (tmp_path / "stars.py").write_text(source, encoding="utf-8")
+    stars, summarization = versions()
+    assert stars != summarization == version.program_version("train")
+    (tmp_path / "stars.py").write_text(f"{source}    # changed\n", encoding="utf-8")
+    assert versions()[0] != stars and versions()[1] == summarization
+
+
+def test_a_task_of_a_namespace_package_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "company" / "tasks").mkdir(parents=True)
+    (tmp_path / "company" / "tasks" / "stars.py").write_text("", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ((folder, files),) = version._sources("company")
+    assert (folder, [path.name for path in files]) == (tmp_path / "company", ["stars.py"])
+
+
 def test_the_pods_of_a_job_are_given_the_launchers_content() -> None:
     from hanflow.cluster.job import PodExtras
     from hanflow.cluster.launcher import _with_content

@@ -74,12 +74,14 @@ class Model:
     """Folder in Hugging Face format with `model.json` (manifest), `training.json` (losses) and `report.html`."""
     figures: dict[str, Any] = field(default_factory=dict)
     """`steps`, `parameters`, `train_loss` (nats a target token), `tokens_per_second`, `validation_…` …"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The experiment's settings of the evaluate step that differ from their defaults, e.g. `beams`."""
 
     def load(self, **options: Any) -> Predictor:
-        """The model, ready to predict; options as of `hanflow.load`."""
+        """The model, ready to predict with `settings`; options as of `hanflow.load`, they win."""
         from hanflow.api.prediction import load
 
-        return load(self.uri, **options)
+        return load(self.uri, **{**self.settings, **options})
 
 
 def run(experiment: Experiment, output: AnyPath) -> Run:
@@ -122,6 +124,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     Raises:
         UserError: a setting, the data or the output cannot be used, or training cannot continue.
     """
+    from hanflow.config import changed
     from hanflow.steps.reuse import left_at
     from hanflow.storage import join
 
@@ -129,7 +132,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
         raise UserError("train: the experiment has several models (combine.members); give it to hanflow.run")
 
     def made(step: str, kind: str, **inputs: str) -> str:
-        place, values = join(str(output), kind), vars(getattr(experiment, step))
+        place, values = join(str(output), kind), experiment.settings(step)
         if left_at(place, step, values, task=experiment.task, **inputs) is None:
             run_step(step, values, task=experiment.task, output=place, **inputs)
         return place
@@ -139,7 +142,8 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     model = made("train", "model", shards=shards)
     from hanflow.storage import manifest_at
 
-    return Model(model, dict(manifest_at(model, "model").details["figures"]))
+    figures = dict(manifest_at(model, "model").details["figures"])
+    return Model(model, figures, changed(experiment.evaluate))
 
 
 def run_step(name: str, settings: Any = None, *, task: str = "summarization", output: AnyPath, **inputs: Any) -> Report:
@@ -166,7 +170,7 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
     if name not in STEPS:
         raise UserError(f"step {name!r}: no such step; {hint(name, STEPS)}")
     if isinstance(settings, Experiment):
-        settings, task = vars(getattr(settings, name)), settings.task
+        settings, task = settings.settings(name), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run
     parameters = list(inspect.signature(function).parameters.values())[1:]
     wanted = [p.name for p in parameters if p.default is p.empty and p.name not in ("task", "output")]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hanflow import images
 from hanflow.cli.options import Commands, add_experiment, add_pipeline, add_set, load
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment.checks import model_problems
+from hanflow.experiment import model_problems
 
 if TYPE_CHECKING:
     from hanflow.pipelines.display import Display
@@ -157,9 +157,10 @@ def _server(options: argparse.Namespace) -> Server:
 
 def _submit(options: argparse.Namespace) -> int:
     experiment = load(options.experiment or options.pipeline, options.set, options.pipeline)
-    if problems := model_problems(experiment):
-        raise ConfigError(problems)
     references = images.from_options(options)
+    problems = model_problems(experiment)
+    if problems:
+        raise ConfigError(problems)
     server = _server(options)
     source = experiment.preprocess.source
     if "://" not in source:

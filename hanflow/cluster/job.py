@@ -1,7 +1,7 @@
 """One description of a job, whatever kind of Kubernetes object it becomes. Plain data: no client, no cluster.
 
 `describe` turns the settings into a `JobDescription`; a builder for each kind (pytorchjob.py, jobset.py) turns that into the
-object's `spec`. The workers' exit status says whether a restart can help (`hanflow.training.workers.torchrun` passes it on):
+object's `spec`. The workers' exit status decides whether a restart can help (`hanflow.training.workers.torchrun` passes it on):
 1 and 2 are errors in settings, data or code, 143 is a requested stop after a checkpoint, anything else may be retried.
 """
 
@@ -107,7 +107,7 @@ class JobDescription:
     max_restarts: int
     deadline_seconds: int
     min_nodes: int = 0
-    """Training goes on with as few pods as this (elastic); 0: it needs all."""
+    """Fewest pods with which training continues (elastic); 0: it needs all."""
     slices: int = 1
     """TPU slices that train together."""
 

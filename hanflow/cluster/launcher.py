@@ -134,7 +134,7 @@ def launch(
         timing: waiting times.
 
     Raises:
-        JobFailed: it failed, was deleted, took too long or can never start; the message says why.
+        JobFailed: it failed, was deleted, took too long or can never start; the message gives the reason.
         ClusterError: the cluster refuses the job, or cannot be reached any more.
     """
     timing = timing or Timing()

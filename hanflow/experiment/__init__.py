@@ -4,6 +4,7 @@ A setting is declared once, in `hanflow.config` or by the task that alone has it
 command lines and the parameters of the Kubeflow pipelines are all made from these classes.
 """
 
+from hanflow.experiment.checks import model_problems
 from hanflow.experiment.loading import (
     EXPERIMENTS,
     add_settings,
@@ -38,6 +39,7 @@ __all__ = [
     "given_settings",
     "load_experiment",
     "member_settings",
+    "model_problems",
     "settings_of",
     "step_config",
 ]

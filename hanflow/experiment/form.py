@@ -99,8 +99,11 @@ def settings_off_form(experiment: Experiment, form: Collection[str]) -> dict[str
     """
     fields = form_of(experiment.task, bool(experiment.combine.members))
     on_form = {field.setting for field in fields if field.name in form}
-    if experiment.train.pretrained and experiment.tokenize.tokenizer == experiment.train.pretrained:
+    model, tokenizer = experiment.train.pretrained, experiment.tokenize.tokenizer
+    if model and tokenizer == model:
         on_form.add("tokenize.tokenizer")
+    elif model:
+        on_form.discard("train.pretrained")  # with it stands the tokenizer of another name
     others: dict[str, Any] = {"name": experiment.name}
     for section in SECTIONS:
         own = {n: v for n, v in changed(getattr(experiment, section)).items() if f"{section}.{n}" not in on_form}
@@ -135,16 +138,25 @@ def from_form(
     model = values.get("train", {}).get("pretrained")
     if model:
         values["train"].pop("architecture", None)
-        values.setdefault("tokenize", {}).setdefault("tokenizer", model)
+        encoding = values.setdefault("tokenize", {})
+        if not encoding.get("tokenizer") or model != base.get("train", {}).get("pretrained"):
+            encoding["tokenizer"] = model
     for section, own in (settings or {}).items():
-        if section in SECTIONS and isinstance(own, Mapping):
-            values[section] = {**values.get(section, {}), **own}
+        if section in SECTIONS and (own is None or isinstance(own, Mapping)):
+            values[section] = {**values.get(section, {}), **(own or {})}
         else:
             values[section] = own
+    if values["task"] != task:
+        problems.append(f"task: this pipeline learns {task}; start that of {values['task']} instead")
+        values["task"] = task
     experiment, found = build_experiment(values)
     problems += found
     if experiment is not None and not problems:
-        problems += cross_checks(experiment) or model_problems(experiment)
+        problems += cross_checks(experiment)
+        if experiment.combine.members and MEMBERS not in form:
+            problems.append("combine.members: this pipeline trains one model; give them to the form of the ensemble's")
+    if experiment is not None and not problems:
+        problems += model_problems(experiment)
     if experiment is None or problems:
         raise ConfigError(problems)
     return experiment

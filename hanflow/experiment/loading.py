@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from hanflow import resources
-from hanflow.config import to_mapping
 from hanflow.config.suggest import spelling_hint
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment.checks import cross_checks
@@ -83,7 +82,11 @@ def load_experiment(
             continue  # reported below, as a section that is not a mapping
         first, *rest = name.split(".")
         if rest:  # into a setting that is a mapping: train.architecture.d_model=256
-            inner = dict(target.get(first) or {})
+            inner = target.get(first) or {}
+            if not isinstance(inner, dict):
+                problems.append(f"--set {text!r}: {section}.{first} is no mapping; set it as a whole")
+                continue
+            inner = dict(inner)
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
@@ -128,7 +131,7 @@ def given_settings(options: Mapping[str, Any], section: str, task: str = "") -> 
     texts = {key: text for key, text in options.items() if key.startswith(f"{section}.") and text is not None}
     if options.get("experiment"):
         overrides = [f"{key}={text}" for key, text in texts.items()] + ([f"task={task}"] if task else [])
-        return to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), section))
+        return load_experiment(options["experiment"], overrides, require=False).settings(section)
     names = {key.partition(".")[2]: text for key, text in texts.items()}
     return {name: parse_text(section, name, text, task) for name, text in names.items()}
 
@@ -162,6 +165,8 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 def _resolve_paths(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: (item if key == "base" else _resolve_paths(item, folder)) for key, item in value.items()}
+    if isinstance(value, list):  # combine.members
+        return [_resolve_paths(item, folder) if isinstance(item, dict) else item for item in value]
     if isinstance(value, str) and value.startswith(("./", "../")):
         parts = [part.strip() for part in value.split(",")]  # several sources
         return ",".join(str((folder / part).resolve()) if part.startswith(("./", "../")) else part for part in parts)

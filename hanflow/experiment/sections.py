@@ -50,6 +50,11 @@ class Experiment:
         """Name of the pipeline that runs it."""
         return "ensemble" if self.combine.members else self.task
 
+    def settings(self, step: str) -> dict[str, Any]:
+        """The settings that a step is given, as plain data."""
+        values = to_mapping(getattr(self, step))
+        return {**values, "title": values["title"] or self.name} if step == "export" else values
+
 
 STEPS: dict[str, type] = {
     "preprocess": PreprocessConfig,
@@ -184,13 +189,19 @@ def suggestion(task: str = "") -> typing.Callable[[str], str]:
 def member_settings(experiment: Experiment) -> list[dict[str, Any]]:
     """Of every member of an ensemble its `name`, its `settings` of train, and those of its `job`.
 
-    A member's own settings override those of the sections; settings of train left at their default are left out.
+    A member's own settings override those of the sections; settings of train left at their default are left out. Each
+    member has its own folder of checkpoints.
     """
     shared, job = changed(experiment.train), to_mapping(experiment.job)
+    place = shared.pop("checkpoints", "").rstrip("/")
     return [
         {
             "name": member["name"],
-            "settings": {**shared, **own_settings(member)},
+            "settings": {
+                **shared,
+                **({"checkpoints": f"{place}/{member['name']}"} if place else {}),
+                **own_settings(member),
+            },
             "job": {**job, **(member.get("job") or {})},
         }
         for member in experiment.combine.members

@@ -24,8 +24,7 @@ import yaml
 
 from hanflow.config import to_mapping
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import Experiment
-from hanflow.experiment.checks import model_problems
+from hanflow.experiment import Experiment, model_problems
 from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, step_names
 from hanflow.progress import EVENTS_VARIABLE
@@ -82,18 +81,6 @@ def run_locally(experiment: Experiment, output: str) -> int:
         raise ConfigError(problems)
     bucket = output.rstrip("/") if is_remote(output) else ""
     folder = run_folder(output).absolute()
-    # The Trainer keeps its checkpoints in a local folder.
-    checkpoints = f"{bucket if experiment.train.engine == 'hanflow' and bucket else folder}/checkpoints"
-    members = [
-        {**member, "checkpoints": member.get("checkpoints") or f"{checkpoints}/{member['name']}"}
-        for member in experiment.combine.members
-    ]
-    experiment = replace(
-        experiment,
-        train=replace(experiment.train, checkpoints=experiment.train.checkpoints or checkpoints),
-        combine=replace(experiment.combine, members=members),
-        export=replace(experiment.export, title=experiment.export.title or experiment.name),
-    )
     settings = to_mapping(experiment)
     _check_folder(folder, experiment.pipeline, settings)
     if bucket and not (folder / "experiment.yaml").exists():
@@ -104,14 +91,18 @@ def run_locally(experiment: Experiment, output: str) -> int:
         (folder / "experiment.yaml").write_text(text, encoding="utf-8")
         if bucket:
             publish_file(folder / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
-        return _Run(experiment, folder, bucket).execute()
+        # Not in experiment.yaml: another run with these settings has checkpoints of its own.
+        # The Trainer keeps its checkpoints in a local folder.
+        place = f"{bucket if experiment.train.engine == 'hanflow' and bucket else folder}/checkpoints"
+        train = replace(experiment.train, checkpoints=experiment.train.checkpoints or place)
+        return _Run(replace(experiment, train=train), folder, bucket).execute()
 
 
 def _check_folder(output: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
     """Accept a new or an empty folder, or that of an unfinished run with the same settings.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder holds something else; the message names it.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment
 from hanflow.experiment.form import form_values, settings_off_form
 from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
@@ -41,7 +42,21 @@ class Package:
         return package
 
     def fill_in(self, experiment: Experiment) -> None:
-        """Make an experiment's values the defaults of the form; its other settings become the steps' base."""
+        """Make an experiment's values the defaults of the form; its other settings become the steps' base.
+
+        Raises:
+            UserError: the pipeline is of another task.
+        """
+        for step in self._tasks():
+            parameters = step.get("inputs", {}).get("parameters", {})
+            task = parameters.get("task", {}).get("runtimeValue", {}).get("constant", experiment.task)
+            if task != experiment.task:
+                raise UserError(
+                    f"the pipeline {self.spec['pipelineInfo']['name']} trains models of the task {task}, the experiment sets "
+                    f"task={experiment.task}; set task={task}, or leave combine.members out"
+                )
+            if "base" in parameters:
+                parameters["base"]["runtimeValue"]["constant"] = settings_off_form(experiment, self._form)
         for name, value in self.arguments(experiment).items():
             parameter = self._form[name]
             if value == "":  # a required parameter
@@ -49,10 +64,6 @@ class Package:
                 parameter.pop("isOptional", None)
             else:
                 parameter |= {"defaultValue": value, "isOptional": True}
-        for task in self._tasks():
-            base = task.get("inputs", {}).get("parameters", {}).get("base")
-            if base:
-                base["runtimeValue"]["constant"] = settings_off_form(experiment, self._form)
 
     def arguments(self, experiment: Experiment) -> dict[str, Any]:
         """Parameter → value, for a run of an experiment."""

@@ -72,7 +72,7 @@ def outputs_of(experiment: Experiment) -> dict[str, Any]:
     """The settings of every step of a pipeline, from an experiment: name of `OUTPUTS` → value."""
     cluster = to_mapping(experiment.cluster)
     return {
-        **{step: to_mapping(getattr(experiment, step)) for step in STEPS},
+        **{step: experiment.settings(step) for step in STEPS},
         "job": to_mapping(experiment.job),
         "members": member_settings(experiment),
         "node_selector": cluster["node_selector"],
@@ -81,7 +81,20 @@ def outputs_of(experiment: Experiment) -> dict[str, Any]:
     }
 
 
-def job_of(base: Mapping[str, Any], runtime: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of the job that a form describes, unchecked: the clean-up needs them even after `run` has failed."""
+def job_namespaces(
+    runtime: str,
+    base: Mapping[str, Any],
+    members: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any] | None,
+) -> list[str]:
+    """The namespaces where a form lets jobs train, "" for the step's own; for what cleans up even after `run` has failed.
+
+    Args:
+        runtime: where training runs by the form.
+        base, members, settings: see `run`; unchecked.
+    """
     further = (settings or {}).get("job") or {}
-    return {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
+    shared = {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
+    own = [member.get("job") or {} for member in members if isinstance(member, Mapping)]
+    jobs = [shared, *({**shared, **job} for job in own if isinstance(job, Mapping))]
+    return list(dict.fromkeys(str(job.get("namespace") or "") for job in jobs if job["runtime"] != "local"))

@@ -110,6 +110,7 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
         }
         text = json.dumps(json_ready(metrics), ensure_ascii=False, indent=2)
         (target / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+        figures = _figures(chosen_task, scores, split.rows, gate)
         html = render(config, chosen_task, split.rows, systems, shown, gate, training, of_corpus, of_shards, of_model)
         (target / "report.html").write_text(html, encoding="utf-8")
         artifacts.write_manifest(
@@ -119,14 +120,19 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
                 task,
                 to_mapping(config),
                 {"rows": split.rows, "split": config.split},
-                {"systems": json_ready(scores), "best_metric": chosen_task.best_metric, "gate": metrics["gate"]},
+                {
+                    "systems": json_ready(scores),
+                    "best_metric": chosen_task.best_metric,
+                    "gate": metrics["gate"],
+                    "figures": json_ready(figures),
+                },
                 artifacts.lineage(of_model, of_shards, of_corpus),
             ),
         )
     if gate:
         log.warning("not good enough to export: %s", "; ".join(gate))
     return Report(
-        _figures(chosen_task, scores, split.rows, gate),
+        figures,
         html="report.html",
         confusion=chosen_task.confusion(systems[0].measures, of_shards.details["facts"]),
     )

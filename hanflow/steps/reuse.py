@@ -71,7 +71,7 @@ def _fitting(
         log.warning("%s runs again: %s", step, error)
         return None
     settings = json.loads(json.dumps(to_mapping(step_config(step, values, task))))
-    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step)}
+    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step, manifest.task)}
     found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
     changed = [name for name in wanted if wanted[name] != found[name]]
     if changed:

@@ -16,6 +16,7 @@ from typing import TypeVar
 from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
+from hanflow.version import set_task_module
 
 _NO_TASKS = {"__init__", "base", "data", "predictor"}
 _registered: dict[str, Task] = {}
@@ -47,6 +48,7 @@ def register_task(cls: _Class) -> _Class:
         raise UserError(f"task {cls.__name__}: lacks {needed}; hanflow/tasks/base.py documents them")
     task = cls()
     _registered[task.name] = task
+    set_task_module(task.name, cls.__module__)
     return cls
 
 
@@ -83,6 +85,8 @@ def chosen_task(name: str) -> Task:
             register_task(getattr(importlib.import_module(module), attribute))
         except (ImportError, AttributeError) as error:
             raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
+        if name not in _registered:
+            raise UserError(f"task {name!r}: the class is named otherwise; write `name = {name!r}` in it")
     return get_task(name)
 
 

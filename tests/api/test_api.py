@@ -304,6 +304,7 @@ def test_training_again_keeps_what_is_finished(classifier: Chain, tmp_path: Path
     experiment = hanflow.Experiment.from_yaml(
         "sample-classification",
         train={"epochs": 1, "architecture": {"type": "cnn", "embedding_size": 8, "n_filters": 4}, "log_every": 1},
+        evaluate={"top_classes": 2},
     )
     model = hanflow.train(experiment, shards=str(classifier.shards), output=tmp_path)
     written = (tmp_path / "model" / "model.json").stat().st_mtime_ns
@@ -311,6 +312,8 @@ def test_training_again_keeps_what_is_finished(classifier: Chain, tmp_path: Path
     assert again == model and (tmp_path / "model" / "model.json").stat().st_mtime_ns == written
     assert {path.name for path in tmp_path.iterdir()} >= {"model"} and not (tmp_path / "corpus").exists()
     assert model.load(device="cpu").labels == ("0", "1")
+    assert model.settings == {"top_classes": 2}
+    assert open_source(model.uri, model.settings).settings.top_classes == 2
     frames = hanflow.figures(model)
     assert {"step", "loss", "learning_rate"} <= set(frames["training"].columns) and len(frames["validation"]) >= 1
 

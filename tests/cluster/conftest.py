@@ -24,14 +24,14 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 @pytest.fixture(params=["in process", pytest.param("real", marks=pytest.mark.cluster)])
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     """Both clusters, one after the other."""
     if request.param == "in process":
         yield request.getfixturevalue("fake")
     elif not os.environ.get("KUBECONFIG"):
         pytest.skip("needs a real cluster: set KUBECONFIG")
     else:
-        with worlds.real() as real:
+        with worlds.real(tmp_path) as real:
             yield real
 
 

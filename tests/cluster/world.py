@@ -1,7 +1,8 @@
 """A cluster to play scenarios on: the one in this process or, with KUBECONFIG, a real one; the scenarios are the same.
 
-A real one needs the training operator, the JobSet controller, and a namespace (HANFLOW_TEST_NAMESPACE, else the context's)
-in which pods, jobs and Secrets may be created and removed.
+A real one needs the training operator, the JobSet controller, kubectl, and a namespace (HANFLOW_TEST_NAMESPACE, else the
+context's) in which pods, jobs, Secrets and roles may be created. The launcher acts there with the rights that manifests/
+gives to its service account, and no others.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from hanflow.cluster.client import Cluster, NotFound
 from hanflow.cluster.follow import Timing
@@ -38,14 +41,18 @@ class World:
     """A cluster, and what a test does with it through its API.
 
     Args:
-        cluster: as the launcher sees it.
+        cluster: as the launcher sees it, with its rights.
         fake: the cluster in this process; None: a real one.
+        admin: with the rights of whoever runs the tests; None: those of the launcher.
         pace: seconds that stand for "soon": real clusters take longer to start a pod.
         timing: waiting times of the launcher.
     """
 
-    def __init__(self, cluster: Cluster, fake: FakeCluster | None, pace: float, timing: Timing):
+    def __init__(
+        self, cluster: Cluster, fake: FakeCluster | None, pace: float, timing: Timing, admin: Cluster | None = None
+    ):
         self.cluster, self.fake, self.pace, self.timing = cluster, fake, pace, timing
+        self.admin = admin or cluster
         self.run = f"test-{uuid.uuid4()}"
 
     def body(
@@ -74,6 +81,8 @@ class World:
         body["metadata"]["annotations"].pop("alpha.jobset.sigs.k8s.io/exclusive-topology", None)
         for template in pod_templates(body):
             spec = template["spec"]
+            if self.fake is None:
+                spec["terminationGracePeriodSeconds"] = 5  # a shell that is process 1 ignores SIGTERM
             (container,) = spec["containers"]
             container["command"] = ["sh", "-c", "NODE=${JOB_COMPLETION_INDEX:-$RANK}\n" + script]
             for resources in container["resources"].values():
@@ -114,11 +123,11 @@ class World:
         for pod in self.pods(body):
             name = pod["metadata"]["name"]
             eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-            self.cluster.request("POST", f"{PODS}/{name}/eviction", body=eviction)
+            self.admin.request("POST", f"{PODS}/{name}/eviction", body=eviction)
 
     def create_secret(self, name: str, key: str, value: str) -> None:
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}}
-        self.cluster.request("POST", "/api/v1/namespaces/{namespace}/secrets", body=secret)
+        self.admin.request("POST", "/api/v1/namespaces/{namespace}/secrets", body=secret)
 
     def wait(self, what: str, reached: Callable[[], Any], seconds: float = 0) -> None:
         """Wait until `reached()` is true; fails after a while."""
@@ -160,14 +169,42 @@ def in_process(folder: Path) -> Iterator[World]:
 
 
 @contextlib.contextmanager
-def real() -> Iterator[World]:
-    """The cluster of KUBECONFIG; what a test leaves behind is removed."""
-    world = World(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), None, pace=15.0, timing=Timing())
+def real(folder: Path) -> Iterator[World]:
+    """The cluster of KUBECONFIG; what a test leaves behind is removed.
+
+    While it is in use, KUBECONFIG names a file in `folder` with the credentials of the launcher's service account.
+    """
+    admin = Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", ""))
+    given = os.environ["KUBECONFIG"]
+    os.environ["KUBECONFIG"] = str(_kubeconfig_of_the_launcher(admin, Path(given), folder))
     try:
+        world = World(Cluster(admin.namespace), None, pace=15.0, timing=Timing(), admin=admin)
         yield world
     finally:
+        os.environ["KUBECONFIG"] = given
         selector = {"labelSelector": f"hanflow/run={world.run}"}
         for kind in BY_KIND.values():
-            for job in world.cluster.request("GET", kind.path, query=selector)["items"]:
+            for job in admin.request("GET", kind.path, query=selector)["items"]:
                 with contextlib.suppress(NotFound):
-                    world.cluster.request("DELETE", f"{kind.path}/{job['metadata']['name']}")
+                    admin.request("DELETE", f"{kind.path}/{job['metadata']['name']}")
+
+
+def _kubeconfig_of_the_launcher(admin: Cluster, given: Path, folder: Path) -> Path:
+    """Give the account its rights in the namespace, as manifests/ does, and write a kubeconfig with a token of it."""
+    objects = []
+    for name in ("serviceaccount.yaml", "rbac.yaml"):
+        for document in yaml.safe_load_all((ROOT / "manifests" / "base" / name).read_text(encoding="utf-8")):
+            document["metadata"]["namespace"] = admin.namespace
+            for subject in document.get("subjects", ()):
+                subject["namespace"] = admin.namespace
+            objects.append(document)
+    apply = ["kubectl", f"--kubeconfig={given}", "apply", "--server-side", "--force-conflicts", "-f", "-"]
+    everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+    subprocess.run(apply, input=everything, text=True, check=True, stdout=subprocess.DEVNULL)
+    path = "/api/v1/namespaces/{namespace}/serviceaccounts/hanflow/token"
+    token = admin.request("POST", path, body={"spec": {"expirationSeconds": 7200}})["status"]["token"]
+    settings = yaml.safe_load(given.read_text(encoding="utf-8"))
+    settings["users"] = [{"name": user["name"], "user": {"token": token}} for user in settings["users"]]
+    file = folder / "launcher.kubeconfig"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+    return file

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import STEPS, all_settings, load_experiment, settings_of, step_config
+from hanflow.experiment import STEPS, all_settings, load_experiment, member_settings, settings_of, step_config
 from hanflow.experiment.loading import parse_text
 
 
@@ -90,6 +90,33 @@ def test_settings_that_cannot_go_together(tmp_path: Path) -> None:
         load_experiment(path)
     with pytest.raises(ConfigError, match="needs its own tokenizer"):
         load_experiment(path, ["preprocess.test_ratio=0.1", "train.pretrained=x/y"])
+
+
+MEMBERS = "task: classification\npreprocess: {source: a.tsv}\ncombine: {members: [{name: a, %s}, {name: b}]}\n"
+
+
+def test_a_member_is_checked_together_with_the_settings_that_it_takes_over(tmp_path: Path) -> None:
+    path = experiment(tmp_path, MEMBERS % "architecture: {type: rnn}")
+    with pytest.raises(ConfigError, match="combine.members: a: train.pretrained and train.architecture exclude"):
+        load_experiment(path, ["train.pretrained=x/y", "tokenize.tokenizer=x/y"])
+    path = experiment(tmp_path, MEMBERS % "pretrained: x/y")
+    with pytest.raises(ConfigError, match="combine.members: a: train.pretrained='x/y' needs its own tokenizer"):
+        load_experiment(path)
+
+
+def test_members_have_checkpoints_of_their_own_and_paths_relative_to_the_file(tmp_path: Path) -> None:
+    path = experiment(tmp_path, MEMBERS % "pretrained: ./model")
+    loaded = load_experiment(path, ["train.checkpoints=gs://bucket/run/", "tokenize.tokenizer=x/y"])
+    one, other = member_settings(loaded)
+    assert one["settings"]["pretrained"] == str(tmp_path / "model")
+    assert [member["settings"]["checkpoints"] for member in (one, other)] == ["gs://bucket/run/a", "gs://bucket/run/b"]
+
+
+@pytest.mark.parametrize("key", ["train.seed.x", "combine.members.a.epochs"])
+def test_an_override_into_what_is_no_mapping_is_refused(key: str, tmp_path: Path) -> None:
+    path = experiment(tmp_path, MEMBERS % "epochs: 1" + "train: {seed: 3}\n")
+    with pytest.raises(ConfigError, match="is no mapping; set it as a whole"):
+        load_experiment(path, [f"{key}=3"])
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [1", "not valid YAML"), ("- 1\n", "expected `key: value` lines")])

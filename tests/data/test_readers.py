@@ -138,7 +138,7 @@ def test_unknown_columns(tmp_path: Path, name: str) -> None:
 
 def test_unknown_role(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "news,summary\n")
-    with pytest.raises(UserError, match=r"no role 'sorce', did you mean 'source'\? Roles: source, target, id"):
+    with pytest.raises(UserError, match=r"no role 'sorce'; did you mean source\? Roles: source, target, id"):
         rows_of(path, columns={"sorce": "news"})
 
 
@@ -598,7 +598,7 @@ def test_the_only_column_is_taken_whatever_its_name(tmp_path: Path, caplog: pyte
     several = write(tmp_path, "c.csv", "번호|본문\n1|글\n")
     with pytest.raises(
         UserError,
-        match=r"columns found: 번호\|본문; its cells seem to be divided by '\|': save it as \.csv; or name it with --column",
+        match=r"columns found: 번호\|본문; its values seem to be separated by '\|': save it as \.csv; or name it with --column",
     ):
         list(read_texts(text_source(str(several))))
     assert r"columns found: 번호|본문" in refusal(several, TEXT)

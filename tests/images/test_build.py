@@ -92,9 +92,10 @@ def test_a_builder_that_fails_fails_the_command(tmp_path: Path, monkeypatch: pyt
     builder.write_text('#!/bin/sh\necho "$@" >>"$0.log"\nexit 3\n', encoding="utf-8")
     builder.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    assert build.main(["cpu", "gpu", "--builder", "docker"]) == 1
+    assert build.main(["cpu", "gpu", "--builder", "docker", "--flags=--isolation chroot"]) == 1
     calls = (tmp_path / "docker.log").read_text(encoding="utf-8").splitlines()
     assert len(calls) == 1 and "--target cpu" in calls[0], "nothing is built after a failure"
+    assert f"/hanflow-cpu:{build.TAG} " in calls[0] and calls[0].endswith("--isolation chroot ."), "second tag, flags"
 
 
 def test_requirements_are_the_projects() -> None:

@@ -65,7 +65,7 @@ def test_what_other_code_made_is_not_kept(
 ) -> None:
     output = tmp_path / "corpus"
     assert preprocess(source, output) == 0
-    monkeypatch.setattr("hanflow.steps.reuse.program_version", lambda step: f"hanflow 0.2.0 (other {step})")
+    monkeypatch.setattr("hanflow.steps.reuse.program_version", lambda step, task: f"hanflow 0.2.0 (other {step})")
     capsys.readouterr()
     assert preprocess(source, output, "--keep-finished") == 1
     told = capsys.readouterr().err

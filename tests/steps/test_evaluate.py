@@ -102,6 +102,7 @@ def test_a_gate_is_kept_or_told(chain: Chain, tmp_path: Path) -> None:
     assert not passed(str(tmp_path / "bad"))
     assert "below evaluate.minimum 0.99" in report.figures["gate"]
     assert "above evaluate.maximum -1" in report.figures["gate"]
+    assert read_manifest(tmp_path / "bad", "evaluation").details["figures"] == json.loads(json.dumps(report.figures))
     assert "Not good enough to export" in (tmp_path / "bad" / "report.html").read_text(encoding="utf-8")
     for wrong, message in (
         ({"rougeL": 0.3}, "no score 'rougeL'; known: rouge1_morpheme"),

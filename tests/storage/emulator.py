@@ -34,14 +34,21 @@ from gcp_storage_emulator.storage import Storage
 
 
 class Emulator:
-    """Use as a context manager."""
+    """Use as a context manager.
+
+    Args:
+        address: of this machine, where it listens.
+    """
+
+    def __init__(self, address: str = "127.0.0.1"):
+        self._address = address
 
     def __enter__(self) -> Emulator:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((self._address, 0))
             port = probe.getsockname()[1]
-        self.host = f"http://127.0.0.1:{port}"
-        self._process = subprocess.Popen([sys.executable, __file__, str(port)])
+        self.host = f"http://{self._address}:{port}"
+        self._process = subprocess.Popen([sys.executable, __file__, self._address, str(port)])
         for _ in range(200):
             try:
                 self._ask("/_control")
@@ -235,14 +242,14 @@ def _control(request: server.Request, response: server.Response) -> None:
     response.close()
 
 
-def _serve(port: int) -> None:
+def _serve(address: str, port: int) -> None:
     server.Router.handle = _handle
     server.logger.disabled = True
     ThreadingHTTPServer.request_queue_size = 64
     storage = Storage(use_memory_fs=True)
-    with ThreadingHTTPServer(("127.0.0.1", port), partial(server.RequestHandler, storage)) as httpd:
+    with ThreadingHTTPServer((address, port), partial(server.RequestHandler, storage)) as httpd:
         httpd.serve_forever()
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]))
+    _serve(sys.argv[1], int(sys.argv[2]))

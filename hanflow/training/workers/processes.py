@@ -51,18 +51,18 @@ def run(spec: WorkerSpec, workers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="hanflow-") as exits:
         port = _free_port()
         command = [sys.executable, "-m", "hanflow.training.workers.worker", *train_arguments(spec)]
-        processes = [
-            subprocess.Popen(command, env={**_environment(rank, workers, port), EXITS_VARIABLE: exits})
-            for rank in range(workers)
-        ]
+        processes: list[subprocess.Popen] = []
 
         def forward(signum: int, _: object) -> None:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signum)
 
-        try:
+        try:  # from the first worker on: none outlives this process
             with handled(forward, signal.SIGTERM, signal.SIGINT):
+                for rank in range(workers):
+                    env = {**_environment(rank, workers, port), EXITS_VARIABLE: exits}
+                    processes.append(subprocess.Popen(command, env=env))
                 failed = _wait(processes)
         finally:
             for process in processes:

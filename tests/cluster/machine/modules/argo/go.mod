@@ -1,0 +1,5 @@
+module hanflow.test/argo
+
+go 1.26.0
+
+require github.com/argoproj/argo-workflows/v4 v4.0.5

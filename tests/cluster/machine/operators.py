@@ -1,0 +1,158 @@
+"""The operators, from their own manifests: read where Go keeps the modules that they were built from."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.cluster.machine import builds
+from tests.cluster.machine.images import Image
+from tests.cluster.machine.node import STATE, kubectl
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A controller and its manifests.
+
+    Attributes:
+        module: of `modules/`.
+        program: of the built ones.
+        image: its name in the manifests.
+        namespace: of its Deployment.
+        deployment: its name.
+        manifests: folders for kustomize, in the module.
+        path: where the Deployment expects the program in the image.
+        arguments: for the container, instead of its own.
+        more: other keys of the kustomization.
+    """
+
+    module: str
+    program: str
+    image: str
+    namespace: str
+    deployment: str
+    manifests: Sequence[str]
+    path: str = "/manager"
+    arguments: Sequence[str] = ()
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own_image(self) -> str:
+        return f"hanflow.test/{self.module}:{builds.required(self.module)[1]}"
+
+
+OPERATORS = [
+    Operator(
+        "jobset",
+        "jobset",
+        "us-central1-docker.pkg.dev/k8s-staging-images/jobset/jobset",
+        "jobset-system",
+        "jobset-controller-manager",
+        ["config/default"],
+    ),
+    Operator(
+        "training-operator",
+        "training-operator.v1",
+        "ghcr.io/kubeflow/training-v1/training-operator",
+        "kubeflow",
+        "training-operator",
+        ["manifests/overlays/standalone"],
+        arguments=["--pytorch-init-container-image=hanflow.test/wait-for-rank-0:1"],
+    ),
+    Operator(
+        "trainer",
+        "trainer-controller-manager",
+        "ghcr.io/kubeflow/trainer/trainer-controller-manager",
+        "kubeflow-system",
+        "kubeflow-trainer-controller-manager",
+        # manifests/overlays/manager, less its download of JobSet
+        ["manifests/base/crds", "manifests/base/manager", "manifests/base/rbac", "manifests/base/webhook"],
+        more={
+            "namespace": "kubeflow-system",
+            "secretGenerator": [{"name": "kubeflow-trainer-webhook-cert"}],
+            "configMapGenerator": [
+                {
+                    "name": "kubeflow-trainer-public",
+                    "literals": [f"kubeflow_trainer_version={builds.required('trainer')[1]}"],
+                }
+            ],
+            "generatorOptions": {"disableNameSuffixHash": True},
+        },
+    ),
+    Operator(
+        "argo",
+        "workflow-controller",
+        "quay.io/argoproj/workflow-controller",
+        "argo",
+        "workflow-controller",
+        ["manifests/cluster-install"],
+        path="/bin/workflow-controller",
+        more={"namespace": "argo"},
+    ),
+    # the last: its webhook, which refuses every Deployment until it is ready, would hold up the others
+    Operator(
+        "kueue",
+        "kueue",
+        "us-central1-docker.pkg.dev/k8s-staging-images/kueue/kueue",
+        "kueue-system",
+        "kueue-controller-manager",
+        ["config/default"],
+    ),
+]
+
+
+def images() -> list[Image]:
+    return [
+        Image([operator.own_image], {operator.path[1:]: builds.program(operator.program)}, [operator.path], user=65532)
+        for operator in OPERATORS
+    ]
+
+
+def render(operator: Operator) -> str:
+    """The operator's manifests, with our image and without requests that are more than a small machine has."""
+    container = "/spec/template/spec/containers/0"
+    patch: list[dict[str, Any]] = [
+        {"op": "add", "path": f"{container}/imagePullPolicy", "value": "Never"},
+        {"op": "add", "path": f"{container}/resources", "value": {}},
+        {"op": "add", "path": f"{container}/readinessProbe/periodSeconds", "value": 1},
+        {"op": "add", "path": f"{container}/readinessProbe/initialDelaySeconds", "value": 0},
+    ]
+    if operator.module == "argo":  # it has no readiness probe
+        patch = patch[:2]
+    if operator.arguments:
+        patch.append({"op": "add", "path": f"{container}/args", "value": list(operator.arguments)})
+    folder = STATE / "operators" / operator.module
+    folder.mkdir(parents=True, exist_ok=True)
+    name, tag = operator.own_image.rsplit(":", 1)
+    source = builds.source(operator.module)
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(source / path, folder) for path in operator.manifests],
+        "images": [{"name": operator.image, "newName": name, "newTag": tag}],
+        "patches": [{"target": {"kind": "Deployment", "name": operator.deployment}, "patch": json.dumps(patch)}],
+        **operator.more,
+    }
+    (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=1))
+    return kubectl("kustomize", str(folder))
+
+
+def install() -> None:
+    """Apply every operator's manifests, and wait until all are available."""
+    for operator in OPERATORS:
+        kubectl("create", "namespace", operator.namespace, check=False)
+        for attempt in range(10):  # objects of kinds that the API server does not serve yet
+            try:
+                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=render(operator))
+                break
+            except RuntimeError:
+                if attempt == 9:
+                    raise
+                time.sleep(1)
+    for operator in OPERATORS:
+        wait = ("wait", "--for=condition=Available", "--timeout=180s")
+        kubectl(*wait, "-n", operator.namespace, f"deployment/{operator.deployment}")
