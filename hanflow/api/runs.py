@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     AnyPath = str | os.PathLike[str]
 
-STEPS = ("preprocess", "tokenize", "train", "combine", "evaluate", "export")
-
 
 @dataclass(frozen=True)
 class Run:
@@ -89,8 +87,8 @@ class Model:
 def run(experiment: Experiment, output: AnyPath) -> Run:
     """Run a whole pipeline on this machine, each step in a process of its own; prints progress as `hanflow run` does.
 
-    Called again after a failure or an interrupt with the same experiment and output, it goes on where it stopped:
-    finished steps are kept, training goes on from its newest checkpoint.
+    Called again with the same experiment and output after a failure or an interruption, it continues where it stopped:
+    finished steps are kept, training resumes from its newest checkpoint.
 
     Args:
         experiment: every setting; `Experiment.from_yaml` reads them.
@@ -98,40 +96,33 @@ def run(experiment: Experiment, output: AnyPath) -> Run:
             `runs/` of the current folder.
 
     Raises:
-        UserError: the settings cannot work, the folder holds something else, or a step failed; says which and why.
+        UserError: the settings cannot work, the folder holds something else, or a step failed.
         KeyboardInterrupt: interrupted; nothing half-written is left.
     """
-    from hanflow.pipelines.local import run_locally
-    from hanflow.storage import is_remote
+    from hanflow.pipelines.local import run_folder, run_locally
 
-    place = str(output).rstrip("/")
-    if is_remote(place):  # the same folder for the same bucket: an interrupted run goes on
-        folder, bucket = Path("runs") / place.partition("://")[2].replace("/", "-"), place
-    else:
-        folder, bucket = Path(place).expanduser(), ""
-    status = run_locally(experiment.pipeline, experiment, folder, bucket)
+    folder, status = run_folder(str(output)), run_locally(experiment, str(output))
     if status == 130:
         raise KeyboardInterrupt
     if status:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         failed = ", ".join(step["name"] for step in record["steps"] if step["status"] == "failed") or "the run"
-        reason = record.get("error", "ended without a reason")
-        raise UserError(f"{failed} failed: {reason}; the whole log: {folder / 'run.log'}")
+        raise UserError(f"{failed} failed: {record.get('error', 'no error was recorded')}; see {folder / 'run.log'}")
     return Run.open(folder)
 
 
 def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath) -> Model:
     """Train a model in this process: preprocess, tokenize and train of an experiment, without scores or export.
 
-    Called again with the same arguments it keeps what is finished, and training goes on from its newest checkpoint.
+    Called again with the same arguments it keeps what is finished, and training resumes from its newest checkpoint.
 
     Args:
-        experiment: the settings; those of `evaluate` say how the model predicts when it is loaded.
+        experiment: the settings; a loaded model predicts by those of `evaluate`.
         shards: URI of shards that the tokenize step wrote; None: they are made of `preprocess.source`.
         output: folder that gets `model`, and `corpus` and `shards` if they are made; local or `gs://…`.
 
     Raises:
-        UserError: a setting, the data or the output cannot be used; training cannot go on; says what to change.
+        UserError: a setting, the data or the output cannot be used, or training cannot continue.
     """
     from hanflow.config import changed
     from hanflow.steps.reuse import left_at
@@ -172,9 +163,9 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
         `figures`: name → number or short text; `html`: name of the report in the artifact, if it has one.
 
     Raises:
-        UserError: no such step, a wrong setting or input, or the step cannot do its work; says what to change.
+        UserError: no such step, a wrong setting or input, or the step cannot do its work.
     """
-    from hanflow.experiment import Experiment, step_config
+    from hanflow.experiment import STEPS, Experiment, step_config
 
     if name not in STEPS:
         raise UserError(f"step {name!r}: no such step; {hint(name, STEPS)}")
@@ -262,7 +253,7 @@ def _predictions(uri: str) -> pd.DataFrame:
     from hanflow.data.delimited import unguarded
 
     texts = ("id", "prompt", "reference", "prediction")
-    # Labels may look like numbers, and a text like "NA" is a text.
+    # A label may be spelled like a number, and the text "NA" is not a missing value.
     frame = pd.read_csv(io.StringIO(_text(uri)), keep_default_na=False, dtype=dict.fromkeys(texts, str))
     for name in (name for name in texts if name in frame):
         frame[name] = frame[name].map(unguarded)

@@ -165,7 +165,7 @@ def _submit(options: argparse.Namespace) -> int:
     source = experiment.preprocess.source
     if "://" not in source:
         print(
-            f"note: preprocess.source={source} is no gs:// URI; the steps will look for it inside their own containers",
+            f"note: preprocess.source={source} is not a gs:// URI; the steps read it inside their own containers",
             file=sys.stderr,
         )
     from hanflow.pipelines.packages import Package
@@ -257,7 +257,7 @@ def _conclude(run: Run, display: Display) -> int:
         display.note("the run succeeded")
         return 0
     ended = [step for step in run.steps if step.state in ("FAILED", "CANCELED")]
-    ended.sort(key=lambda step: bool(step.error))  # what explains the failure stands last
+    ended.sort(key=lambda step: bool(step.error))  # the explanation of the failure last
     reasons = [f"{step.name}: {step.error or 'no reason given; see its log on the page of the run'}" for step in ended]
     display.error("\n".join([f"the run is {_plain(run.state)}", *([run.error] if run.error else []), *reasons]))
     return 1

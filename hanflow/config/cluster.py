@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from hanflow.config.fields import setting
 from hanflow.config.tpu import tpu_slice
@@ -23,7 +24,7 @@ class JobConfig:
     workers: int = setting(1, "Pods of a job on GPUs or CPUs, rank 0's included.", at_least=1)
     min_workers: int = setting(
         0,
-        "PyTorchJob: training goes on with as few pods as this when others are lost (elastic); 0: it needs all.",
+        "PyTorchJob: training continues with as few pods as this when others are lost (elastic); 0: it needs all.",
         at_least=0,
     )
     gpus: int = setting(1, "GPUs of each pod of a job, one process each (0: one process on CPUs).", at_least=0)
@@ -61,7 +62,7 @@ class JobConfig:
         'Environment variables from Secrets of the namespace: variable to secret/key, e.g. {"WANDB_API_KEY": "wandb/api-key"}.',
     )
     max_restarts: int = setting(
-        3, "Restarts after failures that a restart may cure; lost nodes and host maintenance do not count.", at_least=0
+        3, "Restarts after failures that may be transient; lost nodes and host maintenance do not count.", at_least=0
     )
     deadline_hours: float = setting(168.0, "The job fails after this many hours, waiting for nodes included.", above=0)
 
@@ -112,11 +113,6 @@ def job_problems(job: JobConfig) -> list[str]:
         problems.append("job.min_workers: a TrainJob needs all its pods; set it to 0, or job.runtime to pytorchjob")
     elif job.min_workers > job.workers:
         problems.append(f"job.min_workers={job.min_workers} is more than job.workers={job.workers}")
-    for name in ("cpu", "memory", "shared_memory", "scratch"):
-        if not _QUANTITY.fullmatch(getattr(job, name)):
-            problems.append(
-                f"job.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(job, name)!r}"
-            )
     for name, value in job.environment.items():
         if not _VARIABLE.fullmatch(str(name)):
             problems.append(f"job.environment: {name!r} is not the name of an environment variable")
@@ -134,27 +130,28 @@ def job_problems(job: JobConfig) -> list[str]:
             problems.append(
                 f"job.secrets: {name}: expected secret/key, the name of a Secret and a key in it (never the secret itself)"
             )
-    for toleration in job.tolerations:
-        if not isinstance(toleration, dict):
-            problems.append(f"job.tolerations: expected mappings such as {{key: team}}, found {toleration!r}")
-    return problems
+    return problems + _pod_problems("job", job, ("cpu", "memory", "shared_memory", "scratch"))
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
     """Problems among the resources of the steps' pods, beyond each one's own limits."""
-    problems = [
-        f"cluster.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {value!r}"
-        for name, value in asdict(cluster).items()
-        if name.endswith(("_cpu", "_memory")) and not _QUANTITY.fullmatch(value)
-    ]
-    problems += [
+    quantities = [field.name for field in fields(cluster) if field.name.endswith(("_cpu", "_memory"))]
+    return _pod_problems("cluster", cluster, quantities) + [
         f"cluster.node_selector: {key}: expected text, found {value!r}"
         for key, value in cluster.node_selector.items()
         if not isinstance(value, str)
     ]
-    problems += [
-        f"cluster.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
-        for toleration in cluster.tolerations
+
+
+def _pod_problems(section: str, config: JobConfig | ClusterConfig, quantities: Sequence[str]) -> list[str]:
+    """Problems of the resources (the settings `quantities`) and tolerations of pods."""
+    problems = [
+        f"{section}.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(config, name)!r}"
+        for name in quantities
+        if not _QUANTITY.fullmatch(getattr(config, name))
+    ]
+    return problems + [
+        f"{section}.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
+        for toleration in config.tolerations
         if not isinstance(toleration, dict)
     ]
-    return problems

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 
 from hanflow.config import JobConfig, TrainConfig, build, changed, job_problems
 from hanflow.config.cluster import cluster_problems
-from hanflow.experiment.sections import Experiment, member_settings, section_class, step_config, suggestion
+from hanflow.experiment.sections import (
+    Experiment,
+    member_settings,
+    own_settings,
+    section_class,
+    step_config,
+    suggestion,
+)
 from hanflow.tasks import chosen_task
 
 
@@ -31,16 +38,15 @@ def cross_checks(experiment: Experiment) -> list[str]:
 
 
 def model_problems(experiment: Experiment) -> list[str]:
-    """Problems of the models that are to be trained, one text each; importing what makes them takes seconds."""
+    """Problems of the models that an experiment trains, one text each; imports transformers, but loads no weights."""
     task = chosen_task(experiment.task)
     if not experiment.combine.members:
         return task.check_model(experiment.train)
-    problems = []
-    for member in member_settings(experiment):
-        name, _ = member.pop("name"), member.pop("job", None)
-        found = task.check_model(step_config("train", member, experiment.task))
-        problems += [f"combine.members: {name}: {problem}" for problem in found]
-    return problems
+    return [
+        f"combine.members: {member['name']}: {problem}"
+        for member in member_settings(experiment)
+        for problem in task.check_model(step_config("train", member["settings"], experiment.task))
+    ]
 
 
 def _pretrained_problems(train: TrainConfig, tokenizer: str) -> list[str]:
@@ -75,10 +81,13 @@ def _member_problems(experiment: Experiment) -> list[str]:
         if name in names:
             problems.append(f"combine.members: two are named {name}")
         names.append(name)
-        own = {key: value for key, value in member.items() if key not in ("name", "job")}
-        values = {**changed(experiment.train), **own}
+        own = own_settings(member)
         train, found = build(
-            section_class("train", experiment.task), values, "train", False, suggestion(experiment.task)
+            section_class("train", experiment.task),
+            {**changed(experiment.train), **own},
+            "train",
+            False,
+            suggestion(experiment.task),
         )
         if train and own.keys() & {"pretrained", "architecture"}:
             found += _pretrained_problems(train, experiment.tokenize.tokenizer)

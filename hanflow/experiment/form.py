@@ -23,7 +23,7 @@ class Field:
 
     name: str
     setting: str
-    """The setting that it stands for, e.g. `train.epochs`."""
+    """The setting that it sets, e.g. `train.epochs`."""
     type: type
     help: str
     empty: str = ""
@@ -42,7 +42,7 @@ _GENERAL: dict[str, tuple[str, str]] = {
     "gpus_per_node": ("job.gpus", ""),
     "node_type": ("job.accelerator", "any"),
 }
-"""Parameter of every pipeline → the setting that it stands for, and the word for an empty one."""
+"""Parameter of every pipeline → its setting, and the word for an empty text."""
 
 MODEL_HELP = (
     "Pretrained model and its tokenizer: hub name or folder; `new`: random weights of settings.train.architecture."
@@ -50,8 +50,8 @@ MODEL_HELP = (
 MEMBERS = "members"
 """Parameter of the ensemble's pipeline in place of `model`."""
 SETTINGS_HELP = (
-    'Every other setting by section and name, e.g. {"train": {"seed": 1}, "evaluate": {"limit_rows": 100}}; what stands '
-    "here wins over the form. `hanflow settings` lists them all."
+    'Every other setting by section and name, e.g. {"train": {"seed": 1}, "evaluate": {"limit_rows": 100}}; they '
+    "override the form. `hanflow settings` lists them all."
 )
 
 
@@ -59,8 +59,8 @@ def form_of(task: str, ensemble: bool = False) -> list[Field]:
     """The parameters of the pipeline of a task, the needed one first.
 
     Args:
-        task: what is learnt; empty: any task, for the parameters that all have.
-        ensemble: whether several models are trained side by side: `members` stands in place of `model`.
+        task: name of the task; empty: any task, for the parameters that all have.
+        ensemble: whether several models are trained in parallel: `members` replaces `model`.
     """
     known = {s.dotted: s for s in all_settings(task)}
     names = dict(_GENERAL)
@@ -87,11 +87,11 @@ def form_values(experiment: Experiment) -> dict[str, Any]:
         section, _, name = field.setting.partition(".")
         value = getattr(getattr(experiment, section), name)
         values[field.name] = field.empty if value == "" else value
-    # Kubeflow shows an empty default as missing; and it shows what the mapping looks like.
+    # An example of the mapping: Kubeflow shows an empty default as missing.
     return {**values, "settings": {"train": {"seed": experiment.train.seed}}}
 
 
-def beside_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]:
+def settings_off_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]:
     """The name of an experiment, and its settings that are not on the form and differ from their defaults, by section.
 
     Args:
@@ -103,23 +103,23 @@ def beside_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]
     if model and tokenizer == model:
         on_form.add("tokenize.tokenizer")
     elif model:
-        on_form.discard("train.pretrained")  # says which model has a tokenizer of another name
-    beside: dict[str, Any] = {"name": experiment.name}
+        on_form.discard("train.pretrained")  # with it stands the tokenizer of another name
+    others: dict[str, Any] = {"name": experiment.name}
     for section in SECTIONS:
         own = {n: v for n, v in changed(getattr(experiment, section)).items() if f"{section}.{n}" not in on_form}
         if own:
-            beside[section] = own
-    return beside
+            others[section] = own
+    return others
 
 
 def from_form(
     task: str, base: Mapping[str, Any], form: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Experiment:
-    """The experiment that a form asks for.
+    """The experiment that the values of a form describe.
 
     Args:
-        task: what is learnt.
-        base: settings that the pipeline starts from (`beside_form`).
+        task: name of the task.
+        base: settings that the pipeline starts from (`settings_off_form`).
         form: its parameters.
         settings: further settings, section → name → value; they win.
 

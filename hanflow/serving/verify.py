@@ -47,7 +47,7 @@ def compare_huggingface(
         The entry in bundle.json.
 
     Raises:
-        UserError: they differ; the message says where.
+        UserError: they differ; the message gives the place.
     """
     from hanflow.loading.pretrained import load_model, load_tokenizer
 
@@ -93,7 +93,7 @@ def compare_ctranslate2(
         for float32 or `score_difference` (name → mean score minus the trained model's) for int8.
 
     Raises:
-        UserError: it differs from the trained model; the message says where.
+        UserError: it differs from the trained model; the message gives the place.
     """
     reloaded = Generator.open(folder, task.load_model, "ctranslate2", compute_type)
     engine = reloaded.engine

@@ -21,9 +21,6 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
     """Combine models that were trained on the same shards into one that evaluate and export take like any other.
 
     Args:
-        config: names and weights of the members.
-        task: name of the task.
-        output: URI of the model to write; must not hold anything yet.
         shards: URI of the shards that all of them were trained on.
         models: URI of every member, in the order of `config.members` and `config.weights`.
 

@@ -41,7 +41,7 @@ def run(
     """The settings of every step of a pipeline.
 
     Args:
-        task: what is learnt.
+        task: name of the task.
         base: settings that the pipeline starts from: section → name → value.
         form: parameters that every pipeline has.
         own: the parameters of this task alone, as lines of YAML (`max_source_tokens: 512`).
@@ -69,17 +69,12 @@ def run(
 
 
 def outputs_of(experiment: Experiment) -> dict[str, Any]:
-    """What the steps of a pipeline are given, from an experiment."""
+    """The settings of every step of a pipeline, from an experiment: name of `OUTPUTS` → value."""
     cluster = to_mapping(experiment.cluster)
-    job = to_mapping(experiment.job)
-    trained = []
-    for member in member_settings(experiment) if experiment.combine.members else []:
-        own = {key: value for key, value in member.items() if key not in ("name", "job")}
-        trained.append({"name": member["name"], "settings": own, "job": {**job, **(member.get("job") or {})}})
     return {
         **{step: experiment.settings(step) for step in STEPS},
-        "job": job,
-        "members": trained,
+        "job": to_mapping(experiment.job),
+        "members": member_settings(experiment),
         "node_selector": cluster["node_selector"],
         "tolerations": cluster["tolerations"],
         **{f"{step}_{kind}": cluster[f"{step}_{kind}"] for step in PLACED for kind in ("cpu", "memory")},

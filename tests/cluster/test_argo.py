@@ -12,11 +12,10 @@ import pytest
 import yaml
 
 from hanflow import storage
-from hanflow.cli.main import EXPERIMENTS
 from hanflow.cluster.job import RUN_LABEL
 from hanflow.cluster.runtimes import pod_templates
 from hanflow.config import JobConfig
-from hanflow.experiment import load_experiment, settings_of
+from hanflow.experiment import EXPERIMENTS, load_experiment, settings_of
 from hanflow.storage import artifacts, gcs
 from hanflow.storage.gcs import service
 from tests.cluster import argo

@@ -21,7 +21,7 @@ from hanflow.cluster.client import Cluster, ClusterError
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.runtimes import choose
 from hanflow.config import JobConfig
-from hanflow.signals import Terminated, obey_sigterm
+from hanflow.signals import Terminated, raise_on_sigterm
 from tests.cluster.world import World
 
 Messages = pytest.LogCaptureFixture
@@ -334,7 +334,7 @@ def test_sigterm_while_the_job_is_being_removed_removes_it(fake: World) -> None:
 
     fake.fake.before_delete = [terminate]
     before = signal.getsignal(signal.SIGTERM)
-    obey_sigterm()
+    raise_on_sigterm()
     try:
         with pytest.raises(Terminated):
             see_through(fake, fake.body("echo done"))

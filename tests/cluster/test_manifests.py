@@ -184,7 +184,8 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     from hanflow.cluster.runtimes import AUTOMATIC, build, pod_templates
     from hanflow.config import TrainConfig
     from hanflow.config.worker_spec import WorkerSpec
-    from hanflow.experiment import parse_text, step_config
+    from hanflow.experiment import step_config
+    from hanflow.experiment.loading import parse_text
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]

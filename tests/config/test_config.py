@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import (
-    STEPS,
-    all_settings,
-    load_experiment,
-    member_settings,
-    parse_text,
-    settings_of,
-    step_config,
-)
+from hanflow.experiment import STEPS, all_settings, load_experiment, member_settings, settings_of, step_config
+from hanflow.experiment.loading import parse_text
 
 
 def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:
@@ -120,8 +113,8 @@ def test_members_have_checkpoints_of_their_own_and_paths_relative_to_the_file(tm
     path = experiment(tmp_path, MEMBERS % "pretrained: ./model")
     loaded = load_experiment(path, ["train.checkpoints=gs://bucket/run/", "tokenize.tokenizer=x/y"])
     one, other = member_settings(loaded)
-    assert one["pretrained"] == str(tmp_path / "model")
-    assert one["checkpoints"] == "gs://bucket/run/a" and other["checkpoints"] == "gs://bucket/run/b"
+    assert one["settings"]["pretrained"] == str(tmp_path / "model")
+    assert [member["settings"]["checkpoints"] for member in (one, other)] == ["gs://bucket/run/a", "gs://bucket/run/b"]
 
 
 @pytest.mark.parametrize("key", ["train.seed.x", "combine.members.a.epochs"])

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cli.main import EXPERIMENTS
 from hanflow.cluster.job import USER
-from hanflow.experiment import load_experiment
+from hanflow.experiment import EXPERIMENTS, load_experiment
 from hanflow.storage.artifacts import KINDS, read_manifest
 from images.pins import normalized, pinned
 from tests.images.containers import ROOT, SAMPLE_DATA, image, locked_up, podman, run_in, writable_by

@@ -16,10 +16,10 @@ import psutil
 import pytest
 import yaml
 
-from hanflow.cli.main import EXPERIMENTS, main
+from hanflow.cli.main import main
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import STEPS, Experiment, load_experiment
-from hanflow.experiment.form import beside_form, form_values, from_form
+from hanflow.experiment import EXPERIMENTS, STEPS, Experiment, load_experiment
+from hanflow.experiment.form import form_values, from_form, settings_off_form
 from hanflow.images import TAG
 from hanflow.pipelines.packages import ANY, PIPELINES, Package
 from hanflow.steps.configure import job_namespaces, outputs_of
@@ -134,7 +134,7 @@ def test_a_model_chosen_in_the_form_brings_its_tokenizer() -> None:
     overrides = ["preprocess.source=x", "train.pretrained=a/model", "tokenize.tokenizer=a/tokenizer"]
     experiment = load_experiment(EXPERIMENTS / "kobart-news.yaml", overrides)
     form = {name: value for name, value in form_values(experiment).items() if name != "settings"}
-    base = beside_form(experiment, form)
+    base = settings_off_form(experiment, form)
     assert from_form("summarization", base, form, {}) == experiment
     other = from_form("summarization", base, {**form, "model": "another/model"}, {})
     assert other.tokenize.tokenizer == "another/model"
