@@ -76,10 +76,12 @@ def test_types_are_seen_by_checkers(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports", str(program)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(hanflow.__file__).parents[1])
-    assert 'Revealed type is "hanflow.api.prediction.Predictor"' in told.stdout, told.stdout
-    assert "hanflow.api.scores.Scores" in told.stdout
-    assert 'Missing positional argument "references"' in told.stdout
+    reported = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(hanflow.__file__).parents[1]
+    )
+    assert 'Revealed type is "hanflow.api.prediction.Predictor"' in reported.stdout, reported.stdout
+    assert "hanflow.api.scores.Scores" in reported.stdout
+    assert 'Missing positional argument "references"' in reported.stdout
 
 
 def texts_of(predictions: list[hanflow.Prediction]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings: one declaration, and every mistake told at once."""
+"""Settings: one declaration, and every mistake reported at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_base_lies_below_and_sections_merge(tmp_path: Path) -> None:
     assert loaded.train.architecture == {"type": "bart"}, "a mapping is one setting: replaced, not mixed"
 
 
-def test_a_base_circle_is_told(tmp_path: Path) -> None:
+def test_a_base_circle_is_reported(tmp_path: Path) -> None:
     experiment(tmp_path, "base: b.yaml\n", "a.yaml")
     experiment(tmp_path, "base: a.yaml\n", "b.yaml")
     with pytest.raises(UserError, match="circle"):

@@ -82,7 +82,7 @@ def test_its_bundle_predicts(output: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "classes.tsv").read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample = EXPERIMENTS / "sample-ensemble.yaml"
     for members, message in (
         ("[{epochs: 3}]", "give a mapping with its `name`"),

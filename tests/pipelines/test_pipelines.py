@@ -246,7 +246,7 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
         ("cluster.tolerations=[team]", "cluster.tolerations: expected mappings"),
     ],
 )
-def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
+def test_places_that_no_cluster_has_are_reported(text: str, said: str) -> None:
     from hanflow.errors import ConfigError
     from hanflow.experiment import load_experiment
 
@@ -285,7 +285,7 @@ def test_bundled_experiments_load() -> None:
         assert Package.of(experiment).arguments(experiment)["data"] == experiment.preprocess.source
 
 
-def test_unknown_things_are_told(tmp_path: Path) -> None:
+def test_unknown_things_are_reported(tmp_path: Path) -> None:
     run = hanflow("run", "summarization", "--experiment", "sample-sumarization", cwd=tmp_path)
     assert run.returncode == 1
     assert "no such experiment file" in run.stderr and "sample-summarization" in run.stderr
@@ -402,9 +402,9 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(process.pid, signum)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 130, told
-    assert "interrupted" in told
+    reported, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, reported
+    assert "interrupted" in reported
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "interrupted"
     assert [step["status"] for step in record["steps"]][:2] == ["done", "done"]

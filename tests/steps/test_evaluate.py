@@ -95,7 +95,7 @@ def test_every_system_is_scored_on_the_same_rows(chain: Chain, done: tuple[Path,
         assert sum(float(row[name]) for row in rows) / 6 == pytest.approx(value, abs=1e-6)  # six digits in the file
 
 
-def test_a_gate_is_kept_or_told(chain: Chain, tmp_path: Path) -> None:
+def test_a_gate_is_kept_or_reported(chain: Chain, tmp_path: Path) -> None:
     evaluated(chain, tmp_path / "good", minimum={"rougeL_morpheme": 0.0})
     assert passed(str(tmp_path / "good"))
     report = evaluated(chain, tmp_path / "bad", minimum={"rougeL_morpheme": 0.99}, maximum={"rouge_sum": -1})

@@ -102,7 +102,7 @@ def test_sources_are_merged_deduplicated_and_split(tmp_path: Path) -> None:
     assert raw_files(str(named)) == [str(named)], "a comma in a name separates nothing"
 
 
-def test_a_prompt_longer_than_the_context_is_told(
+def test_a_prompt_longer_than_the_context_is_reported(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hanflow"), "propagate", True)
