@@ -13,14 +13,14 @@ Make a model
     train           from raw data, or from shards, to a trained model
     run_step        one step by itself
     figures         the figures of a run's reports as pandas data frames
-    register_task   make a task of your own known by its name
+    register_task   register a task of your own
 
 Score texts
     rouge           ROUGE of Korean texts
     score           the scores of any task
     read_rows       rows of a file: csv, tsv, jsonl or lines of text
 
-Wrong settings, missing files and the like raise UserError; its message says what happened, where, and what to do.
+Wrong settings, missing files and the like raise UserError; its message gives the cause, the place and the remedy.
 `docs/api-examples.md` of the repository has an example of each. Names are imported when they are first used: `import
 hanflow` itself loads neither torch nor numpy.
 """
@@ -39,26 +39,16 @@ if TYPE_CHECKING:
     from hanflow.tasks import register_task
     from hanflow.version import __version__
 
-_PLACES = {
-    "Experiment": "hanflow.experiment",
-    "Model": "hanflow.api.runs",
-    "Prediction": "hanflow.api.prediction",
-    "Predictor": "hanflow.api.prediction",
-    "Run": "hanflow.api.runs",
-    "Scores": "hanflow.api.scores",
-    "UserError": "hanflow.errors",
-    "__version__": "hanflow.version",
-    "figures": "hanflow.api.runs",
-    "load": "hanflow.api.prediction",
-    "read_rows": "hanflow.api.scores",
-    "register_task": "hanflow.tasks",
-    "rouge": "hanflow.api.scores",
-    "run": "hanflow.api.runs",
-    "run_step": "hanflow.api.runs",
-    "score": "hanflow.api.scores",
-    "train": "hanflow.api.runs",
+_MODULES = {
+    "hanflow.api.prediction": ("Prediction", "Predictor", "load"),
+    "hanflow.api.runs": ("Model", "Run", "figures", "run", "run_step", "train"),
+    "hanflow.api.scores": ("Scores", "read_rows", "rouge", "score"),
+    "hanflow.errors": ("UserError",),
+    "hanflow.experiment": ("Experiment",),
+    "hanflow.tasks": ("register_task",),
+    "hanflow.version": ("__version__",),
 }
-"""Public name → the module that defines it."""
+"""Module → the public names that it defines."""
 
 __all__ = [
     "Experiment",
@@ -82,11 +72,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'hanflow' has no attribute {name!r}; its public names: {', '.join(__all__)}")
-    value = getattr(importlib.import_module(_PLACES[name]), name)
-    globals()[name] = value
-    return value
+    for module, names in _MODULES.items():
+        if name in names:
+            return globals().setdefault(name, getattr(importlib.import_module(module), name))
+    raise AttributeError(f"module 'hanflow' has no attribute {name!r}; its public names: {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

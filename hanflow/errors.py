@@ -15,7 +15,7 @@ GRACE_SECONDS = 120
 
 
 class UserError(Exception):
-    """An error that the user can fix; the message says what happened, where, and what to do."""
+    """An error that the user can fix; the message gives the cause, the place and the remedy."""
 
     exit_status = 1
     """Exit status of a command that ends with this error."""

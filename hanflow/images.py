@@ -1,7 +1,7 @@
 """References of the container images; every pipeline, job and manifest takes repository and tag from here.
 
 Committed pipelines and manifests carry the release's tag, `0.2.0`, so that they stay the same from one commit to the
-next. What people compile, submit and build carries the tag of its content (`hanflow.version.image_tag`), so that no node
+next. Pipelines and images that are compiled, submitted or built carry the tag of its content (`hanflow.version.image_tag`), so that no node
 takes an older image for it, nor Kubeflow an older result. `--image-repository` and `--image-tag` name images pushed
 elsewhere (`add_options`, `from_options`). A step that creates jobs gets the same images from `images_of_this_step`.
 """
@@ -56,17 +56,17 @@ class Images:
 
     @property
     def cpu(self) -> str:
-        """Image of all KFP steps, and of PyTorchJob workers without GPUs."""
+        """Image of all KFP steps, and of the workers of jobs without GPUs."""
         return self._of("cpu")
 
     @property
     def gpu(self) -> str:
-        """Image of PyTorchJob workers with GPUs."""
+        """Image of the workers of jobs with GPUs."""
         return self._of("gpu")
 
     @property
     def tpu(self) -> str:
-        """Image of JobSet workers on TPU slices."""
+        """Image of the workers of jobs on TPU slices."""
         return self._of("tpu")
 
     @property
@@ -99,21 +99,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def from_options(options: argparse.Namespace, *, tag: str = "") -> Images:
-    """The images that the options of `add_options` name.
-
-    Args:
-        tag: the one where no option names any; empty: that of hanflow's content.
-
-    Raises:
-        UserError: a repository or tag that no registry accepts.
-    """
+    """The images that the options of `add_options` name; `tag` is the default tag, empty: that of hanflow's content."""
     return Images(options.image_repository, options.image_tag or tag or image_tag())
 
 
 def images_of_this_step() -> Images:
-    """The images that its pipeline passed to the running step, else the default ones.
-
-    Raises:
-        UserError: a repository or tag that no registry accepts.
-    """
+    """The images that its pipeline passed to the running step, else the default ones."""
     return Images(os.environ.get(REPOSITORY_VARIABLE) or REPOSITORY, os.environ.get(TAG_VARIABLE) or TAG)

@@ -38,19 +38,18 @@ def set_step(step: str) -> None:
     _step = step
 
 
-def emit(event: str, **fields: Any) -> bool:
-    """Append one event to the file of `hanflow run`; False: this process does not run below it."""
+def emit(event: str, **fields: Any) -> None:
+    """Append one event to the file of `hanflow run`, if it has started this process."""
     path = os.environ.get(EVENTS_VARIABLE)
     if not path:
-        return False
+        return
     line = json.dumps({"event": event, "step": _step, "time": time.time(), **json_ready(fields)}, ensure_ascii=False)
     with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two processes never mix
         stream.write(line + "\n")
-    return True
 
 
 def hold_run() -> None:
-    """Keep another `hanflow run` out of this run's folder until this process ends, even if its parent is killed."""
+    """Lock this run's folder against another `hanflow run` until this process ends, even if its parent is killed."""
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
         descriptor = os.open(path, os.O_RDONLY)  # closed, and so unlocked, when the process ends

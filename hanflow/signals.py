@@ -1,9 +1,12 @@
-"""SIGTERM as an ordinary error."""
+"""Signals as ordinary errors, and handlers for the time of a block."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from hanflow.errors import UserError
 
@@ -14,11 +17,23 @@ class Terminated(UserError):
     exit_status = 128 + signal.SIGTERM
 
 
-def obey_sigterm() -> None:
-    """Raise `Terminated` in the main thread when SIGTERM arrives."""
+def terminate(*_: object) -> None:
+    """A handler of SIGTERM that raises `Terminated`."""
+    raise Terminated("terminated; nothing half-written was left")
 
-    def terminate(*_: object) -> None:
-        raise Terminated("terminated; nothing half-written was left")
 
+def raise_on_sigterm() -> None:
+    """Raise `Terminated` when SIGTERM arrives; only the main thread can set this."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, Any], Any], *signums: int) -> Iterator[None]:
+    """Handle signals by `handler` in the block, then as before; only in the main thread."""
+    before = {signum: signal.signal(signum, handler) for signum in signums}
+    try:
+        yield
+    finally:
+        for signum, former in before.items():
+            signal.signal(signum, former)

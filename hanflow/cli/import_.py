@@ -94,5 +94,5 @@ def _architecture(path: Path) -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as error:
         reason = first_line(error)
         raise UserError(
-            f"{config_file}: no model can be made of it ({reason}); it has to be the config.json of a transformers model"
+            f"{config_file}: no model can be made of it ({reason}); give the config.json of a transformers model"
         ) from error

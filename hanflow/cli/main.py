@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from hanflow.cli import import_, run, settings, submit, use
-from hanflow.cli.options import EXPERIMENTS, PIPELINES, Commands
-from hanflow.config.suggest import did_you_mean, similar
+from hanflow.cli.options import Commands
+from hanflow.config.suggest import spelling_hint
 from hanflow.errors import UserError
-
-__all__ = ["EXPERIMENTS", "PIPELINES", "main", "make_parser"]
 
 EXAMPLES = """\
 examples:
@@ -50,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # the reader of standard output has enough, as in `hanflow … | head`
+        if isinstance(error, BrokenPipeError):  # the reader of standard output has closed it, as in `hanflow … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         if error.filename is None:
@@ -88,34 +86,33 @@ def _parsed(arguments: list[str], parser: argparse.ArgumentParser, commands: Com
     """The parsed arguments; a misspelt command or option ends the program with the nearest one."""
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
     if name and name not in commands.parsers:
-        near = similar(name, commands.parsers, 0.6)
-        hint = did_you_mean([near] if near else []) or f"; commands: {', '.join(commands.parsers)}"
+        hint = spelling_hint(name, commands.parsers, 0.6) or f"; commands: {', '.join(commands.parsers)}"
         parser.error(f"no such command: {name}{hint}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         command = commands.parsers[options.command_name]
-        given = unknown[0].split("=")[0]
-        near = similar(given, re.findall(r"--[a-z][a-z-]+", command.format_help())) if given.startswith("-") else ""
-        kind = "option" if given.startswith("-") else "argument"
-        command.error(f"unexpected {kind}: {unknown[0]}{did_you_mean([near] if near else [])}")
+        if not unknown[0].startswith("-"):
+            command.error(f"unexpected argument: {unknown[0]}")
+        known = re.findall(r"--[a-z][a-z-]+", command.format_help())
+        command.error(f"unexpected option: {unknown[0]}{spelling_hint(unknown[0].split('=')[0], known)}")
     return options
 
 
 def _reason(error: OSError) -> str:
-    """What is wrong with a file, and what to do."""
-    cures = {
+    """The message for an error of the file system: the file, the cause and the remedy."""
+    remedies = {
         errno.ENOENT: "no such file or folder; check the path",
         errno.EISDIR: "is a folder; give a file",
         errno.ENOTDIR: "a part of the path is a file, not a folder; give another path",
-        errno.EEXIST: "exists already and is no folder; give another path",
+        errno.EEXIST: "exists already and is not a folder; give another path",
         errno.EACCES: "permission denied; check the rights of the file and of its folder",
         errno.ENOSPC: "no space left on the disk; free some and give the same command again",
     }
-    return f"{error.filename}: {cures.get(error.errno or 0, error.strerror)}"
+    return f"{error.filename}: {remedies.get(error.errno or 0, error.strerror)}"
 
 
 class _Version(argparse.Action):
-    """`--version`, computed only when it is asked for."""
+    """`--version`: the digest is computed only where the option is given."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from hanflow.version import version_line

@@ -6,16 +6,12 @@ import argparse
 import contextlib
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
-from hanflow import resources
-from hanflow.config.suggest import did_you_mean, similar
+from hanflow.config.suggest import spelling_hint
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import Experiment, Setting, all_settings, load_experiment
+from hanflow.experiment import Experiment, Setting, all_settings, experiment_names, find_experiment, load_experiment
 from hanflow.pipelines.packages import PIPELINES
 from hanflow.tasks import known_tasks
-
-EXPERIMENTS = resources.folder("experiments")
 
 WIDTH = 100
 """Columns of descriptions."""
@@ -66,9 +62,8 @@ def completes(action: argparse.Action, candidates: Callable[[], Iterable[str]]) 
 def pipeline_name(text: str) -> str:
     """The text, if it is the name of a pipeline or a task; for argparse's `type`."""
     if text not in PIPELINES and ":" not in text and text not in known_tasks():
-        near = similar(text, PIPELINES)
-        hint = did_you_mean([near] if near else [])
-        raise argparse.ArgumentTypeError(f"{text!r} is no pipeline{hint} (pipelines: {', '.join(PIPELINES)})")
+        hint = spelling_hint(text, PIPELINES)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a pipeline{hint} (pipelines: {', '.join(PIPELINES)})")
     return text
 
 
@@ -109,32 +104,6 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 def settings_of_all_tasks() -> list[Setting]:
     """Every setting of every task; those that several tasks have occur several times."""
     return [setting for task in known_tasks() for setting in all_settings(task)]
-
-
-def experiment_names() -> list[str]:
-    """Names of the bundled experiments."""
-    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
-
-
-def find_experiment(name: str) -> Path:
-    """The YAML file that is meant: a file, the folder of a run, or the name of a bundled experiment.
-
-    Raises:
-        UserError: there is none; suggests the nearest name and lists all.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir() and (path / "experiment.yaml").is_file():
-        return path / "experiment.yaml"
-    if path.is_file():
-        return path
-    known, bare = experiment_names(), path.name.removesuffix(".yaml")
-    if path.parent == Path() and bare in known:
-        return EXPERIMENTS / f"{bare}.yaml"
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder without experiment.yaml; give a YAML file or the folder of a run")
-    near = similar(bare, known)
-    hint = did_you_mean([near] if near else []) or "; give a YAML file or the name of a bundled one."
-    raise UserError(f"{path}: no such experiment file{hint} Bundled experiments: {', '.join(known)}")
 
 
 def load(name: str, overrides: Sequence[str], pipeline: str, *, require: bool = True) -> Experiment:

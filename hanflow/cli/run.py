@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
         "compile",
         help="write a pipeline as the YAML that Kubeflow takes",
         description="Write pipelines as YAML for `kfp run create -f` or the upload form of the Kubeflow UI. Settings that an "
-        "experiment leaves open, such as the data source, stay open for whoever starts the run.",
+        "experiment leaves open, such as the data source, are parameters of the run.",
         examples=[
             "hanflow compile --output compiled",
             "hanflow compile summarization --experiment kobart-news --output compiled",
@@ -53,15 +53,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.limit_rows is not None:
         overrides.append(f"preprocess.limit_rows={options.limit_rows}")
     experiment = load(options.experiment or f"sample-{options.pipeline}", overrides, options.pipeline)
-    output = options.output or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     from hanflow.pipelines.local import run_locally
 
-    if output.startswith("gs://"):
-        bucket = output.rstrip("/")
-        # One local folder for each bucket folder, so that an interrupted run continues there.
-        folder = Path("runs") / bucket.removeprefix("gs://").replace("/", "-")
-        return run_locally(options.pipeline, experiment, folder, bucket)
-    return run_locally(options.pipeline, experiment, Path(output))
+    return run_locally(experiment, options.output or f"runs/{experiment.name}-{time.strftime('%Y%m%d-%H%M%S')}")
 
 
 def _compile(options: argparse.Namespace) -> int:

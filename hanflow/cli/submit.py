@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from hanflow import images
 from hanflow.cli.options import Commands, add_experiment, add_pipeline, add_set, load
-from hanflow.errors import UserError
+from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import model_problems
 
 if TYPE_CHECKING:
     from hanflow.pipelines.display import Display
@@ -39,7 +40,7 @@ def add(commands: Commands) -> None:
         examples=[
             f"export {ENDPOINT_VARIABLE}=http://localhost:8080",
             "hanflow submit summarization --set preprocess.source=gs://bucket/news.tsv --root gs://bucket/runs --watch",
-            "hanflow submit summarization --experiment kobart-news --set job.runtime=pytorchjob --retries 2 --watch",
+            "hanflow submit summarization --experiment kobart-news --set job.runtime=auto --retries 2 --watch",
         ],
     )
     add_pipeline(submit)
@@ -157,11 +158,14 @@ def _server(options: argparse.Namespace) -> Server:
 def _submit(options: argparse.Namespace) -> int:
     experiment = load(options.experiment or options.pipeline, options.set, options.pipeline)
     references = images.from_options(options)
+    problems = model_problems(experiment)
+    if problems:
+        raise ConfigError(problems)
     server = _server(options)
     source = experiment.preprocess.source
     if "://" not in source:
         print(
-            f"note: preprocess.source={source} is no gs:// URI; the steps will look for it inside their own containers",
+            f"note: preprocess.source={source} is not a gs:// URI; the steps read it inside their own containers",
             file=sys.stderr,
         )
     from hanflow.pipelines.packages import Package
@@ -253,7 +257,7 @@ def _conclude(run: Run, display: Display) -> int:
         display.note("the run succeeded")
         return 0
     ended = [step for step in run.steps if step.state in ("FAILED", "CANCELED")]
-    ended.sort(key=lambda step: bool(step.error))  # what explains the failure stands last
+    ended.sort(key=lambda step: bool(step.error))  # the explanation of the failure last
     reasons = [f"{step.name}: {step.error or 'no reason given; see its log on the page of the run'}" for step in ended]
     display.error("\n".join([f"the run is {_plain(run.state)}", *([run.error] if run.error else []), *reasons]))
     return 1

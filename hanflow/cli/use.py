@@ -1,4 +1,4 @@
-"""`hanflow predict`, `demo` and `score`: a model in use, and how good predictions are."""
+"""`hanflow predict`, `demo` and `score`: predictions of a model, a page to try it, and scores of predictions."""
 
 from __future__ import annotations
 
@@ -27,19 +27,13 @@ if TYPE_CHECKING:
 FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "json")
 OUTPUT_FORMATS = ("lines", "csv", "tsv", "jsonl", "pairs")
 TOKENIZATIONS = ("morpheme", "character", "word", "model", "dacon")
-"""Those of hanflow.data and hanflow.text, repeated here so that --help imports nothing; a test compares."""
+"""Copies of those in hanflow.data and hanflow.text, so that --help imports nothing; a test compares them."""
 
 SAMPLE = resources.folder("sample_data") / "petitions.tsv.gz"
 
 MODEL_HELP = "folder of a run (runs/NAME), of an exported bundle or of a model, local or gs://; or OWNER/NAME on the Hugging Face hub"
 
 ENCODING_HELP = "(default: by byte-order mark, else UTF-8, else CP949 where only that fits)"
-
-CHANGES = (
-    *("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram", "remove_tokens"),
-    *("engine", "compute_type", "batch_tokens", "top_classes", "greedy", "temperature", "top_k", "top_p"),
-)
-"""Settings of the evaluate step that options of `predict` change."""
 
 
 def add(commands: Commands) -> None:
@@ -68,7 +62,7 @@ def _add_predict(commands: Commands) -> None:
     predict.add_argument(
         "--input",
         metavar="PATH",
-        help="file, folder or glob, local or gs://; - is standard input (default where that is no terminal)",
+        help="file, folder or glob, local or gs://; - is standard input (default where that is not a terminal)",
     )
     predict.add_argument(
         "--output", default="-", metavar="PATH", help="file to write, local or gs:// (default: -, standard output)"
@@ -90,11 +84,15 @@ def _add_predict(commands: Commands) -> None:
     predict.add_argument("--encoding", default="auto", metavar="NAME", help=f"of the input {ENCODING_HELP}")
     predict.add_argument("--with-input", action="store_true", help="also write the input texts, in the column input")
     search = predict.add_argument_group("generation (defaults: as the model was evaluated)")
-    search.add_argument("--beams", type=int, metavar="N", help="beams of the search; 1: greedy")
-    search.add_argument("--max-new-tokens", type=int, metavar="N", help="longest text, in tokens")
-    search.add_argument("--min-new-tokens", type=int, metavar="N", help="shortest text, in tokens")
-    search.add_argument("--length-penalty", type=float, metavar="X", help="exponent of the length in a beam's score")
-    search.add_argument("--no-repeat-ngram", type=int, metavar="N", help="never the same n tokens twice; 0: allowed")
+    _add_numbers(
+        search,
+        ("--beams", int, "beams of the search; 1: greedy"),
+        ("--max-new-tokens", int, "longest text, in tokens"),
+        ("--min-new-tokens", int, "shortest text, in tokens"),
+        ("--length-penalty", float, "exponent of the length in a beam's score"),
+        ("--no-repeat-ngram", int, "never the same n tokens twice; 0: allowed"),
+        ("--batch-tokens", int, "padded source tokens × beams of a batch"),
+    )
     search.add_argument(
         "--remove-token",
         action="append",
@@ -104,26 +102,30 @@ def _add_predict(commands: Commands) -> None:
     )
     search.add_argument("--engine", choices=("auto", "transformers", "ctranslate2"), help="library that runs the model")
     search.add_argument("--compute-type", choices=("float32", "int8"), help="arithmetic; int8 is faster")
-    search.add_argument("--batch-tokens", type=int, metavar="N", help="padded source tokens × beams of a batch")
     labels = predict.add_argument_group("classification")
-    labels.add_argument(
-        "--top-classes", type=int, metavar="N", help="classes written for every text, the likeliest first"
-    )
+    _add_numbers(labels, ("--top-classes", int, "classes written for every text, the likeliest first"))
     sampling = predict.add_argument_group("language modelling (--max-new-tokens too)")
     sampling.add_argument("--greedy", action="store_true", default=None, help="always the likeliest token")
-    sampling.add_argument(
-        "--temperature", type=float, metavar="X", help="of the softmax; below 1 favours likely tokens"
-    )
-    sampling.add_argument("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens only; 0: all")
-    sampling.add_argument(
-        "--top-p", type=float, metavar="X", help="sample among the likeliest tokens of this total probability; 1: all"
+    _add_numbers(
+        sampling,
+        ("--temperature", float, "of the softmax; below 1 favours likely tokens"),
+        ("--top-k", int, "sample among the N likeliest tokens only; 0: all"),
+        ("--top-p", float, "sample among the likeliest tokens of this total probability; 1: all"),
     )
     work = predict.add_argument_group("processing")
     work.add_argument(
         "--chunk-rows", type=int, default=2_000, metavar="N", help="rows in memory at once (default: %(default)s)"
     )
     work.add_argument("--force", action="store_true", help="replace an output that exists")
-    work.add_argument("--restart", action="store_true", help="discard what an interrupted command left, start anew")
+    work.add_argument(
+        "--restart", action="store_true", help="discard the output of an interrupted command and start again"
+    )
+
+
+def _add_numbers(group: argparse._ArgumentGroup, *options: tuple[str, type, str]) -> None:
+    """Add options that take a number: flag, type and help of each."""
+    for flag, kind, help in options:
+        group.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=help)
 
 
 def _add_demo(commands: Commands) -> None:
@@ -201,32 +203,31 @@ def _predict(options: argparse.Namespace) -> int:
         options.input = "-"
     from hanflow.progress import log, setup_logging
     from hanflow.serving.inputs import Request
-    from hanflow.serving.predict import run
+    from hanflow.serving.predict import SEARCH, run
     from hanflow.serving.sources import open_source
-    from hanflow.signals import Terminated, obey_sigterm
+    from hanflow.signals import Terminated, handled, terminate
 
     setup_logging()
     only_once = _OncePerWarning()
     log.addFilter(only_once)
-    before = signal.getsignal(signal.SIGTERM)
-    obey_sigterm()
     request = Request(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Request)})
-    changes = {name: getattr(options, name) for name in CHANGES if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in (*SEARCH, "batch_tokens")}
+    changes = {name: value for name, value in given.items() if value is not None}
     try:
-        summary = run(open_source(options.model, changes), request)
+        with handled(terminate, signal.SIGTERM):
+            summary = run(open_source(options.model, changes), request)
     except (KeyboardInterrupt, Terminated) as error:
         status = error.exit_status if isinstance(error, Terminated) else 128 + signal.SIGINT
         print(f"{'terminated' if status > 130 else 'interrupted'}; {_how_to_continue(request)}", file=sys.stderr)
         return status
     finally:
-        signal.signal(signal.SIGTERM, before)
         log.removeFilter(only_once)
     print(_prediction_summary(summary, request), file=sys.stderr)
     return 0
 
 
 class _OncePerWarning(logging.Filter):
-    """A logging filter that lets each warning pass once: a generator repeats its warnings for every chunk."""
+    """A logging filter that drops repeated warnings: a generator repeats its own for every chunk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +246,7 @@ def _how_to_continue(request: Request) -> str:
     if request.output == "-":
         return "the output is incomplete"
     if request.input == "-":
-        return "standard input cannot be read again: give it anew"
+        return "standard input cannot be read again: give the same input again"
     if "://" in request.output:
         return "finished rows are kept on this machine; the same command continues from there"
     return f"finished rows are in {request.output}.partial; the same command continues from there"
@@ -265,11 +266,11 @@ def _prediction_summary(summary: PredictSummary, request: Request) -> str:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    """Check the models, then become the server; returns only with an error."""
+    """Check the models, then replace this process by the server; returns only with an error."""
     if len(options.models) > 2:
         raise UserError(f"{len(options.models)} models do not fit side by side; give one or two")
     if not 0 < options.port < 65_536:
-        raise UserError(f"--port: {options.port} is no port; give one from 1 to 65535, e.g. 8501")
+        raise UserError(f"--port: {options.port} is not a port; give one from 1 to 65535, e.g. 8501")
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
     from hanflow.data.readers import read_texts, text_source
@@ -308,7 +309,7 @@ def _absolute(path: str) -> str:
 
 def _score(options: argparse.Namespace) -> int:
     if not 0 <= options.confidence < 1:
-        raise UserError(f"--confidence: {options.confidence} is no level; give one between 0 and 1, e.g. 0.95")
+        raise UserError(f"--confidence: {options.confidence} is not a level; give one between 0 and 1, e.g. 0.95")
     if options.seed < 0:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows and not Path(options.rows).parent.is_dir():

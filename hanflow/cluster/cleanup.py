@@ -1,17 +1,80 @@
-"""Remove the jobs of a run from a cluster: `python -m hanflow.cluster.cleanup --run ID`, or the pipeline's exit handler."""
+"""Remove jobs from a cluster: one at its end, or all of a run (`python -m hanflow.cluster.cleanup --run ID`, or the
+pipeline's exit handler).
+"""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from hanflow.cluster.client import Cluster, ClusterError, NotFound
+from hanflow.cluster.client import Cluster, ClusterError, Conflict, NotFound
 from hanflow.cluster.job import RUN_LABEL, label_value
-from hanflow.cluster.runtimes import RUNTIMES
+from hanflow.cluster.runtimes import BY_KIND, KINDS
 from hanflow.errors import UserError
 from hanflow.progress import log, setup_logging
+
+
+def find(cluster: Cluster, body: Mapping[str, Any], patience: float | None = None) -> dict[str, Any] | None:
+    """The object of that kind and name; None: there is none."""
+    try:
+        return cluster.request("GET", f"{KINDS[body['kind']].path}/{body['metadata']['name']}", patience=patience)
+    except NotFound:
+        return None
+
+
+def same_run(found: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
+    """Whether an object of the cluster belongs to the run of a job."""
+    return (found["metadata"].get("labels") or {}).get(RUN_LABEL) == body["metadata"]["labels"][RUN_LABEL]
+
+
+def delete(
+    cluster: Cluster, found: Mapping[str, Any], patience: float | None = None, *, propagation: str = "Background"
+) -> None:
+    """Delete exactly that object, not one of the same name that was created since.
+
+    Args:
+        cluster: where.
+        found: the object, with its kind.
+        patience: seconds to keep trying while the API server is away; None: the cluster's.
+        propagation: Foreground: the object is there until what belongs to it is gone, its pods too.
+    """
+    options = {"propagationPolicy": propagation, "preconditions": {"uid": found["metadata"]["uid"]}}
+    with contextlib.suppress(NotFound, Conflict):
+        path = f"{KINDS[found['kind']].path}/{found['metadata']['name']}"
+        cluster.request("DELETE", path, body=options, patience=patience)
+
+
+def remove(
+    cluster: Cluster, objects: Sequence[Mapping[str, Any]], job: Mapping[str, Any] | None, patience: float
+) -> None:
+    """Remove a job if it is there; an error is logged and changes nothing about how the step ends.
+
+    Args:
+        cluster: where.
+        objects: the job as it was to be created, from `hanflow.cluster.runtimes.build`.
+        job: the job as the cluster has it; None: it is not known whether it was created.
+        patience: seconds to keep trying while the API server is away.
+    """
+    wanted = objects[-1]
+    name = wanted["metadata"]["name"]
+    try:
+        # Submitting may have been interrupted: what is found may belong to another run.
+        for body in reversed(objects):
+            found = job if job is not None and body is wanted else find(cluster, body, patience)
+            if found is None or not same_run(found, body):
+                continue
+            delete(cluster, {**found, "kind": body["kind"]}, patience)
+            if body is wanted:
+                log.info("removed job %s", name)
+    except ClusterError as error:
+        kinds = ",".join(body["kind"].lower() for body in reversed(objects))
+        log.error(
+            "job %s could not be removed (%s); it goes with its Workflow, or: kubectl delete %s %s",
+            name, error, kinds, name,
+        )  # fmt: skip
 
 
 def remove_jobs(run_id: str, namespace: str = "", *, cluster: Cluster | None = None) -> list[str]:
@@ -31,9 +94,9 @@ def remove_jobs(run_id: str, namespace: str = "", *, cluster: Cluster | None = N
     cluster = cluster or Cluster(namespace)
     selector = {"labelSelector": f"{RUN_LABEL}={label_value(run_id)}"}
     removed, refusals = [], []
-    for runtime in RUNTIMES.values():
+    for kind in KINDS.values():
         try:
-            found = cluster.request("GET", runtime.path, query=selector)["items"]
+            found = cluster.request("GET", kind.path, query=selector)["items"]
         except NotFound:
             continue  # a cluster without that kind of job
         except ClusterError as error:
@@ -42,9 +105,10 @@ def remove_jobs(run_id: str, namespace: str = "", *, cluster: Cluster | None = N
         for job in found:
             name = job["metadata"]["name"]
             with contextlib.suppress(NotFound):
-                cluster.request("DELETE", f"{runtime.path}/{name}", body={"propagationPolicy": "Background"})
-            removed.append(name)
-            log.info("removed %s %s", runtime.kind, name)
+                cluster.request("DELETE", f"{kind.path}/{name}", body={"propagationPolicy": "Background"})
+            log.info("removed %s %s", kind.kind, name)
+            if kind.kind in BY_KIND:
+                removed.append(name)
     if refusals:
         raise ClusterError("\n".join(map(str, refusals)))
     return removed

@@ -231,7 +231,7 @@ def _refusal(method: str, path: str, error: ApiException) -> ClusterError:
     except (TypeError, ValueError, KeyError):
         message = error.reason
     hint = ""
-    if error.status == 403:
+    if error.status == 403 and "denied the request" not in message:  # the latter: a webhook
         hint = "; the service account lacks a permission: apply manifests/"
     elif "strict decoding error" in message:
         hint = "; the installed version of that kind does not have this field: update its operator"

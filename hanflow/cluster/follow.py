@@ -109,6 +109,7 @@ class JobFollower:
         self._waiting_since: dict[tuple[str, str], float] = {}
         self._logged_at: dict[str, float] = {}
         self._events_at = float("-inf")
+        self._refused_since = float("inf")
 
     def on_job(self, kind: str, jobs: Iterable[Mapping[str, Any]], now: float) -> Decision:
         """The watch of the job reported a change of this kind (LIST, ADDED, MODIFIED, DELETED)."""
@@ -186,9 +187,18 @@ class JobFollower:
         return Decision(messages, read_events=read_events, failure=failure)
 
     def on_events(self, events: Sequence[Mapping[str, Any]], now: float) -> Decision:
-        """Warnings about the job itself: a quota, a missing service account, a webhook that refuses."""
+        """Warnings about the job itself: a quota, a missing service account, a webhook that refuses, a full queue."""
         texts = [f"{event.get('reason')}: {event.get('message')}" for event in events[-5:]]
-        return Decision([message for text in texts for message in self._once(text, now)])
+        messages = [message for text in texts for message in self._once(text, now)]
+        refusals = [
+            text for text, event in zip(texts, events[-5:], strict=True) if event.get("reason") in status.REFUSED
+        ]
+        if not refusals or self.pods or self.phase.name != "pending":
+            self._refused_since = float("inf")
+            return Decision(messages)
+        self._refused_since = min(self._refused_since, now)
+        stuck = now - self._refused_since > self._timing.stuck
+        return Decision(messages, failure=f"it cannot start: {refusals[-1]}" if stuck else "")
 
     def _once(self, text: str, now: float) -> list[tuple[int, str]]:
         """The warning, unless it was logged a short while ago."""

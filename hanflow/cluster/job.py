@@ -1,8 +1,9 @@
 """One description of a job, whatever kind of Kubernetes object it becomes. Plain data: no client, no cluster.
 
-`describe` turns the settings into a `JobDescription`; a builder for each kind (pytorchjob.py, jobset.py) turns that into the
-object's `spec`. The workers' exit status says whether a restart can help (`hanflow.training.workers.torchrun` passes it on):
-1 and 2 are errors in settings, data or code, 143 is a requested stop after a checkpoint, anything else may be retried.
+`describe` turns the settings into a `JobDescription`; a builder for each kind (trainjob.py, pytorchjob.py, jobset.py) turns
+that into the object's `spec`. The workers' exit status decides whether a restart can help (`hanflow.training.workers.torchrun`
+passes it on): 1 and 2 are errors in settings, data or code, 143 is a requested stop after a checkpoint, anything else may
+be retried.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class JobDescription:
     max_restarts: int
     deadline_seconds: int
     min_nodes: int = 0
-    """Training goes on with as few pods as this (elastic); 0: it needs all."""
+    """Fewest pods with which training continues (elastic); 0: it needs all."""
     slices: int = 1
     """TPU slices that train together."""
 
@@ -117,28 +118,43 @@ class JobDescription:
 
 
 @dataclass(frozen=True)
-class Runtime:
-    """A kind of Kubernetes object that runs jobs: its names in the API, and its builder."""
+class Kind:
+    """A kind of Kubernetes object: its names in the API, and its builder."""
 
     kind: str
     api_version: str
     plural: str
-    operator: str
-    """The controller that serves this kind and its oldest supported version, for messages."""
     build: Callable[[JobDescription], dict[str, Any]]
     """The `spec` of the object."""
     pods: Callable[[Mapping[str, Any]], list[tuple[dict[str, Any], int]]]
     """The pod templates inside a `spec`, each with its number of pods."""
-    counts_restarts: bool
-    """Whether the controller itself counts restarts against the limit; otherwise the launcher does."""
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    children: tuple[str, ...] = ()
-    """Suffixes of the names of further objects that the controller makes and whose events explain a job that waits."""
 
     @property
     def path(self) -> str:
         """Path of the collection in the API, with `{namespace}`."""
         return f"/apis/{self.api_version}/namespaces/{{namespace}}/{self.plural}"
+
+
+@dataclass(frozen=True)
+class Runtime(Kind):
+    """A kind that runs jobs."""
+
+    operator: str
+    """The controller that serves this kind and its oldest supported version, for messages."""
+    counts_restarts: bool
+    """Whether the controller itself counts restarts against the limit; otherwise the launcher does."""
+    elastic: bool = False
+    """Whether training can go on with some of the pods."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    children: tuple[str, ...] = ()
+    """Suffixes of the names of further objects that the controller makes and whose events explain a job that waits."""
+    template: Kind | None = None
+    """Kind of a further object, of the job's name, that holds the pods: created before the job, deleted after it."""
+    made: Kind | None = None
+    """Kind of an object, of the job's name, that the controller makes: a job created while that of an earlier one exists
+    would take over its state."""
+    integration: str = ""
+    """Name of this kind among Kueue's integrations."""
 
 
 def describe(
@@ -260,13 +276,13 @@ def _environment(job: JobConfig, hardware: Mapping[str, str], extras: PodExtras)
     return variables + [dict(variable) for variable in extras.environment if variable["name"] not in known]
 
 
-def pod_template(job: JobDescription, *, container: str, port: tuple[str, int]) -> dict[str, Any]:
+def pod_template(job: JobDescription, *, container: str, port: tuple[str, int] | None = None) -> dict[str, Any]:
     """The template of the job's pods. It meets the `restricted` profile, and only the scratch folder is writable.
 
     Args:
         job: the description.
         container: name of the container.
-        port: name and number of the port at which the workers meet.
+        port: name and number of the port at which the workers meet; None: the controller adds it.
     """
     labels = {**job.labels, JOB_LABEL: job.name, **({ELASTIC_LABEL: "true"} if job.elastic else {})}
     spec: dict[str, Any] = {
@@ -291,7 +307,7 @@ def pod_template(job: JobDescription, *, container: str, port: tuple[str, int]) 
                 "imagePullPolicy": "IfNotPresent",
                 "command": job.command,
                 "env": job.environment,
-                "ports": [{"name": port[0], "containerPort": port[1], "protocol": "TCP"}],
+                **({"ports": [{"name": port[0], "containerPort": port[1], "protocol": "TCP"}]} if port else {}),
                 "resources": {
                     "requests": {"cpu": job.cpu, "memory": job.memory, **job.devices},
                     "limits": {"memory": job.memory, **job.devices},

@@ -11,16 +11,17 @@ import datetime
 import os
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hanflow.cluster import status
+from hanflow.cluster.cleanup import delete, find, remove, same_run
 from hanflow.cluster.client import Change, Cluster, ClusterError, Conflict, NotFound, Watch
 from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing
-from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, RUN_LABEL, Origin, PodExtras
+from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
-from hanflow.cluster.runtimes import BY_KIND, build, pod_count
+from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, pod_count
 from hanflow.config import JobConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
@@ -31,6 +32,8 @@ from hanflow.version import CONTENT_VARIABLE, content
 
 PODS = "/api/v1/namespaces/{namespace}/pods"
 EVENTS = "/api/v1/namespaces/{namespace}/events"
+_BEHIND = "must be created before"
+"""In what Trainer's webhook answers while it has not noticed a TrainingRuntime that was just created."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,12 @@ class Attempt:
     """A job that is ready to be launched."""
 
     cluster: Cluster
-    body: dict[str, Any]
+    objects: list[dict[str, Any]]
+    """As `hanflow.cluster.runtimes.build` gives them."""
 
     def submitted(self) -> bool:
         """Whether the cluster has a job of this name already."""
-        return find(self.cluster, self.body) is not None
+        return find(self.cluster, self.objects[-1]) is not None
 
 
 def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras | None) -> Attempt:
@@ -57,12 +61,13 @@ def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras 
     Raises:
         ConfigError: settings of the job that cannot work.
         UserError: a path that the job's pods cannot see.
-        ClusterError: the cluster cannot be reached.
+        ClusterError: the cluster cannot be reached, or cannot run a job (`job.runtime=auto`).
     """
     check_paths(spec, extras or PodExtras())
     cluster = Cluster(job.namespace)
     pod = own_pod(cluster)
     origin = Origin(run_id or run_of(pod) or spec.output, owner=workflow_of(pod, cluster))
+    job = choose(cluster, job)
     return Attempt(cluster, build(job, spec, origin, _with_content(extras), images_of_this_step()))
 
 
@@ -118,8 +123,7 @@ def workflow_of(pod: Mapping[str, Any] | None, cluster: Cluster) -> dict[str, An
 
 def launch(
     cluster: Cluster,
-    body: Mapping[str, Any],
-    *,
+    *objects: Mapping[str, Any],
     hours: float = 168.0,
     restarts: int = 3,
     timing: Timing | None = None,
@@ -128,19 +132,19 @@ def launch(
 
     Args:
         cluster: where; its namespace is the job's.
-        body: the job, from `hanflow.cluster.runtimes.build`.
+        objects: the job, from `hanflow.cluster.runtimes.build`.
         hours: how long it may take, waiting included.
         restarts: how many retryable incidents it survives, where its controller does not count them itself.
         timing: waiting times.
 
     Raises:
-        JobFailed: it failed, was deleted, took too long or can never start; the message says why.
+        JobFailed: it failed, was deleted, took too long or can never start; the message gives the reason.
         ClusterError: the cluster refuses the job, or cannot be reached any more.
     """
     timing = timing or Timing()
     job, seconds = None, timing.remove
     try:
-        job = submit(cluster, body, timing)
+        job = submit(cluster, objects, timing)
         follow(cluster, job, hours=hours, restarts=restarts, timing=timing)
         log.info("job %s succeeded", job["metadata"]["name"])
     except (Terminated, KeyboardInterrupt):
@@ -148,104 +152,123 @@ def launch(
         raise
     finally:
         try:
-            remove(cluster, body, job, seconds)
+            remove(cluster, objects, job, seconds)
         except (Terminated, KeyboardInterrupt):
-            remove(cluster, body, job, timing.terminate)
+            remove(cluster, objects, job, timing.terminate)
             raise
 
 
-def submit(cluster: Cluster, body: Mapping[str, Any], timing: Timing) -> dict[str, Any]:
+class _NotYet(Exception):
+    """Something has to happen before a job can be created."""
+
+
+def submit(cluster: Cluster, objects: Sequence[Mapping[str, Any]], timing: Timing) -> dict[str, Any]:
     """Create the job, or adopt that of an earlier attempt; returns it as the cluster has it.
 
     Raises:
         ClusterError: the cluster refuses; a job of that name belongs to another run, or does not go away.
     """
-    kind, name = body["kind"], body["metadata"]["name"]
-    until = time.monotonic() + timing.removal
+    runtime, name = BY_KIND[objects[-1]["kind"]], objects[-1]["metadata"]["name"]
+    until, logged = time.monotonic() + timing.removal, ""
     while True:
-        found = find(cluster, body)
-        if found is None:
-            with contextlib.suppress(Conflict):  # created in between: look again
-                try:
-                    created = cluster.request("POST", BY_KIND[kind].path, body=body)
-                except NotFound:
-                    raise ClusterError(f"the cluster does not know {kind}: install {BY_KIND[kind].operator}") from None
-                log.info(
-                    "submitted %s %s to namespace %s: %d pods; kubectl describe %s %s",
-                    kind, name, cluster.namespace, pod_count(body), kind.lower(), name,
-                )  # fmt: skip
-                return created
-        elif found["metadata"].get("deletionTimestamp"):
-            log.info("waiting: job %s of an earlier attempt is being removed", name)
-        else:
-            obstacle = _obstacle(found, body)
-            if obstacle is None:
-                log.info("adopted job %s of an earlier attempt: it is %s", name, status.phase(found).name)
-                return found
-            log.info("replacing job %s of an earlier attempt: %s", name, obstacle)
-            _delete(cluster, {**found, "kind": kind})
-        if time.monotonic() > until:
-            raise ClusterError(
-                f"job {name} of an earlier attempt does not go away; look at its finalizers: "
-                f"kubectl get {kind.lower()} {name} -o yaml"
-            )
+        try:
+            return _adopted(cluster, objects[-1]) or _created(cluster, objects)
+        except _NotYet as reason:
+            if str(reason) != logged:
+                logged = str(reason)
+                log.info("waiting: %s", reason)
+            if time.monotonic() > until:
+                kinds = ",".join(kind.plural for kind in (runtime, runtime.made, runtime.template) if kind)
+                raise ClusterError(
+                    f"{reason}, for {timing.removal:.0f} s; look at its finalizers: kubectl get {kinds} {name} -o yaml"
+                ) from None
         time.sleep(timing.removal_poll)
 
 
+def _adopted(cluster: Cluster, body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The job of an earlier attempt, if it can be adopted; None: there is none. Any other is deleted."""
+    found, name = find(cluster, body), body["metadata"]["name"]
+    if found is None:
+        return None
+    if not found["metadata"].get("deletionTimestamp"):
+        obstacle = _obstacle(found, body)
+        if obstacle is None:
+            log.info("adopted job %s of an earlier attempt: it is %s", name, status.phase(found).name)
+            return found
+        log.info("replacing job %s of an earlier attempt: %s", name, obstacle)
+        delete(cluster, {**found, "kind": body["kind"]}, propagation="Foreground")
+    raise _NotYet(f"job {name} of an earlier attempt is being removed")
+
+
+def _created(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The job, newly created with what it needs."""
+    *templates, body = objects
+    runtime, name = BY_KIND[body["kind"]], body["metadata"]["name"]
+    if runtime.made and find(cluster, {**body, "kind": runtime.made.kind}) is not None:
+        raise _NotYet(f"{runtime.made.kind} {name} of an earlier attempt is being removed")
+    try:
+        for template in templates:
+            _create_template(cluster, template)
+        if QUEUE_LABEL in body["metadata"]["labels"]:
+            _check_queue(cluster, body)
+        created = cluster.request("POST", runtime.path, body=body)
+    except Conflict:  # created in between: look again
+        raise _NotYet(f"job {name} exists already") from None
+    except NotFound:
+        raise ClusterError(f"the cluster does not know {body['kind']}: install {runtime.operator}") from None
+    except ClusterError as error:
+        if _BEHIND not in str(error):
+            raise
+        raise _NotYet(f"Trainer has not noticed TrainingRuntime {name} yet") from None
+    log.info(
+        "submitted %s %s to namespace %s: %d pods; kubectl describe %s %s",
+        runtime.kind, name, cluster.namespace, pod_count(*objects), runtime.kind.lower(), name,
+    )  # fmt: skip
+    return created
+
+
+def _create_template(cluster: Cluster, template: Mapping[str, Any]) -> None:
+    """Create what the job refers to, or keep that of an earlier attempt that was made from the same settings."""
+    try:
+        cluster.request("POST", KINDS[template["kind"]].path, body=template)
+    except Conflict:
+        found = find(cluster, template)
+        if found is not None and not found["metadata"].get("deletionTimestamp"):
+            if _obstacle(found, template) is None:
+                return
+            delete(cluster, {**found, "kind": template["kind"]})
+        name = template["metadata"]["name"]
+        raise _NotYet(f"{template['kind']} {name} of an earlier attempt is being removed") from None
+
+
+def _check_queue(cluster: Cluster, body: Mapping[str, Any]) -> None:
+    """Ask the API server what would become of a job with a queue name: Kueue suspends those that it manages.
+
+    Where Kueue or its integration of that kind is missing, the name is ignored, and the job would run past the queue.
+    """
+    runtime, queue = BY_KIND[body["kind"]], body["metadata"]["labels"][QUEUE_LABEL]
+    answer = cluster.request("POST", runtime.path, query={"dryRun": "All"}, body=body)
+    if not status.suspended(answer):
+        raise ClusterError(
+            f"job.queue={queue}: Kueue does not manage a {runtime.kind} on this cluster, which would start at once, outside "
+            f"of the queue. Install Kueue, or add {runtime.integration} to integrations.frameworks in the configuration of "
+            "its controller; or leave job.queue empty"
+        )
+
+
 def _obstacle(found: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
-    """Why an existing job cannot be adopted; None: it can."""
-    metadata = found["metadata"]
-    if not _same_run(found, body):
+    """Why an existing object cannot be adopted; None: it can."""
+    metadata, wanted = found["metadata"], body["metadata"]
+    if not same_run(found, body):
         raise ClusterError(f"job {metadata['name']} exists already and belongs to another run; rename or remove it")
     if status.phase(found).name == "failed":
         return "it failed"
-    if (metadata.get("annotations") or {}).get(DIGEST_ANNOTATION) != body["metadata"]["annotations"][DIGEST_ANNOTATION]:
+    if (metadata.get("annotations") or {}).get(DIGEST_ANNOTATION) != wanted["annotations"][DIGEST_ANNOTATION]:
         return "it was made from other settings"
+    owners, own = ({o["uid"] for o in m.get("ownerReferences") or ()} for m in (metadata, wanted))
+    if owners and own and owners.isdisjoint(own):  # the cluster deletes it soon
+        return "its Workflow is gone"
     return None
-
-
-def _same_run(found: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    return (found["metadata"].get("labels") or {}).get(RUN_LABEL) == body["metadata"]["labels"][RUN_LABEL]
-
-
-def find(cluster: Cluster, body: Mapping[str, Any], patience: float | None = None) -> dict[str, Any] | None:
-    """The job of that kind and name; None: there is none."""
-    try:
-        return cluster.request("GET", f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}", patience=patience)
-    except NotFound:
-        return None
-
-
-def _delete(cluster: Cluster, found: Mapping[str, Any], patience: float | None = None) -> None:
-    """Delete exactly that job, not one of the same name that was created since."""
-    options = {"propagationPolicy": "Background", "preconditions": {"uid": found["metadata"]["uid"]}}
-    with contextlib.suppress(NotFound, Conflict):
-        path = f"{BY_KIND[found['kind']].path}/{found['metadata']['name']}"
-        cluster.request("DELETE", path, body=options, patience=patience)
-
-
-def remove(cluster: Cluster, body: Mapping[str, Any], job: Mapping[str, Any] | None, patience: float) -> None:
-    """Remove the job if it is there; an error is logged and changes nothing about how the step ends.
-
-    Args:
-        cluster: where.
-        body: the job as it was to be created.
-        job: as the cluster has it; None: it is not known whether it was created.
-        patience: seconds to keep trying while the API server is away.
-    """
-    name = body["metadata"]["name"]
-    try:
-        if job is None:  # submitting was interrupted: the job may exist, and it may belong to another run
-            job = find(cluster, body, patience)
-            if job is None or not _same_run(job, body):
-                return
-        _delete(cluster, {**job, "kind": body["kind"]}, patience)
-        log.info("removed job %s", name)
-    except ClusterError as error:
-        log.error(
-            "job %s could not be removed (%s); it goes with its Workflow, or: kubectl delete %s %s",
-            name, error, body["kind"].lower(), name,
-        )  # fmt: skip
 
 
 def follow(
@@ -267,22 +290,20 @@ def follow(
     )
     logs = LogStream(cluster, timing.log_retry)
 
-    def carry_out(decision: Decision) -> None:
+    def carry_out(decision: Decision) -> str:
         for level, text in decision.messages:
             log.log(level, "%s", text)
         for pod in decision.streams:
             logs.follow(pod)
         if decision.read_events:
-            for suffix in ("", *runtime.children):
-                events = _warnings(cluster, follower.name + suffix)
-                carry_out(follower.on_events(events, time.monotonic()))
+            return decision.failure or carry_out(follower.on_events(_warnings(cluster, job), time.monotonic()))
+        return decision.failure
 
     with _watches(cluster, job, timing) as changes:
         while not follower.phase.finished:
-            decision = _decide(follower, _next(changes, timing.tick))
-            carry_out(decision)
-            if decision.failure:
-                raise _failure(cluster, follower, logs, decision.failure, timing)
+            failure = carry_out(_decide(follower, _next(changes, timing.tick)))
+            if failure:
+                raise _failure(cluster, follower, logs, failure, timing)
         # The job's end may be reported before that of its pods.
         until = time.monotonic() + timing.settle
         while time.monotonic() < until and not follower.settled:
@@ -333,14 +354,19 @@ def _decide(follower: JobFollower, change: Change | None) -> Decision:
     return report(change.kind, change.objects, now)
 
 
-def _warnings(cluster: Cluster, name: str) -> list[dict[str, Any]]:
-    """Events of type Warning about an object."""
-    query = {"fieldSelector": f"involvedObject.name={name},type=Warning"}
-    try:
-        items: list[dict[str, Any]] = cluster.request("GET", EVENTS, query=query, patience=5.0)["items"]
-        return items
-    except ClusterError:
-        return []  # they help, but nothing depends on them
+def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Warnings about a job, the objects that its controller makes of it, and its place in a queue of Kueue."""
+    name, kind = job["metadata"]["name"], job["kind"]
+    selectors = [f"involvedObject.name={name}{end},type=Warning" for end in ("", *BY_KIND[kind].children)]
+    if QUEUE_LABEL in (job["metadata"].get("labels") or {}):
+        selectors.append("involvedObject.kind=Workload,reason=Pending")
+    found: list[dict[str, Any]] = []
+    # They help, but nothing depends on them.
+    with contextlib.suppress(ClusterError):
+        for selector in selectors:
+            found += cluster.request("GET", EVENTS, query={"fieldSelector": selector}, patience=5.0)["items"]
+    names = (name, f"{kind.lower()}-{name}-")  # Kueue derives its object's name from the job's
+    return [event for event in found if event["involvedObject"]["name"].startswith(names)]
 
 
 def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:

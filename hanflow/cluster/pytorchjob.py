@@ -56,4 +56,6 @@ RUNTIME = Runtime(
     build=build,
     pods=_pods,
     counts_restarts=False,
+    elastic=True,
+    integration="kubeflow.org/pytorchjob",
 )

@@ -13,6 +13,8 @@ HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 """Reasons of waiting containers that waiting never cures."""
 STUCK = ("ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 """Reasons that are usually mistakes, such as a missing image or Secret."""
+REFUSED = ("TrainJobResourcesCreationFailed",)
+"""Reasons of events about a job of which the controller cannot make anything."""
 _DISRUPTED = (
     "Evicted",
     "Preempted",
@@ -39,7 +41,7 @@ class Phase:
 
 
 def phase(job: Mapping[str, Any]) -> Phase:
-    """The phase of a PyTorchJob or a JobSet, from its conditions."""
+    """The phase of a TrainJob, a PyTorchJob or a JobSet, from its conditions and, while it runs, its counts of jobs."""
     status = job.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or () if c.get("status") == "True"}
     terminal = {"Completed": "Succeeded", "Failed": "Failed"}.get(status.get("terminalState", ""))
@@ -47,6 +49,7 @@ def phase(job: Mapping[str, Any]) -> Phase:
         ("Failed", "failed"),
         ("Succeeded", "succeeded"),
         ("Completed", "succeeded"),  # of a JobSet
+        ("Complete", "succeeded"),  # of a TrainJob
         ("Suspended", "suspended"),
         ("Restarting", "restarting"),
         ("RestartingJobSet", "restarting"),
@@ -57,8 +60,15 @@ def phase(job: Mapping[str, Any]) -> Phase:
             found = conditions.get(condition, {})
             text = ": ".join(part for part in (found.get("reason"), found.get("message")) if part)
             return Phase(name, text)
-    ready = sum(r.get("ready", 0) for r in status.get("replicatedJobsStatus") or ())
+    counts = status.get("jobsStatus") or status.get("replicatedJobsStatus") or ()  # of a TrainJob, of a JobSet
+    ready = sum(count.get("ready", 0) for count in counts)
     return Phase("running") if ready else Phase("pending")
+
+
+def suspended(job: Mapping[str, Any]) -> bool:
+    """Whether a job waits until it is admitted, by its `spec`: Kueue suspends a job when it is created."""
+    spec = job["spec"]
+    return bool(spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"))
 
 
 @dataclass(frozen=True)
@@ -149,7 +159,7 @@ def waiting(pod: Mapping[str, Any]) -> Waiting | None:
 
 
 def rank_zero(pods: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The newest pod of rank 0: a PyTorchJob's master (its worker 0 if elastic), host 0 of a JobSet's slice 0."""
+    """The newest pod of rank 0: a PyTorchJob's master (its worker 0 if elastic), node 0 of a TrainJob, host 0 of a JobSet."""
     found = [pod for pod in pods if _is_rank_zero(pod["metadata"].get("labels") or {})]
     return max(found, key=lambda pod: pod["metadata"].get("creationTimestamp") or "", default=None)
 

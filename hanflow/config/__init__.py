@@ -3,9 +3,9 @@
 What a single task needs is declared by that task (`hanflow.tasks`), which extends these classes.
 """
 
-from hanflow.config.building import build, changed, to_mapping
 from hanflow.config.cluster import ClusterConfig, JobConfig, job_problems
-from hanflow.config.search import SearchConfig
+from hanflow.config.fields import build, changed, to_mapping
+from hanflow.config.search import SamplingConfig, SearchConfig
 from hanflow.config.steps import CombineConfig, EvaluateConfig, ExportConfig, PreprocessConfig, TokenizeConfig
 from hanflow.config.training import TrainConfig
 
@@ -16,6 +16,7 @@ __all__ = [
     "ExportConfig",
     "JobConfig",
     "PreprocessConfig",
+    "SamplingConfig",
     "SearchConfig",
     "TokenizeConfig",
     "TrainConfig",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 from hanflow.config.fields import setting
 from hanflow.config.tpu import tpu_slice
@@ -15,19 +16,21 @@ class JobConfig:
 
     runtime: str = setting(
         "local",
-        "Where training runs: in the step's own process, as a PyTorchJob (GPUs, or CPUs alone), or as a JobSet on a TPU slice.",
-        choices=("local", "pytorchjob", "tpu"),
+        "Where training runs: local, in the step's own process; trainjob, as a TrainJob of Kubeflow Trainer, or pytorchjob, as a "
+        "PyTorchJob of the older training operator (GPUs, or CPUs alone); auto, the first of these two that the cluster "
+        "serves; tpu, as a JobSet on a TPU slice.",
+        choices=("local", "auto", "trainjob", "pytorchjob", "tpu"),
     )
-    workers: int = setting(1, "PyTorchJob: pods, the master included.", at_least=1)
+    workers: int = setting(1, "Pods of a job on GPUs or CPUs, rank 0's included.", at_least=1)
     min_workers: int = setting(
         0,
-        "PyTorchJob: training goes on with as few pods as this when others are lost (elastic); 0: it needs all.",
+        "PyTorchJob: training continues with as few pods as this when others are lost (elastic); 0: it needs all.",
         at_least=0,
     )
-    gpus: int = setting(1, "PyTorchJob: GPUs of a pod, one process each (0: one process on CPUs).", at_least=0)
+    gpus: int = setting(1, "GPUs of each pod of a job, one process each (0: one process on CPUs).", at_least=0)
     accelerator: str = setting(
         "",
-        "Kind of accelerator. PyTorchJob: GKE's name of the GPU, e.g. nvidia-l4 (empty: any). TPU: generation and size, e.g. v4-32.",
+        "Kind of accelerator. GPUs: GKE's name, e.g. nvidia-l4 (empty: any). TPU: generation and size, e.g. v4-32.",
     )
     topology: str = setting("", "Topology of the TPU slice in chips, e.g. 2x2x4; empty: the usual one of that size.")
     slices: int = setting(1, "TPU slices that train together.", at_least=1)
@@ -42,7 +45,9 @@ class JobConfig:
     service_account: str = setting(
         "hanflow", "Service account of the pods; it decides what they may read and write in gs://."
     )
-    queue: str = setting("", "Kueue's LocalQueue that admits the job; empty: none.")
+    queue: str = setting(
+        "", "Kueue's LocalQueue that admits the job; empty: none. It is an error if Kueue does not manage it."
+    )
     priority_class: str = setting("", "PriorityClass of the pods; empty: the cluster's default.")
     spot: bool = setting(
         False, "Run on spot nodes: cheaper, but reclaimed at any time; training resumes from checkpoints."
@@ -57,7 +62,7 @@ class JobConfig:
         'Environment variables from Secrets of the namespace: variable to secret/key, e.g. {"WANDB_API_KEY": "wandb/api-key"}.',
     )
     max_restarts: int = setting(
-        3, "Restarts after failures that a restart may cure; lost nodes and host maintenance do not count.", at_least=0
+        3, "Restarts after failures that may be transient; lost nodes and host maintenance do not count.", at_least=0
     )
     deadline_hours: float = setting(168.0, "The job fails after this many hours, waiting for nodes included.", above=0)
 
@@ -104,13 +109,10 @@ def job_problems(job: JobConfig) -> list[str]:
             problems.append(f"job.accelerator, job.topology: {error}")
         if job.min_workers:
             problems.append("job.min_workers: a TPU slice cannot train with some of its hosts; set it to 0")
+    elif job.runtime == "trainjob" and job.min_workers:
+        problems.append("job.min_workers: a TrainJob needs all its pods; set it to 0, or job.runtime to pytorchjob")
     elif job.min_workers > job.workers:
         problems.append(f"job.min_workers={job.min_workers} is more than job.workers={job.workers}")
-    for name in ("cpu", "memory", "shared_memory", "scratch"):
-        if not _QUANTITY.fullmatch(getattr(job, name)):
-            problems.append(
-                f"job.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(job, name)!r}"
-            )
     for name, value in job.environment.items():
         if not _VARIABLE.fullmatch(str(name)):
             problems.append(f"job.environment: {name!r} is not the name of an environment variable")
@@ -128,27 +130,28 @@ def job_problems(job: JobConfig) -> list[str]:
             problems.append(
                 f"job.secrets: {name}: expected secret/key, the name of a Secret and a key in it (never the secret itself)"
             )
-    for toleration in job.tolerations:
-        if not isinstance(toleration, dict):
-            problems.append(f"job.tolerations: expected mappings such as {{key: team}}, found {toleration!r}")
-    return problems
+    return problems + _pod_problems("job", job, ("cpu", "memory", "shared_memory", "scratch"))
 
 
 def cluster_problems(cluster: ClusterConfig) -> list[str]:
     """Problems among the resources of the steps' pods, beyond each one's own limits."""
-    problems = [
-        f"cluster.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {value!r}"
-        for name, value in asdict(cluster).items()
-        if name.endswith(("_cpu", "_memory")) and not _QUANTITY.fullmatch(value)
-    ]
-    problems += [
+    quantities = [field.name for field in fields(cluster) if field.name.endswith(("_cpu", "_memory"))]
+    return _pod_problems("cluster", cluster, quantities) + [
         f"cluster.node_selector: {key}: expected text, found {value!r}"
         for key, value in cluster.node_selector.items()
         if not isinstance(value, str)
     ]
-    problems += [
-        f"cluster.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
-        for toleration in cluster.tolerations
+
+
+def _pod_problems(section: str, config: JobConfig | ClusterConfig, quantities: Sequence[str]) -> list[str]:
+    """Problems of the resources (the settings `quantities`) and tolerations of pods."""
+    problems = [
+        f"{section}.{name}: expected a Kubernetes quantity such as 4, 500m or 16Gi, found {getattr(config, name)!r}"
+        for name in quantities
+        if not _QUANTITY.fullmatch(getattr(config, name))
+    ]
+    return problems + [
+        f"{section}.tolerations: expected mappings such as {{key: team}}, found {toleration!r}"
+        for toleration in config.tolerations
         if not isinstance(toleration, dict)
     ]
-    return problems

@@ -1,9 +1,11 @@
-"""How a setting is declared (default, documentation, limits), and how a given value is converted and checked."""
+"""The declaration of a setting (default, documentation, limits), and settings classes from plain values."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -77,6 +79,8 @@ def coerced(value: Any, expected: type) -> Any:
             raise ValueError(f"{wrong} (YAML reads on, off, yes and no as true and false: put the text in quotes)")
         if isinstance(value, (dict, list)):
             raise wrong
+        if value == "--":  # argparse drops it
+            raise ValueError("'--' cannot be passed on by a command line; give another text")
         return str(value)
     if value is None:
         return expected()
@@ -98,7 +102,7 @@ def checked(value: Any, limits: Mapping[str, Any]) -> Any:
     """`value`, if it is within the limits of its `setting`.
 
     Raises:
-        ValueError: it is not; the message says which limit it breaks.
+        ValueError: it is not; the message names the limit.
     """
     if limits.get("required") and value == REQUIRED:
         raise ValueError(f"is required ({limits['help']})")
@@ -117,3 +121,49 @@ def checked(value: Any, limits: Mapping[str, Any]) -> Any:
         if limit is not None and not fits(value, limit):
             raise ValueError(f"must be {text} {limit:g}, found {value:g}")
     return value
+
+
+Suggest = Callable[[str], str]
+"""The hint for an unknown key: `train.epoch` → `; did you mean train.epochs?`."""
+
+
+def build(cls: type, values: Any, section: str, require: bool, hint: Suggest = lambda key: "") -> tuple[Any, list[str]]:
+    """An instance of a settings class, or None, and what is wrong with the values.
+
+    Args:
+        values: setting → value, as YAML or a command line gave them.
+        section: name of the section that they stand in, for the messages, e.g. `train`.
+        require: whether required settings must be given.
+        hint: gives the hint for an unknown key.
+    """
+    if not isinstance(values, Mapping):
+        return None, [f"{section}: expected `key: value` lines, found {values!r}"]
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    problems, arguments = [], {}
+    for key, value in values.items():
+        if key not in fields:
+            problems.append(f"{section}.{key}: no such setting{hint(f'{section}.{key}')}")
+            continue
+        try:
+            arguments[key] = checked(coerced(value, hints[key]), fields[key].metadata)
+        except ValueError as error:
+            problems.append(f"{section}.{key}: {error}")
+    if require:
+        problems += [
+            f"{section}.{name}: is required ({f.metadata['help']})"
+            for name, f in fields.items()
+            if name not in values and f.metadata["required"]
+        ]
+    return (None, problems) if problems else (cls(**arguments), [])
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """A config as plain data, fit for YAML and JSON."""
+    return dataclasses.asdict(config)
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """The settings of a section that differ from their defaults."""
+    defaults = to_mapping(type(config)())
+    return {name: value for name, value in to_mapping(config).items() if value != defaults[name]}

@@ -1,4 +1,4 @@
-"""The settings of tasks that generate texts by beam search."""
+"""The settings of tasks that generate texts: by beam search, or by sampling."""
 
 from __future__ import annotations
 
@@ -29,4 +29,19 @@ class SearchConfig(EvaluateConfig):
         "float32",
         "Arithmetic of generation; int8 is faster, its texts differ a little, and it needs CTranslate2.",
         choices=("float32", "int8"),
+    )
+
+
+@dataclass(frozen=True)
+class SamplingConfig(EvaluateConfig):
+    """A language model's scores on held-out documents, and how it continues texts."""
+
+    max_new_tokens: int = setting(100, "Longest continuation, in tokens.", at_least=1)
+    greedy: bool = setting(False, "Continue with the likeliest token, without sampling.")
+    temperature: float = setting(
+        1.0, "Divides the scores before a token is sampled; below 1 favours likely tokens.", above=0
+    )
+    top_k: int = setting(0, "Only the k likeliest tokens can be sampled (0: all).", at_least=0)
+    top_p: float = setting(
+        1.0, "Only the likeliest tokens that together have this probability (1: all).", above=0, at_most=1
     )

@@ -22,7 +22,7 @@ class PreprocessConfig:
     test_source: str = setting("", "Raw data of the test split, same formats; empty: split off from source.")
     columns: dict = setting(
         {},
-        'Which raw column plays which role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.',
+        'Raw column of each role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.',
     )
     encoding: str = setting(
         "auto",
@@ -59,7 +59,7 @@ class PreprocessConfig:
     deduplicate: bool = setting(True, "Reject exact duplicates of an earlier row.")
     speaker_format: str = setting(
         "#Person{n}#: ",
-        "AI-Hub dialogues: what stands before each utterance; {n} counts speakers from 1, {id} is the raw speaker id. Empty: nothing.",
+        "AI-Hub dialogues: text before each utterance; {n} counts speakers from 1, {id} is the raw speaker id. Empty: nothing.",
     )
 
 
@@ -80,7 +80,7 @@ class TokenizeConfig:
 
 @dataclass(frozen=True)
 class CombineConfig:
-    """Trained models to one that averages what they say; the ensemble pipeline alone has this step."""
+    """Trained models to one that averages their predictions; a step of the ensemble pipeline alone."""
 
     members: list = setting(
         [],
@@ -127,5 +127,5 @@ class ExportConfig:
         8, "Real rows on which every format, reloaded, must give the trained model's outputs.", at_least=1
     )
     title: str = setting("", "Name of the model in its card; empty: the experiment's name.")
-    license: str = setting("", "Licence of the weights, for the model card; empty: the card says that none was stated.")
-    intended_use: str = setting("", "What the model is meant for, for the model card.")
+    license: str = setting("", "Licence of the weights, for the model card; empty: the card has none.")
+    intended_use: str = setting("", "Intended use of the model, for the model card.")

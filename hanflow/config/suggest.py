@@ -1,4 +1,4 @@
-"""Which name was meant: common short names first, then the right name in another section, then similar spelling."""
+"""Suggestions for an unknown name: first common short names, then the same name in another section, then similar spelling."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ SETTINGS: dict[str, str] = {
     "job.shared_memory": "shm shm_size",
     "job.max_restarts": "retries restarts",
 }
-"""Setting → names that other programs, and hands in a hurry, give it."""
+"""Setting → its names in other programs, and short ones."""
 
 VALUES: dict[str, str] = {
     "bf16": "bfloat16 bf",
@@ -92,7 +92,8 @@ VALUES: dict[str, str] = {
     "torch": "cuda gpu cpu pytorch",
     "xla": "tpu",
     "validation": "dev val valid eval",
-    "pytorchjob": "ddp torchrun gpu pytorch",
+    "trainjob": "trainer kubeflow-trainer gpu torchrun ddp",
+    "pytorchjob": "training-operator pytorch",
     "tpu": "jobset xla",
     "on": "true yes 1",
     "off": "false no 0 none",
@@ -108,7 +109,7 @@ def similar(word: str, known: Iterable[str], least: float = SIMILAR) -> str:
 
 
 def value(given: object, choices: Sequence[str]) -> str:
-    """The choice that was meant by a value that is none; "" where nothing is near."""
+    """The choice nearest to a value that is none of them; "" where none is near enough."""
     plain = _plain(str(given))
     exact = [c for c in choices if _plain(c) == plain]
     alias = [c for c in choices if plain in map(_plain, VALUES.get(c, "").split())]
@@ -148,9 +149,22 @@ def setting(key: str, known: Sequence[str]) -> list[str]:
     return [dotted for dotted, own in names.items() if near and own == near][:2]
 
 
+def hint(word: str, known: Iterable[str]) -> str:
+    """`did you mean A?` for a word that is not known; else all known ones."""
+    names = list(known)
+    near = similar(word, names, 0.6)
+    return f"did you mean {near}?" if near else f"known: {', '.join(names)}"
+
+
 def did_you_mean(names: Sequence[str]) -> str:
     """`; did you mean A or B?`; empty without names."""
     return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def spelling_hint(word: str, known: Iterable[str], least: float = SIMILAR) -> str:
+    """`did_you_mean` of the known word nearest in spelling; empty where none is near enough."""
+    near = similar(word, known, least)
+    return did_you_mean([near] if near else [])
 
 
 def _first_in(section: str, found: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ class TrainConfig:
     )
     architecture: dict = setting(
         {},
-        'Architecture of a model trained from nothing, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.',
+        'Architecture of a model with random weights, e.g. {"type": "bart", "d_model": 256}; keys are those of its transformers config.',
     )
     seed: int = setting(42, "Seed of the weights, of dropout and of the order of the data.")
     epochs: int = setting(3, "Passes over the train split.", at_least=1)
@@ -41,7 +41,7 @@ class TrainConfig:
     weight_decay: float = setting(0.01, "AdamW's decoupled weight decay; biases and norms are exempt.", at_least=0)
     clip_norm: float = setting(1.0, "Largest global gradient norm (0: no clipping).", at_least=0)
     epoch_tokens: float = setting(
-        0.0, "Most tokens of one epoch, in millions, drawn anew every epoch (0: all of them).", at_least=0
+        0.0, "Most tokens of one epoch, in millions, drawn again for every epoch (0: all of them).", at_least=0
     )
     label_smoothing: float = setting(0.0, "Label smoothing of the training loss.", at_least=0, below=1)
     precision: str = setting(
@@ -56,7 +56,7 @@ class TrainConfig:
     )
     topology: str = setting(
         "",
-        "xla: chips along each side of the slice that training expects, e.g. 2x2x4; another one is refused. Empty: whatever is there.",
+        "xla: chips along each side of the slice that training expects, e.g. 2x2x4; another one is refused. Empty: any.",
     )
     compilation_cache: str = setting(
         "",
@@ -79,7 +79,7 @@ class TrainConfig:
     )
     best_mode: str = setting(
         "auto",
-        "Whether its best value is the smallest or the largest; auto: as the task says (smallest for loss).",
+        "Whether its best value is the smallest or the largest; auto: by the figure (smallest for loss).",
         choices=("auto", "min", "max"),
     )
     patience: int = setting(0, "Stop after this many validations in a row without improvement (0: never).", at_least=0)
@@ -100,7 +100,7 @@ class TrainConfig:
     )
     resume: str = setting(
         "auto",
-        "auto: go on from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint: later ones go when the new course first saves, and the same command goes on from that course.",
+        "auto: resume from the newest intact checkpoint in the folder, if any; never: refuse a folder that holds some; or the path of one checkpoint to resume from: at the first save the later ones are deleted, and the same command then resumes from the new ones.",
     )
     nonfinite_limit: int = setting(
         10,
@@ -113,6 +113,6 @@ class TrainConfig:
     wandb_tags: list = setting([], "Tags of the Weights & Biases run.")
     engine: str = setting(
         "hanflow",
-        "What trains: our own loop, or transformers' Seq2SeqTrainer / Trainer.",
+        "Training engine: hanflow's own loop, or transformers' Trainer.",
         choices=("hanflow", "transformers"),
     )

@@ -1,4 +1,4 @@
-"""What the workers of a train step do, and the command lines that do it in the containers of a job."""
+"""The work of a train step's workers, and their command lines in the containers of a job."""
 
 from __future__ import annotations
 

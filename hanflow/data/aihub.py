@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -39,18 +40,13 @@ def read(file: str, mapping: ColumnMapping) -> Iterator[list[Row]]:
     path, source = mapping.path, replace(mapping.source, path=file)
     speaker = speaker_prefix(source.speaker_format)
     layout = _layout(path, source)
-    if layout == "data":
-        names = ("id", "topic", "dialogue", "summary")
-
-        def convert(record: Any) -> dict[str, Any]:
-            return _dialogue(record, speaker)
-    else:
-        names, convert = ("id", "title", "document", "abstractive"), _document
+    names = ("id", "topic", "dialogue", "summary") if layout == "data" else ("id", "title", "document", "abstractive")
+    convert = functools.partial(_dialogue, speaker) if layout == "data" else _document
     chosen = {role: names[place] for role, place in mapping.resolve(names).items()}
     rows: list[Row] = []
     number = 0
     try:
-        for record in ijson.items(_Stream(as_utf8(source)), f"{layout}.item", use_float=True):
+        for record in ijson.items(ijson.from_iter(as_utf8(source)), f"{layout}.item", use_float=True):
             number += 1
             rows.append(_row(number, record, convert, chosen, mapping))
             if number == 1 and rows[0].reason == _NO_LAYOUT:
@@ -103,7 +99,7 @@ def speaker_prefix(template: str) -> Callable[[int, str], str]:
     return lambda number, name: "".join({"{n}": str(number), "{id}": name}.get(part, part) for part in parts)
 
 
-def _dialogue(record: Any, speaker: Callable[[int, str], str]) -> dict[str, Any]:
+def _dialogue(speaker: Callable[[int, str], str], record: Any) -> dict[str, Any]:
     about, body = record["header"]["dialogueInfo"], record["body"]
     numbers: dict[str, int] = {}
     lines = []
@@ -128,27 +124,10 @@ def _document(record: Any) -> dict[str, Any]:
     }
 
 
-class _Stream:
-    """A file object over blocks of bytes, as ijson wants one."""
-
-    def __init__(self, blocks: Iterator[bytes]):
-        self.blocks, self.rest = blocks, b""
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes, at most `size` of them; b"" at the end."""
-        while not self.rest:
-            block = next(self.blocks, None)
-            if block is None:
-                return b""
-            self.rest = block
-        taken, self.rest = self.rest[:size], self.rest[size:]
-        return taken
-
-
 def _layout(path: str, source: Source) -> str:
     """`data` (dialogues) or `documents`, by the first such list; nothing behind it is read."""
     try:
-        for prefix, event, _ in ijson.parse(_Stream(as_utf8(source)), use_float=True):
+        for prefix, event, _ in ijson.parse(ijson.from_iter(as_utf8(source)), use_float=True):
             if event == "start_array" and prefix in ("data", "documents"):
                 return str(prefix)
             if event == "start_array" and prefix == "":

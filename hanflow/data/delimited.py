@@ -223,13 +223,13 @@ class _Table:
         if not plain or (self.width > 1 and _left_open(fields[-1])):
             used, found, _ = self._quoted(index)
             fits = found is not None and len(found) == self.width
-            if fits and not self._whole_lines(index + 1, index + used - (not plain)):
+            if fits and not self._complete_lines(index + 1, index + used - (not plain)):
                 return used, found, ""
         if plain:
             return 1, [_unquoted(field) for field in fields], ""
         return 1, None, self._wrong_width(len(fields))
 
-    def _whole_lines(self, start: int, stop: int) -> bool:
+    def _complete_lines(self, start: int, stop: int) -> bool:
         """Whether a line among these is a row by itself, so that a quote before it was left open by mistake."""
         return any(line.count(self.delimiter) == self.width - 1 for line in self.lines[start:stop])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Container, Mapping, Sequence
@@ -157,12 +156,11 @@ class ColumnMapping:
         if not option.startswith("--"):
             example = {r: names[chosen[r]] if chosen.get(r, 99) < len(names) else "..." for r in self.required}
             cure = f"say which column plays which role: {option}='{json.dumps(example, ensure_ascii=False)}'"
-        cells = _DELIMITER.search(found[0]) if len(found) == 1 else None
-        if cells:
-            divided = {",": "commas: name it .csv", "\t": "tabs: name it .tsv"}.get(
-                cells[0], f"{cells[0]!r}: save it as .csv"
-            )
-            cure = f"its cells seem to be divided by {divided}; or {cure}"
+        delimiter = _DELIMITER.search(found[0]) if len(found) == 1 else None
+        if delimiter:
+            known = {",": "commas: name it .csv", "\t": "tabs: name it .tsv"}
+            found_by = known.get(delimiter[0], f"{delimiter[0]!r}: save it as .csv")
+            cure = f"its values seem to be separated by {found_by}; or {cure}"
         return UserError(
             f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}"
             f"{did_you_mean(near)}; {cure}"
@@ -191,12 +189,10 @@ def check_columns(given: Mapping[str, object], columns: Sequence[Column]) -> dic
     roles = [column.role for column in columns]
     for role in given:
         if role not in roles:
-            near = difflib.get_close_matches(str(role), roles, n=1)
+            near = similar(str(role), roles, 0.6)
             raise UserError(
-                f"preprocess.columns: this task has no role {role!r}"
-                + (f", did you mean {near[0]!r}?" if near else "")
-                + f" Roles: {', '.join(roles)}; write it as role → raw column, "
-                f"""for example {{"{roles[0]}": "the raw column's name"}}"""
+                f"preprocess.columns: this task has no role {role!r}{did_you_mean([near] if near else [])} Roles: "
+                f"""{", ".join(roles)}; write it as role → raw column, e.g. {{"{roles[0]}": "the raw column's name"}}"""
             )
     return {role: str(name) for role, name in given.items() if name is not None}
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +35,7 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._writer.close()
         self._sink.close()
 
@@ -48,16 +47,10 @@ class Shard:
         if not path.is_file():
             raise UserError(f"{path}: no such shard file; run the tokenize step again")
         self._map = pa.memory_map(str(path))
-        table = pa.ipc.open_file(self._map).read_all()
         self.sequences = tuple(sequences)
-        self._chunks: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
-        starts = [0]
-        for batch in table.to_batches():
-            if not batch.num_rows:
-                continue
-            self._chunks.append({name: _offsets_and_values(batch.column(name)) for name in self.sequences})
-            starts.append(starts[-1] + batch.num_rows)
-        self._starts = np.array(starts)
+        chunks = [batch for batch in pa.ipc.open_file(self._map).read_all().to_batches() if batch.num_rows]
+        self._chunks = [{name: _offsets_and_values(batch.column(name)) for name in sequences} for batch in chunks]
+        self._starts = np.cumsum([0, *(batch.num_rows for batch in chunks)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])

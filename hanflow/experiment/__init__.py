@@ -4,7 +4,15 @@ A setting is declared once, in `hanflow.config` or by the task that alone has it
 command lines and the parameters of the Kubeflow pipelines are all made from these classes.
 """
 
-from hanflow.experiment.loading import load_experiment, parse_text
+from hanflow.experiment.checks import model_problems
+from hanflow.experiment.loading import (
+    EXPERIMENTS,
+    add_settings,
+    experiment_names,
+    find_experiment,
+    given_settings,
+    load_experiment,
+)
 from hanflow.experiment.sections import (
     SECTIONS,
     STEPS,
@@ -18,15 +26,20 @@ from hanflow.experiment.sections import (
 )
 
 __all__ = [
+    "EXPERIMENTS",
     "SECTIONS",
     "STEPS",
     "Experiment",
     "Setting",
+    "add_settings",
     "all_settings",
     "build_experiment",
+    "experiment_names",
+    "find_experiment",
+    "given_settings",
     "load_experiment",
     "member_settings",
-    "parse_text",
+    "model_problems",
     "settings_of",
     "step_config",
 ]

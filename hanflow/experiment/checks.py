@@ -5,27 +5,29 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hanflow.config import JobConfig, build, changed, job_problems
+from hanflow.config import JobConfig, TrainConfig, build, changed, job_problems
 from hanflow.config.cluster import cluster_problems
-from hanflow.experiment.sections import Experiment, section_class, suggestion
+from hanflow.experiment.sections import (
+    Experiment,
+    member_settings,
+    own_settings,
+    section_class,
+    step_config,
+    suggestion,
+)
 from hanflow.tasks import chosen_task
 
 
 def cross_checks(experiment: Experiment) -> list[str]:
     """Problems between settings, one text each."""
     problems = []
-    pre, train = experiment.preprocess, experiment.train
+    pre = experiment.preprocess
     split_off = (0 if pre.validation_source else pre.validation_ratio) + (0 if pre.test_source else pre.test_ratio)
     if split_off >= 1:
         problems.append(
             f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on"
         )
-    if train.pretrained and train.architecture:
-        problems.append("train.pretrained and train.architecture exclude each other: empty one of them")
-    if train.pretrained and not experiment.tokenize.tokenizer:
-        problems.append(
-            f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
-        )
+    problems += _pretrained_problems(experiment.train, experiment.tokenize.tokenizer)
     problems += _member_problems(experiment)
     problems += chosen_task(experiment.task).check_settings(experiment.evaluate)
     if not experiment.export.formats:
@@ -33,6 +35,29 @@ def cross_checks(experiment: Experiment) -> list[str]:
     if "ctranslate2" in experiment.export.formats and not experiment.export.compute_types:
         problems.append("export.compute_types: is empty, but export.formats asks for ctranslate2; name float32 or int8")
     return problems + job_problems(experiment.job) + cluster_problems(experiment.cluster)
+
+
+def model_problems(experiment: Experiment) -> list[str]:
+    """Problems of the models that an experiment trains, one text each; imports transformers, but loads no weights."""
+    task = chosen_task(experiment.task)
+    if not experiment.combine.members:
+        return task.check_model(experiment.train)
+    return [
+        f"combine.members: {member['name']}: {problem}"
+        for member in member_settings(experiment)
+        for problem in task.check_model(step_config("train", member["settings"], experiment.task))
+    ]
+
+
+def _pretrained_problems(train: TrainConfig, tokenizer: str) -> list[str]:
+    problems = []
+    if train.pretrained and train.architecture:
+        problems.append("train.pretrained and train.architecture exclude each other: empty one of them")
+    if train.pretrained and not tokenizer:
+        problems.append(
+            f"train.pretrained={train.pretrained!r} needs its own tokenizer: set tokenize.tokenizer={train.pretrained!r}"
+        )
+    return problems
 
 
 _MEMBER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
@@ -56,8 +81,16 @@ def _member_problems(experiment: Experiment) -> list[str]:
         if name in names:
             problems.append(f"combine.members: two are named {name}")
         names.append(name)
-        own = {key: value for key, value in member.items() if key not in ("name", "job")}
-        _, found = build(section_class("train", experiment.task), own, "train", False, suggestion(experiment.task))
+        own = own_settings(member)
+        train, found = build(
+            section_class("train", experiment.task),
+            {**changed(experiment.train), **own},
+            "train",
+            False,
+            suggestion(experiment.task),
+        )
+        if train and own.keys() & {"pretrained", "architecture"}:
+            found += _pretrained_problems(train, experiment.tokenize.tokenizer)
         job, wrong = build(JobConfig, {**changed(experiment.job), **(member.get("job") or {})}, "job", False)
         found += wrong or job_problems(job)
         problems += [f"combine.members: {name}: {problem}" for problem in found]

@@ -12,7 +12,7 @@ from typing import Any
 
 from hanflow.config import changed
 from hanflow.errors import ConfigError
-from hanflow.experiment.checks import cross_checks
+from hanflow.experiment.checks import cross_checks, model_problems
 from hanflow.experiment.sections import SECTIONS, Experiment, all_settings, build_experiment
 from hanflow.tasks import chosen_task
 
@@ -23,7 +23,7 @@ class Field:
 
     name: str
     setting: str
-    """The setting that it stands for, e.g. `train.epochs`."""
+    """The setting that it sets, e.g. `train.epochs`."""
     type: type
     help: str
     empty: str = ""
@@ -42,7 +42,7 @@ _GENERAL: dict[str, tuple[str, str]] = {
     "gpus_per_node": ("job.gpus", ""),
     "node_type": ("job.accelerator", "any"),
 }
-"""Parameter of every pipeline → the setting that it stands for, and the word for an empty one."""
+"""Parameter of every pipeline → its setting, and the word for an empty text."""
 
 MODEL_HELP = (
     "Pretrained model and its tokenizer: hub name or folder; `new`: random weights of settings.train.architecture."
@@ -50,8 +50,8 @@ MODEL_HELP = (
 MEMBERS = "members"
 """Parameter of the ensemble's pipeline in place of `model`."""
 SETTINGS_HELP = (
-    'Every other setting by section and name, e.g. {"train": {"seed": 1}, "evaluate": {"limit_rows": 100}}; what stands '
-    "here wins over the form. `hanflow settings` lists them all."
+    'Every other setting by section and name, e.g. {"train": {"seed": 1}, "evaluate": {"limit_rows": 100}}; they '
+    "override the form. `hanflow settings` lists them all."
 )
 
 
@@ -59,8 +59,8 @@ def form_of(task: str, ensemble: bool = False) -> list[Field]:
     """The parameters of the pipeline of a task, the needed one first.
 
     Args:
-        task: what is learnt; empty: any task, for the parameters that all have.
-        ensemble: whether several models are trained side by side: `members` stands in place of `model`.
+        task: name of the task; empty: any task, for the parameters that all have.
+        ensemble: whether several models are trained in parallel: `members` replaces `model`.
     """
     known = {s.dotted: s for s in all_settings(task)}
     names = dict(_GENERAL)
@@ -87,11 +87,11 @@ def form_values(experiment: Experiment) -> dict[str, Any]:
         section, _, name = field.setting.partition(".")
         value = getattr(getattr(experiment, section), name)
         values[field.name] = field.empty if value == "" else value
-    # Kubeflow shows an empty default as missing; and it shows what the mapping looks like.
+    # An example of the mapping: Kubeflow shows an empty default as missing.
     return {**values, "settings": {"train": {"seed": experiment.train.seed}}}
 
 
-def beside_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]:
+def settings_off_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]:
     """The name of an experiment, and its settings that are not on the form and differ from their defaults, by section.
 
     Args:
@@ -99,24 +99,27 @@ def beside_form(experiment: Experiment, form: Collection[str]) -> dict[str, Any]
     """
     fields = form_of(experiment.task, bool(experiment.combine.members))
     on_form = {field.setting for field in fields if field.name in form}
-    if experiment.train.pretrained and experiment.tokenize.tokenizer == experiment.train.pretrained:
+    model, tokenizer = experiment.train.pretrained, experiment.tokenize.tokenizer
+    if model and tokenizer == model:
         on_form.add("tokenize.tokenizer")
-    beside: dict[str, Any] = {"name": experiment.name}
+    elif model:
+        on_form.discard("train.pretrained")  # with it stands the tokenizer of another name
+    others: dict[str, Any] = {"name": experiment.name}
     for section in SECTIONS:
         own = {n: v for n, v in changed(getattr(experiment, section)).items() if f"{section}.{n}" not in on_form}
         if own:
-            beside[section] = own
-    return beside
+            others[section] = own
+    return others
 
 
 def from_form(
     task: str, base: Mapping[str, Any], form: Mapping[str, Any], settings: Mapping[str, Any] | None
 ) -> Experiment:
-    """The experiment that a form asks for.
+    """The experiment that the values of a form describe.
 
     Args:
-        task: what is learnt.
-        base: settings that the pipeline starts from (`beside_form`).
+        task: name of the task.
+        base: settings that the pipeline starts from (`settings_off_form`).
         form: its parameters.
         settings: further settings, section → name → value; they win.
 
@@ -135,17 +138,25 @@ def from_form(
     model = values.get("train", {}).get("pretrained")
     if model:
         values["train"].pop("architecture", None)
-        values.setdefault("tokenize", {}).setdefault("tokenizer", model)
+        encoding = values.setdefault("tokenize", {})
+        if not encoding.get("tokenizer") or model != base.get("train", {}).get("pretrained"):
+            encoding["tokenizer"] = model
     for section, own in (settings or {}).items():
-        if section in SECTIONS and isinstance(own, Mapping):
-            values[section] = {**values.get(section, {}), **own}
+        if section in SECTIONS and (own is None or isinstance(own, Mapping)):
+            values[section] = {**values.get(section, {}), **(own or {})}
         else:
             values[section] = own
+    if values["task"] != task:
+        problems.append(f"task: this pipeline learns {task}; start that of {values['task']} instead")
+        values["task"] = task
     experiment, found = build_experiment(values)
     problems += found
     if experiment is not None and not problems:
         problems += cross_checks(experiment)
-        problems += chosen_task(task).check_model(experiment.train) if not experiment.combine.members else []
+        if experiment.combine.members and MEMBERS not in form:
+            problems.append("combine.members: this pipeline trains one model; give them to the form of the ensemble's")
+    if experiment is not None and not problems:
+        problems += model_problems(experiment)
     if experiment is None or problems:
         raise ConfigError(problems)
     return experiment

@@ -1,7 +1,9 @@
-"""An experiment from its YAML files and the overrides of a command line."""
+"""An experiment from its YAML files and the overrides of a command line; files by path, run or name."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,9 +12,38 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.config.suggest import spelling_hint
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment.checks import cross_checks
 from hanflow.experiment.sections import SECTIONS, Experiment, build_experiment, settings_of
+
+EXPERIMENTS = resources.folder("experiments")
+"""The bundled experiments."""
+
+
+def experiment_names() -> list[str]:
+    """Names of the bundled experiments."""
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+
+
+def find_experiment(name: str | os.PathLike[str]) -> Path:
+    """The experiment file for a path, the folder of a run, or the name of a bundled experiment.
+
+    Raises:
+        UserError: there is none; suggests the nearest name and lists all.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "experiment.yaml").is_file():
+        return path / "experiment.yaml"
+    if path.is_file():
+        return path
+    known, bare = experiment_names(), path.name.removesuffix(".yaml")
+    if path.parent == Path() and bare in known:
+        return EXPERIMENTS / f"{bare}.yaml"
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder without experiment.yaml; give a YAML file or the folder of a run")
+    hint = spelling_hint(bare, known) or "; give a YAML file or the name of a bundled one."
+    raise UserError(f"{path}: no such experiment file{hint} Bundled experiments: {', '.join(known)}")
 
 
 def load_experiment(
@@ -21,14 +52,13 @@ def load_experiment(
     """An experiment from a YAML file (with its `base:` files below it) and `key=value` overrides above it.
 
     Args:
-        path: the experiment file.
-        overrides: `step.key=value` texts; the value is read as YAML, except where text is wanted.
+        overrides: `step.key=value` texts; the value is read as YAML, except for a text setting.
         above: settings by section, or by their dotted names, above the files' and below `overrides`.
-        require: whether required settings must be there; a pipeline that is compiled may leave them to its user.
+        require: whether required settings must be given; a compiled pipeline may leave them to its user.
 
     Raises:
         ConfigError: every problem of every file and override, in one message.
-        UserError: a file is missing or is no YAML.
+        UserError: a file is missing or is not YAML.
     """
     values = _read_yaml(Path(path), ())
     for key, item in (above or {}).items():
@@ -49,10 +79,14 @@ def load_experiment(
         value = parse_text(section, name, raw, task)
         target = values.setdefault(section, {})
         if not isinstance(target, dict):
-            continue  # reported below, as a section that is no mapping
+            continue  # reported below, as a section that is not a mapping
         first, *rest = name.split(".")
         if rest:  # into a setting that is a mapping: train.architecture.d_model=256
-            inner = dict(target.get(first) or {})
+            inner = target.get(first) or {}
+            if not isinstance(inner, dict):
+                problems.append(f"--set {text!r}: {section}.{first} is no mapping; set it as a whole")
+                continue
+            inner = dict(inner)
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
@@ -71,8 +105,35 @@ def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
         return text
     try:
         return yaml.safe_load(text) if text.strip() else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 looks like a date
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 is parsed as a date
         return text  # refused later, with the setting's name and the expected type
+
+
+def add_settings(parser: argparse.ArgumentParser, section: str, task: str = "", prefix: str = "") -> None:
+    """Add an option for every setting of a section, `--learning-rate` for `train.learning_rate`."""
+    for s in settings_of(section, task):
+        default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
+        choices = f" One of: {', '.join(s.choices)}." if s.choices else ""
+        parser.add_argument(
+            f"--{prefix}{s.name.replace('_', '-')}",
+            dest=s.dotted,
+            metavar=s.type.__name__.upper(),
+            help=f"{s.help}{choices} ({default})".replace("%", "%%"),
+        )
+
+
+def given_settings(options: Mapping[str, Any], section: str, task: str = "") -> dict[str, Any]:
+    """The values of a section from the options of `add_settings`, above those of the file `experiment` if one is given.
+
+    Raises:
+        UserError: the experiment cannot be used; settings that it lacks are not reported.
+    """
+    texts = {key: text for key, text in options.items() if key.startswith(f"{section}.") and text is not None}
+    if options.get("experiment"):
+        overrides = [f"{key}={text}" for key, text in texts.items()] + ([f"task={task}"] if task else [])
+        return load_experiment(options["experiment"], overrides, require=False).settings(section)
+    names = {key.partition(".")[2]: text for key, text in texts.items()}
+    return {name: parse_text(section, name, text, task) for name, text in names.items()}
 
 
 def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
@@ -104,6 +165,8 @@ def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
 def _resolve_paths(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: (item if key == "base" else _resolve_paths(item, folder)) for key, item in value.items()}
+    if isinstance(value, list):  # combine.members
+        return [_resolve_paths(item, folder) if isinstance(item, dict) else item for item in value]
     if isinstance(value, str) and value.startswith(("./", "../")):
         parts = [part.strip() for part in value.split(",")]  # several sources
         return ",".join(str((folder / part).resolve()) if part.startswith(("./", "../")) else part for part in parts)
@@ -125,18 +188,16 @@ def from_yaml(path: str | os.PathLike[str], **overrides: Any) -> Experiment:
     """An experiment from a YAML file, with everything checked.
 
     Args:
-        path: the file (its `base:` files are read below it), or the name of a bundled one, e.g. `sample-summarization`.
+        path: the file (its `base:` files are read below it), the folder of a run, or the name of a bundled experiment,
+            e.g. `sample-summarization`.
         overrides: settings above the file's, by section: `train={"epochs": 3}`, `name="trial"`; or by their dotted names:
             `**{"train.epochs": 3}`.
 
     Raises:
         ConfigError: every unknown setting, wrong type and value out of range, in one message.
-        UserError: the file is missing or is no YAML.
+        UserError: the file is missing or is not YAML.
     """
-    given = Path(path)
-    bundled = resources.folder("experiments") / f"{given.name.removesuffix('.yaml')}.yaml"
-    named = given.parent == Path() and not given.is_file() and bundled.is_file()
-    return load_experiment(bundled if named else given, above=overrides)
+    return load_experiment(find_experiment(path), above=overrides)
 
 
 Experiment.from_yaml = staticmethod(from_yaml)

@@ -20,6 +20,7 @@ from hanflow.config import (
     build,
     changed,
     suggest,
+    to_mapping,
 )
 from hanflow.config.fields import setting
 from hanflow.errors import ConfigError, UserError
@@ -31,9 +32,7 @@ class Experiment:
     """Every setting of one run; the classes of the sections are those that its task extends (`Task.settings`)."""
 
     name: str = setting("experiment", "Name of the run; output folders and the model card carry it.")
-    task: str = setting(
-        "summarization", "What is learnt: a task of hanflow or of an installed package, or `module:Class`."
-    )
+    task: str = setting("summarization", "The task: one of hanflow or of an installed package, or `module:Class`.")
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -51,6 +50,11 @@ class Experiment:
         """Name of the pipeline that runs it."""
         return "ensemble" if self.combine.members else self.task
 
+    def settings(self, step: str) -> dict[str, Any]:
+        """The settings that a step is given, as plain data."""
+        values = to_mapping(getattr(self, step))
+        return {**values, "title": values["title"] or self.name} if step == "export" else values
+
 
 STEPS: dict[str, type] = {
     "preprocess": PreprocessConfig,
@@ -64,7 +68,7 @@ STEPS: dict[str, type] = {
 
 
 SECTIONS: dict[str, type] = {**STEPS, "job": JobConfig, "cluster": ClusterConfig}
-"""Section of an experiment → its settings: the steps', and what says where the train step's workers and the steps run."""
+"""Section of an experiment → its settings: those of the steps, and where their pods and the train step's workers run."""
 
 
 def section_class(section: str, task: str = "") -> type:
@@ -78,7 +82,7 @@ def section_class(section: str, task: str = "") -> type:
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as the outside sees it: `train.epochs` on the command line."""
+    """One setting as files and command lines name it, e.g. `train.epochs`."""
 
     step: str
     name: str
@@ -122,7 +126,7 @@ def step_config(section: str, values: Mapping[str, Any], task: str = "") -> Any:
     """The config of one section from plain values.
 
     Args:
-        task: what is learnt: its own settings are known as well.
+        task: name of the task, whose own settings are known as well.
 
     Raises:
         ConfigError: unknown keys, wrong types or values out of range; all of them in one message.
@@ -138,7 +142,7 @@ def build_experiment(values: Mapping[str, Any], require: bool = True) -> tuple[E
 
     Args:
         values: the sections as YAML gives them, and `name` and `task`.
-        require: whether required settings must be there.
+        require: whether required settings must be given.
     """
     problems: list[str] = []
     task = str(values.get("task") or "summarization")
@@ -164,7 +168,7 @@ def build_experiment(values: Mapping[str, Any], require: bool = True) -> tuple[E
 
 
 def suggestion(task: str = "") -> typing.Callable[[str], str]:
-    """The hint to print after a key that is no setting of that task."""
+    """The hint to print after a key that is not a setting of that task."""
 
     def hint(key: str) -> str:
         owners = [name for name in known_tasks() if task and key in (s.dotted for s in all_settings(name))]
@@ -183,9 +187,27 @@ def suggestion(task: str = "") -> typing.Callable[[str], str]:
 
 
 def member_settings(experiment: Experiment) -> list[dict[str, Any]]:
-    """Name and settings of every member of an ensemble: what the train section sets, below what is its own.
+    """Of every member of an ensemble its `name`, its `settings` of train, and those of its `job`.
 
-    Settings left at their default are left out.
+    A member's own settings override those of the sections; settings of train left at their default are left out. Each
+    member has its own folder of checkpoints.
     """
-    shared = changed(experiment.train)
-    return [{**shared, **member} for member in experiment.combine.members]
+    shared, job = changed(experiment.train), to_mapping(experiment.job)
+    place = shared.pop("checkpoints", "").rstrip("/")
+    return [
+        {
+            "name": member["name"],
+            "settings": {
+                **shared,
+                **({"checkpoints": f"{place}/{member['name']}"} if place else {}),
+                **own_settings(member),
+            },
+            "job": {**job, **(member.get("job") or {})},
+        }
+        for member in experiment.combine.members
+    ]
+
+
+def own_settings(member: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of train that a member of an ensemble sets itself."""
+    return {key: value for key, value in member.items() if key not in ("name", "job")}

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hanflow.config import SearchConfig
 from hanflow.data.batches import batches
 from hanflow.errors import UserError
 from hanflow.generation.conversion import ENCODER_DECODER, EXTRA, convert
-from hanflow.generation.options import GenerationOptions, check_positions, even_batches
+from hanflow.generation.options import check_positions, even_batches, longest_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +37,6 @@ class CTranslate2Engine:
         folder: written by `convert`; read once.
         compute_type: float32 or int8, whichever the weights are stored in.
         device: cpu or cuda.
-        threads: cores to use; 0: as many as torch uses.
 
     Raises:
         UserError: the folder was not written by `convert`, or its model cannot be loaded with these settings.
@@ -44,7 +44,7 @@ class CTranslate2Engine:
 
     name = "ctranslate2"
 
-    def __init__(self, folder: Path, compute_type: str = "float32", device: str = "cpu", threads: int = 0):
+    def __init__(self, folder: Path, compute_type: str = "float32", device: str = "cpu"):
         import ctranslate2
         import torch
 
@@ -55,8 +55,7 @@ class CTranslate2Engine:
         self._tokens: list[str] = json.loads((folder / "shared_vocabulary.json").read_text(encoding="utf-8"))
         self._ids = {token: row for row, token in enumerate(self._tokens)}
         # One core a batch: products of few rows do not scale over cores.
-        torchs = torch.get_num_threads()
-        cores = threads or torchs
+        cores = torch.get_num_threads()
         self._workers = min(cores, MOST_WORKERS)
         try:
             self._translator = ctranslate2.Translator(
@@ -72,7 +71,7 @@ class CTranslate2Engine:
                 "or use the transformers engine"
             ) from error
         finally:
-            torch.set_num_threads(torchs)  # both share one OpenMP runtime, whose number of threads CTranslate2 changes
+            torch.set_num_threads(cores)  # both share one OpenMP runtime, whose number of threads CTranslate2 changes
 
     @classmethod
     def of(
@@ -89,7 +88,7 @@ class CTranslate2Engine:
             return cls(folder, compute_type, model.device.type)
 
     def search(
-        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+        self, sources: Sequence[np.ndarray], options: SearchConfig, progress: Progress | None = None
     ) -> list[list[int]]:
         """Generated ids of every source, see `Generator.search`."""
         check_positions(self._positions, sources)
@@ -149,7 +148,7 @@ class CTranslate2Engine:
         return [tokens[row] for row in source.tolist()] or [tokens[self.special["pad_token_id"]]]
 
 
-def search_arguments(options: GenerationOptions, positions: int | None) -> dict[str, Any]:
+def search_arguments(options: SearchConfig, positions: int | None) -> dict[str, Any]:
     """The search as arguments of `ctranslate2.Translator.translate_batch`.
 
     Raises:
@@ -160,7 +159,7 @@ def search_arguments(options: GenerationOptions, positions: int | None) -> dict[
         "patience": 1,
         "length_penalty": options.length_penalty,
         "no_repeat_ngram_size": options.no_repeat_ngram,
-        "max_decoding_length": options.longest(positions),
+        "max_decoding_length": longest_text(options, positions),
         "min_decoding_length": options.min_new_tokens,  # its own default is 1
         "max_input_length": 0,  # its own default silently cuts sources at 1,024 tokens
         "return_end_token": True,  # the length then counts the end token, as in transformers

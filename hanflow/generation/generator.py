@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hanflow.config import SearchConfig
 from hanflow.errors import UserError
 from hanflow.generation.conversion import COMPUTE_TYPES, EXTRA, conversion_problem
 from hanflow.generation.ctranslate2_engine import CTranslate2Engine, read_facts
-from hanflow.generation.options import GenerationOptions, decoded, removed_ids
 from hanflow.generation.transformers_engine import TransformersEngine
 from hanflow.loading.pretrained import huggingface_folder, load_tokenizer
+from hanflow.progress import log
+from hanflow.text.encoding import plain_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,32 +24,15 @@ if TYPE_CHECKING:
     from hanflow.progress import Progress
 
 
-class Engine(Protocol):
-    """What runs a model."""
-
-    name: str
-    """transformers or ctranslate2."""
-    compute_type: str
-    """float32 or int8."""
-    special: dict[str, int]
-    """Special ids, see `special_ids`."""
-
-    def search(
-        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
-    ) -> list[list[int]]:
-        """See `Generator.search`."""
-        ...
-
-
 class Generator:
     """Generates texts; deterministic: what a source gets does not depend on the others of its batch.
 
     Args:
-        engine: what runs the model.
+        engine: runs the model.
         tokenizer: the model's tokenizer.
     """
 
-    def __init__(self, engine: Engine, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, engine: TransformersEngine | CTranslate2Engine, tokenizer: PreTrainedTokenizerBase):
         self.engine, self.tokenizer = engine, tokenizer
 
     @classmethod
@@ -103,10 +89,8 @@ class Generator:
         tokenizer = load_tokenizer(source)
         if ready:
             # Weights stored in int8 cannot be run in float32: their precision is lost.
-            stored = read_facts(ready)["compute_type"]
-            return cls(
-                CTranslate2Engine(ready, "int8" if "int8" in (stored, compute_type) else stored, device), tokenizer
-            )
+            int8 = "int8" in (read_facts(ready)["compute_type"], compute_type)
+            return cls(CTranslate2Engine(ready, "int8" if int8 else "float32", device), tokenizer)
         return cls.of(load(str(source)).to(device), tokenizer, engine, compute_type)
 
     @property
@@ -115,13 +99,13 @@ class Generator:
         return f"{self.engine.name}, {self.engine.compute_type}"
 
     def search(
-        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+        self, sources: Sequence[np.ndarray], options: SearchConfig, progress: Progress | None = None
     ) -> list[list[int]]:
         """The best sequence of ids for every source, in the sources' order.
 
         Args:
             sources: int32 arrays of shape (length,): token ids, end-of-sequence included.
-            options: the search and the size of a batch.
+            options: the search and the size of a batch; `engine` and `compute_type` are not read.
             progress: updated by every finished batch.
 
         Returns:
@@ -133,16 +117,29 @@ class Generator:
         return self.engine.search(sources, options, progress) if len(sources) else []
 
     def generate(
-        self, sources: Sequence[np.ndarray], options: GenerationOptions, progress: Progress | None = None
+        self, sources: Sequence[np.ndarray], options: SearchConfig, progress: Progress | None = None
     ) -> list[str]:
         """One text a source, in the sources' order; arguments and errors as in `search`."""
         return self.decode(self.search(sources, options, progress), options.remove_tokens)
 
     def decode(self, generated: Sequence[Sequence[int]], remove_tokens: Sequence[str] = ()) -> list[str]:
-        """Texts of what `search` returned, without begin, end, padding and the listed tokens."""
-        removed = removed_ids(self.tokenizer, self.engine.special, remove_tokens)
-        end = self.engine.special["eos_token_id"]
-        return [decoded(tokens, self.tokenizer, end, removed) for tokens in generated]
+        """Texts of what `search` returned, up to the end token, without begin, padding and the listed tokens.
+
+        Unknown tokens stay visible. skip_special_tokens is not used: KoBART marks emojis and speaker tokens as special, and
+        both are part of the text.
+        """
+        tokenizer, special = self.tokenizer, self.engine.special
+        vocabulary = tokenizer.get_vocab()
+        unknown = [token for token in remove_tokens if token not in vocabulary]
+        if unknown:
+            log.warning("remove_tokens: %s not in the vocabulary: nothing to remove", ", ".join(unknown))
+        removed = {*special.values(), tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        removed |= {vocabulary.get(token) for token in remove_tokens}
+        texts = []
+        for ids in generated:
+            whole = itertools.takewhile(lambda token: token != special["eos_token_id"], ids)
+            texts.append(plain_text([token for token in whole if token not in removed], tokenizer).strip())
+        return texts
 
 
 def _chosen(model: PreTrainedModel, engine: str, compute_type: str) -> str:

@@ -1,9 +1,22 @@
-"""What every engine of generation shares: the options of the search, batches, special ids, and ids back to texts."""
+"""What every engine of generation shares: limits, batches and special ids of the search.
+
+The options of a search are the settings of `SearchConfig`. Beam search (Graves, 2012; Wu et al., 2016, section 7) is the
+same in every engine:
+
+- A text's score is the sum of its tokens' log-probabilities divided by its length to the power of `length_penalty`; the
+  length counts the end token, not the start token.
+- Tokens that `min_new_tokens` and `no_repeat_ngram` forbid get probability 0, the others are renormalised to sum to 1.
+- The search of a row ends when `beams` hypotheses have ended (transformers' `early_stopping=True`, CTranslate2's
+  `patience=1`), or at `max_new_tokens`.
+
+In float32 both engines then give the same text, but for ties within rounding. The exception is `no_repeat_ngram=1`:
+transformers counts the decoder's start token as generated, and where that is also the end token (BART), its texts never
+end before `max_new_tokens`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,70 +26,31 @@ from hanflow.errors import UserError
 from hanflow.progress import log
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 ROUNDS = 8
 """Batches a worker above which the size of the last ones hardly matters."""
-
 
 NEEDED = ("eos_token_id", "pad_token_id", "decoder_start_token_id")
 """Ids without which an encoder-decoder cannot generate."""
 
 
-@dataclass(frozen=True)
-class GenerationOptions:
-    """The search; fields as the settings of the same names in SearchConfig.
+def longest_text(options: SearchConfig, positions: int | None) -> int:
+    """`max_new_tokens`, limited to the model's positions (None: unlimited).
 
-    Beam search (Graves, 2012; Wu et al., 2016, section 7) is the same in every engine:
-
-    - A text's score is the sum of its tokens' log-probabilities divided by its length to the power of `length_penalty`;
-      the length counts the end token, not the start token.
-    - Tokens that `min_new_tokens` and `no_repeat_ngram` forbid get probability 0, the others are renormalised to sum to 1.
-    - The search of a row ends when `beams` hypotheses have ended (transformers' `early_stopping=True`, CTranslate2's
-      `patience=1`), or at `max_new_tokens`.
-
-    In float32 both engines then give the same text, but for ties within rounding. The exception is `no_repeat_ngram=1`:
-    transformers counts the decoder's start token as generated, and where that is also the end token (BART), its texts
-    never end before `max_new_tokens`.
+    Raises:
+        UserError: min_new_tokens cannot be reached.
     """
-
-    beams: int = 4
-    max_new_tokens: int = 100
-    min_new_tokens: int = 0
-    length_penalty: float = 1.0
-    no_repeat_ngram: int = 0
-    batch_tokens: int = 32768
-    remove_tokens: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, config: SearchConfig) -> GenerationOptions:
-        """The options in the settings of an evaluation."""
-        return cls(
-            beams=config.beams,
-            max_new_tokens=config.max_new_tokens,
-            min_new_tokens=config.min_new_tokens,
-            length_penalty=config.length_penalty,
-            no_repeat_ngram=config.no_repeat_ngram,
-            batch_tokens=config.batch_tokens,
-            remove_tokens=tuple(config.remove_tokens),
+    longest = options.max_new_tokens
+    if positions is not None and longest > positions:
+        log.warning("max_new_tokens=%d is cut to %d, the positions that the model has", longest, positions)
+        longest = positions
+    if options.min_new_tokens > longest:
+        raise UserError(
+            f"evaluate.min_new_tokens={options.min_new_tokens} is above the longest text, {longest} tokens; lower it, "
+            "or raise evaluate.max_new_tokens up to the model's positions"
         )
-
-    def longest(self, positions: int | None) -> int:
-        """`max_new_tokens`, limited to the model's positions (None: unlimited).
-
-        Raises:
-            UserError: min_new_tokens cannot be reached.
-        """
-        longest = self.max_new_tokens
-        if positions is not None and longest > positions:
-            log.warning("max_new_tokens=%d is cut to %d, the positions that the model has", longest, positions)
-            longest = positions
-        if self.min_new_tokens > longest:
-            raise UserError(
-                f"evaluate.min_new_tokens={self.min_new_tokens} is above the longest text, {longest} tokens; lower it, "
-                "or raise evaluate.max_new_tokens up to the model's positions"
-            )
-        return longest
+    return longest
 
 
 def even_batches(lengths: Sequence[int], batch_tokens: int, beams: int, workers: int) -> list[list[int]]:
@@ -149,31 +123,3 @@ def special_ids(model: PreTrainedModel) -> dict[str, int]:
     if missing:
         raise UserError(f"the model's config.json has no {', '.join(missing)}: no text can be generated; add it there")
     return ids
-
-
-def removed_ids(
-    tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int], tokens: Sequence[str] = ()
-) -> frozenset[int]:
-    """Ids that are no part of a text: the special ones of model and tokenizer, and those of `tokens`."""
-    vocabulary = tokenizer.get_vocab()
-    unknown = [token for token in tokens if token not in vocabulary]
-    if unknown:
-        log.warning("remove_tokens: %s not in the vocabulary: nothing to remove", ", ".join(unknown))
-    listed = {vocabulary[token] for token in tokens if token in vocabulary}
-    own = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    return frozenset(listed | set(special.values()) | {token for token in own if token is not None})
-
-
-def decoded(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase, end: int, removed: Collection[int]) -> str:
-    """The text up to the end token, without the removed ids.
-
-    skip_special_tokens is not used: KoBART marks emojis and speaker tokens as special, and both are part of the text.
-    Unknown tokens stay visible.
-    """
-    kept = []
-    for token in tokens:
-        if token == end:
-            break
-        if token not in removed:
-            kept.append(token)
-    return tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False).strip()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,56 +17,23 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from hanflow.config import SamplingConfig
 from hanflow.data.batches import batches
 from hanflow.errors import UserError
+from hanflow.generation.transformers_engine import padded, searching
 from hanflow.progress import log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How a text is continued."""
-
-    max_new_tokens: int = 50
-    """Longest continuation."""
-    greedy: bool = False
-    """Always the likeliest token; temperature, top_k, top_p and seed then have no effect."""
-    temperature: float = 1.0
-    """Divides the logits: below 1 the distribution is sharper, above 1 flatter."""
-    top_k: int = 0
-    """Sample from the k likeliest tokens (0: all)."""
-    top_p: float = 1.0
-    """Sample from the likeliest tokens that together have this probability (1: all)."""
-    seed: int = 42
-    batch_tokens: int = 8192
-    """Most tokens of a batch, prompts and continuations together; one prompt always fits."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            UserError: a setting is out of range; lists every one.
-        """
-        wrong = []
-        if self.max_new_tokens < 1:
-            wrong.append(f"max_new_tokens={self.max_new_tokens}: must be at least 1")
-        if not self.temperature > 0:
-            wrong.append(f"temperature={self.temperature}: must be above 0; for the likeliest token set greedy=true")
-        if self.top_k < 0:
-            wrong.append(f"top_k={self.top_k}: must be at least 1, or 0 for all tokens")
-        if not 0 < self.top_p <= 1:
-            wrong.append(f"top_p={self.top_p}: must be above 0 and at most 1")
-        if wrong:
-            raise UserError("\n".join(wrong))
-
-
-def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SamplingOptions) -> list[np.ndarray]:
+def generate(
+    model: PreTrainedModel, prompts: Sequence[np.ndarray], options: SamplingConfig, seed: int = 42
+) -> list[np.ndarray]:
     """One continuation a prompt, in order.
 
     A continuation does not depend on the other prompts of its batch: each prompt has its own random generator, seeded by
-    `options.seed`, its tokens and how often the same prompt came before. (Batches of other shapes round the logits
+    `seed`, its tokens and how often the same prompt came before. (Batches of other shapes round the logits
     differently in the last place, which can decide a tie.)
 
     Args:
@@ -75,7 +41,9 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
         prompts: int32 arrays of token ids, the separator first as in training; an empty one stands for the separator alone.
             Prompts that leave no room for the continuation in the model's context are cut to their last tokens, with
             a warning.
-        options: how to continue.
+        options: how to continue; `batch_tokens` counts prompts and continuations together. Greedy: always the likeliest
+            token, whatever temperature, top_k, top_p and seed are.
+        seed: of the random numbers.
 
     Returns:
         int32 arrays of new token ids, without the end of sequence that may have ended them.
@@ -85,7 +53,7 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
     """
     end, pad = _special_ids(model)
     cut = _fitted([np.asarray(prompt if len(prompt) else [end]) for prompt in prompts], model, options.max_new_tokens)
-    generators = _generators(prompts, options.seed)
+    generators = _generators(prompts, seed)
     search = GenerationConfig(
         do_sample=False,  # `_Sampler` samples, from the generators of the prompts
         num_beams=1,
@@ -95,27 +63,16 @@ def generate(model: PreTrainedModel, prompts: Sequence[np.ndarray], options: Sam
         use_cache=bool(getattr(model.config, "use_cache", True)),
     )
     continuations: list[np.ndarray] = [np.zeros(0, np.int32)] * len(cut)
-    was_training, own, lengths = model.training, model.generation_config, [len(prompt) for prompt in cut]
-    model.eval()
-    # generate() fills whatever a given config leaves open from the model's own one: let that be the same.
-    model.generation_config = search
-    try:
-        with torch.inference_mode():
-            for rows in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
-                ids, mask = _left_padded([cut[row] for row in rows], pad)
-                draw = [] if options.greedy else [_Sampler([generators[row] for row in rows], options)]
-                generated = model.generate(
-                    input_ids=torch.from_numpy(ids).to(model.device),
-                    attention_mask=torch.from_numpy(mask).to(model.device),
-                    generation_config=search,
-                    logits_processor=LogitsProcessorList(draw),
-                )
-                for row, tokens in zip(rows, generated[:, ids.shape[1] :].cpu().numpy(), strict=True):
-                    ends = np.flatnonzero(tokens == end)
-                    continuations[row] = tokens[: ends[0] if len(ends) else None].astype(np.int32)
-    finally:
-        model.generation_config = own
-        model.train(was_training)
+    lengths = [len(prompt) for prompt in cut]
+    with searching(model, search):
+        for rows in batches(lengths, options.batch_tokens, more=options.max_new_tokens):
+            inputs = padded([cut[row] for row in rows], pad, model, left=True)  # so that new tokens follow every prompt
+            draw = [] if options.greedy else [_Sampler([generators[row] for row in rows], options)]
+            generated = model.generate(**inputs, generation_config=search, logits_processor=LogitsProcessorList(draw))
+            new = generated[:, inputs["input_ids"].shape[1] :].cpu().numpy()
+            for row, tokens in zip(rows, new, strict=True):
+                ends = np.flatnonzero(tokens == end)
+                continuations[row] = tokens[: ends[0] if len(ends) else None].astype(np.int32)
     return continuations
 
 
@@ -125,7 +82,7 @@ class _Sampler(LogitsProcessor):
     One uniform number a token, looked up in the cumulated probabilities.
     """
 
-    def __init__(self, generators: Sequence[np.random.Generator], options: SamplingOptions):
+    def __init__(self, generators: Sequence[np.random.Generator], options: SamplingConfig):
         self.generators = generators
         self.warpers: list[LogitsProcessor] = []
         if options.temperature != 1.0:
@@ -186,14 +143,3 @@ def _generators(prompts: Sequence[np.ndarray], seed: int) -> list[np.random.Gene
         before[tokens.tobytes()] += 1
         generators.append(np.random.default_rng([seed, same, *tokens.tolist()]))
     return generators
-
-
-def _left_padded(rows: Sequence[np.ndarray], pad: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask), int64 of shape (rows, longest): the continuation begins right after every prompt."""
-    width = max(map(len, rows))
-    ids = np.full((len(rows), width), pad, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for at, row in enumerate(rows):
-        ids[at, width - len(row) :] = row
-        mask[at, width - len(row) :] = 1
-    return ids, mask

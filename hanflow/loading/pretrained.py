@@ -7,10 +7,11 @@ the hub.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config import TrainConfig
 from hanflow.errors import UserError, first_line
 from hanflow.models import register
 from hanflow.text.vocabulary import add_tokens
@@ -125,41 +126,24 @@ def huggingface_folder(folder: str | Path) -> Path:
     return inner if inner.is_dir() else Path(folder)
 
 
-def load_members(folders: Mapping[str, str | Path]) -> dict[str, tuple[PreTrainedModel, PreTrainedTokenizerBase]]:
-    """What `hanflow.models.ensemble.combine` takes: trained classifiers with their tokenizers.
-
-    Args:
-        folders: name of each member → folder in Hugging Face format.
-
-    Raises:
-        UserError: one cannot be loaded; says why.
-    """
-    return {name: (load_model(folder, CLASSIFIER), load_tokenizer(folder)) for name, folder in folders.items()}
-
-
 def load_for_training(
-    name: str,
-    auto_class: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    shared_ids: Sequence[str],
-    seed: int,
-    **settings: Any,
+    config: TrainConfig, auto_class: str, tokenizer: PreTrainedTokenizerBase, shared_ids: Sequence[str], **settings: Any
 ) -> PreTrainedModel:
-    """A pretrained model to fine-tune, with an embedding for every token that was added to its vocabulary.
+    """The model `config.pretrained`, with an embedding for every token that was added to its vocabulary.
 
     Args:
-        name, auto_class, settings: as in `load_model`.
+        config: its `seed` is that of the weights that are new: a classifier's head, added embeddings.
+        auto_class, settings: as in `load_model`.
         tokenizer: the one that the training data was encoded with.
         shared_ids: ids that model and tokenizer must agree on where the model has them, e.g. `pad_token_id`.
-        seed: of the weights that are new: a classifier's head, added embeddings.
 
     Raises:
         UserError: the model cannot be loaded, or is not the tokenizer's.
     """
     import torch
 
-    torch.manual_seed(seed)
+    name = config.pretrained
+    torch.manual_seed(config.seed)
     model = load_model(name, auto_class, **settings)
     for role in shared_ids:
         ours, theirs = getattr(tokenizer, role), getattr(model.config, role)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hanflow.errors import UserError
+from hanflow.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,9 +150,8 @@ def _unpickled(path: Path) -> Any:
                 'weights alone: safetensors.torch.save_file(model.state_dict(), "weights.safetensors"), or '
                 'torch.save(model.state_dict(), "weights.pt")'
             ) from error
-        first = (reason.strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{path}: cannot be read as a checkpoint ({first}); fetch it again, or save it again with torch.save"
+            f"{path}: cannot be read as a checkpoint ({first_line(error)}); fetch it again, or save it again with torch.save"
         ) from error
 
 

@@ -65,14 +65,13 @@ class Overlap:
 
 def f1_rows(
     predictions: Sequence[str],
-    references: Sequence[str | Sequence[str]],
+    references: Sequence[str],
     tokenization: str | Tokenization = "morpheme",
     variants: Sequence[str] = USUAL,
 ) -> dict[str, np.ndarray]:
-    """F1 of every row: `score_rows` without precision, recall and the best of several references."""
-    names = [f"{variant}_{get_tokenization(tokenization).name}" for variant in variants]
-    scores = score_rows(predictions, references, tokenization, variants)
-    return {name: scores[name] for name in names}
+    """F1 of every row, with one reference each: `score_rows` without precision and recall."""
+    cut = get_tokenization(tokenization)
+    return {f"{v}_{cut.name}": o.f1 for v, o in overlap_rows(predictions, references, cut, variants).items()}
 
 
 def score_rows(

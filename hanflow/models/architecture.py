@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PretrainedConfig, PreTrainedModel
+import torch
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.activations import ACT2FN
 
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
-
-
-def _no_more(settings: Mapping[str, Any]) -> list[str]:
-    return []
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Architecture:
     """Settings beside `type`: the fields of the config that shape the network."""
     heads: tuple[tuple[str, str], ...] = ()
     """(key of a width, key of the number of attention heads that share it evenly)."""
-    check: Callable[[Mapping[str, Any]], list[str]] = _no_more
+    check: Callable[[Mapping[str, Any]], list[str]] = lambda settings: []
     """Further problems of settings whose values are of the right type."""
 
     def problems(self, settings: Mapping[str, Any]) -> list[str]:
@@ -44,7 +41,7 @@ class Architecture:
             if key == "type":
                 continue
             if key not in self.keys:
-                found.append(f"train.architecture.{key}: no such setting; {_hint(key, self.keys)}")
+                found.append(f"train.architecture.{key}: no such setting; {hint(key, self.keys)}")
             elif not _fits(key, value, defaults[key]):
                 example = 0.1 if defaults[key] is None else defaults[key]
                 found.append(f"train.architecture.{key}: {value!r} does not fit; for example {example!r}")
@@ -76,16 +73,26 @@ class Architectures:
         kind = str(settings.get("type", self._default))
         if kind in self.by_type:
             return self.by_type[kind].problems(settings)
-        unknown = f"train.architecture.type: {kind!r} is not known to {self.task}; {_hint(kind, self.by_type)}"
+        unknown = f"train.architecture.type: {kind!r} is not known to {self.task}; {hint(kind, self.by_type)}"
         only_one = len(self.by_type) == 1  # then the other settings can only be meant for that
         return [unknown, *(self.by_type[self._default].problems(settings) if only_one else [])]
 
-    def build(self, settings: Mapping[str, Any], **fields: Any) -> PreTrainedModel:
-        """The network with new weights, drawn from torch's default generator, in evaluation mode.
+    def build(
+        self,
+        settings: Mapping[str, Any],
+        tokenizer: PreTrainedTokenizerBase,
+        seed: int,
+        roles: Sequence[str],
+        **fields: Any,
+    ) -> PreTrainedModel:
+        """The network with random weights, in evaluation mode.
 
         Args:
             settings: `train.architecture`.
-            fields: further fields of the config, e.g. `vocab_size`.
+            tokenizer: gives the vocabulary's size and special ids.
+            seed: of the weights.
+            roles: special ids that the config stores, e.g. `pad_token_id`.
+            fields: further fields of the config.
 
         Raises:
             UserError: the settings are wrong; lists every problem.
@@ -95,7 +102,9 @@ class Architectures:
             raise UserError("\n".join(problems))
         chosen = self.by_type[settings.get("type", self._default)]
         shape = {key: value for key, value in settings.items() if key != "type"}
-        return chosen.model(chosen.config(**fields, **shape)).eval()
+        ids = {role: getattr(tokenizer, role) for role in roles}
+        torch.manual_seed(seed)
+        return chosen.model(chosen.config(vocab_size=len(tokenizer), **ids, **fields, **shape)).eval()
 
     @property
     def _default(self) -> str:
@@ -108,11 +117,6 @@ def _defaults(config: type[PretrainedConfig]) -> dict[str, Any]:
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(config)
     }
-
-
-def _hint(word: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
 def _fits(key: str, value: Any, default: Any) -> bool:

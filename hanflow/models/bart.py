@@ -19,7 +19,7 @@ from hanflow.models.kernels import bart_cpu
 from hanflow.models.kernels.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 TARGETS_MULTIPLE = 64
 """The N of a batch is rounded up to a multiple of this, so that few distinct matrix shapes occur."""
@@ -51,34 +51,6 @@ ARCHITECTURES = Architectures(
     },
     "train.pretrained=gogamza/kobart-base-v2",
 )
-
-
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of `train.architecture`, one message each."""
-    return ARCHITECTURES.problems(settings)
-
-
-def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A BART with random weights.
-
-    Args:
-        settings: `train.architecture`.
-        tokenizer: gives the vocabulary's size and the special ids.
-        seed: of the weights.
-
-    Raises:
-        UserError: the settings are wrong; lists every problem.
-    """
-    torch.manual_seed(seed)
-    return ARCHITECTURES.build(
-        settings,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        decoder_start_token_id=tokenizer.eos_token_id,
-        forced_eos_token_id=tokenizer.eos_token_id,
-    )
 
 
 def collate(

@@ -14,13 +14,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hanflow.errors import UserError
 from hanflow.models import ffn, gpt
 from hanflow.models.architecture import Architectures
 from hanflow.models.kernels.cross_entropy import CHUNK, IGNORED, linear_cross_entropy
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig
 
 ARCHITECTURES = Architectures(
     "language_modeling",
@@ -29,53 +28,21 @@ ARCHITECTURES = Architectures(
 )
 
 
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of `train.architecture`, one message each."""
-    return ARCHITECTURES.problems(settings)
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that cannot separate documents.
-
-    Raises:
-        UserError: it has no end-of-sequence token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token, which separates documents; choose one that has, or train one"
-        )
-
-
-def new_model(settings: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A language model with random weights.
-
-    Args:
-        settings: `train.architecture`.
-        tokenizer: gives the vocabulary's size and the special ids.
-        seed: of the weights.
-
-    Raises:
-        UserError: the settings are wrong (lists every problem), or the tokenizer has no end-of-sequence token.
-    """
-    check_tokenizer(tokenizer)
-    torch.manual_seed(seed)
-    ids = {role: getattr(tokenizer, role) for role in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    return ARCHITECTURES.build(settings, vocab_size=len(tokenizer), **ids)
-
-
 def collate(
     rows: Sequence[Sequence[np.ndarray]],
     shape: Sequence[int],
     config: PretrainedConfig,
-    separate_documents: bool | None = None,
+    *,
+    static: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Chunks as one batch.
 
     Args:
         rows: at most B rows of one int32 array of 2 to T + 1 token ids.
         shape: (B, T + 1).
-        config: the model's config, for the ids of separator and padding.
-        separate_documents: whether a token sees its own document only; None: as the model's config has it.
+        config: the model's config, for the ids of separator and padding, and `separate_documents`: whether a token sees
+            its own document only.
+        static: no difference here: the tensors follow from the arguments above.
 
     Returns:
         int64 tensors: `input_ids` (B, T); `targets` (B, T), the token after each, IGNORED where there is none;
@@ -83,7 +50,8 @@ def collate(
         position that does not rise by one for a new document. Padding stands on the right, where nothing sees it.
     """
     B, T = shape[0], shape[1] - 1
-    separator = _first(config.eos_token_id)
+    end = config.eos_token_id
+    separator = end[0] if isinstance(end, list) else end
     pad = separator if config.pad_token_id is None else config.pad_token_id
     inputs = np.full((B, T), pad, dtype=np.int64)
     targets = np.full((B, T), IGNORED, dtype=np.int64)
@@ -91,9 +59,7 @@ def collate(
         inputs[at, : len(row) - 1] = row[:-1]
         targets[at, : len(row) - 1] = row[1:]
     batch = {"input_ids": torch.from_numpy(inputs), "targets": torch.from_numpy(targets)}
-    if separate_documents is None:
-        separate_documents = getattr(config, "separate_documents", False)
-    if separate_documents:
+    if getattr(config, "separate_documents", False):
         places = np.arange(T, dtype=np.int64)
         starts = np.where(inputs == separator, places, 0)
         batch["position_ids"] = torch.from_numpy(places - np.maximum.accumulate(starts, axis=1))
@@ -115,10 +81,6 @@ def loss(model: Any, batch: Mapping[str, torch.Tensor], label_smoothing: float) 
     bias_V = getattr(head, "bias", None)
     total = linear_cross_entropy(hidden_BTD.flatten(0, 1), head.weight, targets_N, bias_V, label_smoothing)
     return total, (targets_N != IGNORED).sum()
-
-
-def _first(ids: int | list[int]) -> int:
-    return ids[0] if isinstance(ids, list) else ids
 
 
 def row_losses(model: Any, rows: Sequence[np.ndarray]) -> np.ndarray:

@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
-from hanflow.errors import UserError
 from hanflow.models import cnn, rnn
 from hanflow.models.architecture import Architecture, Architectures
 from hanflow.models.kernels.cross_entropy import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 BERT = Architecture(
     BertConfig,
@@ -46,75 +45,6 @@ ARCHITECTURES = Architectures(
     {"rnn": rnn.ARCHITECTURE, "cnn": cnn.ARCHITECTURE, "bert": BERT},
     'train.architecture={"type": "cnn"}',
 )
-
-
-def check(settings: Mapping[str, Any]) -> list[str]:
-    """Problems of `train.architecture`, one message each."""
-    return ARCHITECTURES.problems(settings)
-
-
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose texts cannot be padded.
-
-    Raises:
-        UserError: it has no padding token.
-    """
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            "the tokenizer has no padding token, which batches of texts need; add one: "
-            'tokenize.special_tokens=["[PAD]"] with pad_token, or choose another tokenizer'
-        )
-
-
-def label_fields(labels: Sequence[str]) -> dict[str, dict[Any, Any]]:
-    """`id2label` and `label2id` of a model's config: a class's index is its place in `labels`.
-
-    Raises:
-        UserError: there are fewer than two, or two are equal.
-    """
-    if len(labels) < 2 or len(set(labels)) < len(labels):
-        raise UserError(f"a classifier needs two different labels or more, not {', '.join(labels) or 'none'}")
-    return {"id2label": dict(enumerate(labels)), "label2id": {name: index for index, name in enumerate(labels)}}
-
-
-def new_model(
-    settings: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int,
-    labels: Sequence[str],
-    class_weights: Sequence[float] | None = None,
-) -> PreTrainedModel:
-    """A classifier with random weights.
-
-    Args:
-        settings: `train.architecture`.
-        tokenizer: gives the vocabulary's size and the id of padding.
-        seed: of the weights.
-        labels: name of each class, which the model's config keeps.
-        class_weights: see `set_class_weights`.
-
-    Raises:
-        UserError: the settings (lists every problem), the labels or their weights are wrong, or the tokenizer has no
-            padding token.
-    """
-    names = label_fields(labels)
-    check_tokenizer(tokenizer)
-    torch.manual_seed(seed)
-    ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-    return set_class_weights(ARCHITECTURES.build(settings, **ids, **names), class_weights)
-
-
-def set_class_weights(model: PreTrainedModel, class_weights: Sequence[float] | None) -> PreTrainedModel:
-    """Keep the factor of each class's loss in the model's config, see `loss`; None: all are 1.
-
-    Raises:
-        UserError: their number is not that of the classes.
-    """
-    if class_weights is not None:
-        if len(class_weights) != model.config.num_labels:
-            raise UserError(f"{len(class_weights)} class weights for {model.config.num_labels} labels; give one each")
-        model.config.class_weights = [float(weight) for weight in class_weights]
-    return model
 
 
 def balanced_weights(counts: Sequence[int]) -> list[float]:

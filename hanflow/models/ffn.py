@@ -13,47 +13,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutput, CausalLMOutput
-from transformers.modeling_utils import slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from hanflow.models.architecture import Architecture
 from hanflow.models.kernels.dropout import dropout
+from hanflow.models.language_model import SHAPE, LanguageModel, LanguageModelConfig
 
 
-class FfnConfig(PretrainedConfig):
-    """Everything that shapes the model; the defaults are those of the described system."""
+class FfnConfig(LanguageModelConfig):
+    """A language model without attention."""
 
     model_type = "hanflow_ffn"
-    attribute_map = {  # noqa: RUF012 – as in transformers
-        "hidden_size": "d_model",
-        "intermediate_size": "d_ffn",
-        "num_hidden_layers": "n_layers",
-    }
 
-    vocab_size: int = 8000
-    d_model: int = 256
-    d_ffn: int = 1024
-    n_layers: int = 6
     window: int = 8
     """Tokens that the next one is predicted from."""
-    dropout: float = 0.1
-    """Of the joined window and of what each layer adds."""
-    activation_function: str = "gelu"
-    separate_documents: bool = False
-    """Whether the window ends where a document begins, where several are packed into one row."""
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
     use_cache: bool = False
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
 
 
 class Layer(nn.Module):
-    """What a feed-forward network adds to the stream, from its normalised input."""
+    """One pre-LN layer: a feed-forward network with its residual."""
 
     def __init__(self, config: FfnConfig):
         super().__init__()
@@ -85,8 +65,8 @@ class Network(nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
-        """Hidden states; arguments as in `FfnForCausalLM.forward`."""
+    ) -> BaseModelOutputWithPast:
+        """Hidden states; arguments as in `LanguageModel.forward`."""
         W = self.config.window
         ids_BTW = F.pad(input_ids, (W - 1, 0)).unfold(1, W, 1)
         visible_BTW = _visible(input_ids, attention_mask, position_ids, W)
@@ -94,24 +74,14 @@ class Network(nn.Module):
         x_BTD = dropout(self.join(x_BTWD.flatten(2)), self.config.dropout, self.training)
         for layer in self.layers:
             x_BTD = layer(x_BTD)
-        return BaseModelOutput(last_hidden_state=self.norm(x_BTD))
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x_BTD))
 
 
-class FfnForCausalLM(PreTrainedModel, GenerationMixin):
-    """The network with a head that shares the embeddings' weights.
-
-    transformers' `generate` works with it; there is no cache, as a step needs the last window of tokens alone.
-    """
+class FfnForCausalLM(LanguageModel):
+    """The network with its head; there is no cache, as a step needs the last window of tokens alone."""
 
     config_class = FfnConfig
-    base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 – read on the class
-
-    def __init__(self, config: FfnConfig):
-        super().__init__(config)
-        self.model = Network(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.post_init()
+    network = Network
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -128,33 +98,6 @@ class FfnForCausalLM(PreTrainedModel, GenerationMixin):
             "logits_to_keep": 1,
         }
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutput:
-        """Scores of the next token.
-
-        Args:
-            input_ids: int64 (B, T).
-            attention_mask: (B, T), 0 where padded, on the left or right; None: nothing is.
-            position_ids: int64 (B, T): a document begins at 0, and sees nothing of the one before it; None: one
-                document a row.
-            labels: int64 (B, T), the input ids, -100 where nothing is to be learnt; shifted here.
-            logits_to_keep: logits of this many last tokens (0: of all), or of the tokens with these indices.
-
-        Returns:
-            `logits`: (B, T or fewer, V) in the compute dtype.
-        """
-        hidden = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids).last_hidden_state
-        logits = self.lm_head(slice_logits_to_keep(hidden, logits_to_keep))
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutput(loss=loss, logits=logits)
-
 
 def _visible(
     input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor | None, window: int
@@ -170,20 +113,7 @@ def _visible(
     return visible.float()
 
 
-ARCHITECTURE = Architecture(
-    FfnConfig,
-    FfnForCausalLM,
-    (
-        "d_model",
-        "d_ffn",
-        "n_layers",
-        "window",
-        "dropout",
-        "activation_function",
-        "separate_documents",
-        "initializer_range",
-    ),
-)
+ARCHITECTURE = Architecture(FfnConfig, FfnForCausalLM, (*SHAPE, "window"))
 
 AutoConfig.register(FfnConfig.model_type, FfnConfig, exist_ok=True)
 AutoModelForCausalLM.register(FfnConfig, FfnForCausalLM, exist_ok=True)

@@ -10,52 +10,33 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hanflow.models.architecture import Architecture
 from hanflow.models.kernels.dropout import dropout
+from hanflow.models.language_model import SHAPE, LanguageModel, LanguageModelConfig
 
 
-class GptConfig(PretrainedConfig):
-    """Everything that shapes the model; the defaults are those of the described system."""
+class GptConfig(LanguageModelConfig):
+    """A language model with attention."""
 
     model_type = "hanflow_gpt"
     keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {  # noqa: RUF012 – the names that transformers' generation and caches use
-        "hidden_size": "d_model",
-        "intermediate_size": "d_ffn",
-        "num_hidden_layers": "n_layers",
-        "num_attention_heads": "nhead",
-    }
+    attribute_map = LanguageModelConfig.attribute_map | {"num_attention_heads": "nhead"}
 
-    vocab_size: int = 8000
-    d_model: int = 256
-    d_ffn: int = 1024
-    n_layers: int = 6
     nhead: int = 4
-    dropout: float = 0.1
-    """Of the embeddings and of what each layer adds."""
     attention_dropout: float = 0.0
     """Of the attention's probabilities; costs a fifth of the speed on a CPU."""
-    activation_function: str = "gelu"
     max_position_embeddings: int = 256
     """Longest context in tokens."""
-    separate_documents: bool = False
-    """Whether a token sees its own document only, where several are packed into one row."""
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
     use_cache: bool = True
-    tie_word_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_id: int | None = None
-    pad_token_id: int | None = None
 
 
 class Attention(nn.Module):
@@ -83,7 +64,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: what attention and then a feed-forward network add to the stream, each from its normalised input."""
+    """One pre-LN layer: attention, then a feed-forward network, each with its residual."""
 
     def __init__(self, config: GptConfig, layer: int):
         super().__init__()
@@ -122,7 +103,7 @@ class Decoder(nn.Module):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Hidden states; arguments as in `GptForCausalLM.forward`."""
+        """Hidden states; arguments as in `LanguageModel.forward`."""
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -150,25 +131,15 @@ class Decoder(nn.Module):
         )
 
 
-class GptForCausalLM(PreTrainedModel, GenerationMixin):
-    """The decoder with a head that shares the embeddings' weights.
-
-    transformers' `generate` works with it, with or without its caches.
-    """
+class GptForCausalLM(LanguageModel):
+    """The decoder with its head; works with or without transformers' caches."""
 
     config_class = GptConfig
-    base_model_prefix = "model"
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 – read on the class
+    network = Decoder
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["Block"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-
-    def __init__(self, config: GptConfig):
-        super().__init__(config)
-        self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -177,43 +148,6 @@ class GptForCausalLM(PreTrainedModel, GenerationMixin):
             std = self.config.initializer_range / math.sqrt(2 * self.config.n_layers)
             init.normal_(module.attention.out.weight, std=std)
             init.normal_(module.down.weight, std=std)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Scores of the next token.
-
-        Args:
-            input_ids: int64 (B, T); with a cache: those that it has not seen.
-            attention_mask: (B, all tokens so far), 0 where padded; None: nothing is.
-            position_ids: int64 (B, T); None: from where the cache ends. Without mask and cache, a document begins
-                where they do not rise by one, and sees nothing of the one before it.
-            past_key_values: keys and values of the tokens before.
-            labels: int64 (B, T), the input ids, -100 where nothing is to be learnt; shifted here.
-            use_cache: whether keys and values are returned too.
-            logits_to_keep: logits of this many last tokens (0: of all), or of the tokens with these indices.
-
-        Returns:
-            `logits`: (B, T or fewer, V) in the compute dtype.
-        """
-        decoded = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-        )
-        logits = self.lm_head(slice_logits_to_keep(decoded.last_hidden_state, logits_to_keep))
-        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=decoded.past_key_values)
 
 
 def _same_document(position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
@@ -233,18 +167,7 @@ def _same_document(position_ids: torch.Tensor, like: torch.Tensor) -> torch.Tens
 ARCHITECTURE = Architecture(
     GptConfig,
     GptForCausalLM,
-    (
-        "d_model",
-        "d_ffn",
-        "n_layers",
-        "nhead",
-        "dropout",
-        "attention_dropout",
-        "activation_function",
-        "max_position_embeddings",
-        "separate_documents",
-        "initializer_range",
-    ),
+    (*SHAPE, "nhead", "attention_dropout", "max_position_embeddings"),
     heads=(("d_model", "nhead"),),
 )
 

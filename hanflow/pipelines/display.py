@@ -1,4 +1,4 @@
-"""Progress of a pipeline for the person at the terminal: one live line per step, or plain lines where there is no terminal."""
+"""Progress of a pipeline on a terminal: one live line per step; elsewhere plain lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINE_INTERVAL = 15.0
 """Seconds between two plain progress lines of a step."""
 
 PLAIN_WIDTH = 140
-"""Columns where standard output is no terminal."""
+"""Columns where standard output is not a terminal."""
 
 
 class Display:
@@ -88,15 +88,14 @@ class Display:
 
     def finished(self, step: str, seconds: float, figures: Mapping[str, Any]) -> None:
         """A step has succeeded."""
-        self._print(
-            Text.assemble(("✔ ", "green"), (f"{step:<11}", "bold"), f"{_seconds(seconds):>8}  {_figures(figures)}")
-        )
+        name = (f"{step:<11}", "bold")
+        self._console.print(Text.assemble(("✔ ", "green"), name, f"{_seconds(seconds):>8}  {_figures(figures)}"))
         self._ended(step)
 
     def failed(self, step: str) -> None:
         """A step has failed."""
         self._ended(step)
-        self._print(Text.assemble(("✘ ", "red"), (step, "bold")))
+        self._console.print(Text.assemble(("✘ ", "red"), (step, "bold")))
 
     def _ended(self, step: str) -> None:
         self._since.pop(step, None)
@@ -123,7 +122,7 @@ class Display:
 
     def note(self, text: str) -> None:
         """A plain line."""
-        self._print(Text(text))
+        self._console.print(Text(text))
 
     def failure(self, reason: str, log: Path, excerpt: Sequence[str] = (), hint: str = "") -> None:
         """Why a run failed: an excerpt of its log, where the log is, how to continue, and last the reason."""
@@ -135,11 +134,8 @@ class Display:
         self.error(reason)
 
     def error(self, text: str) -> None:
-        """What went wrong; printed last, where it is looked for."""
+        """The error message; printed last."""
         self._errors.print(Text.assemble(("error: ", "bold red"), text))
-
-    def _print(self, text: Text) -> None:
-        self._console.print(text)
 
 
 _KFP_LINE = re.compile(

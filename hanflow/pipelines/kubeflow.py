@@ -40,7 +40,6 @@ class Run:
     """A run as the server reports it."""
 
     id: str
-    name: str
     state: str
     """As of a step; empty until the server has scheduled the run."""
     steps: tuple[Step, ...] = ()
@@ -61,18 +60,18 @@ class Server:
         ca_file: certificates to trust, PEM; empty: the system's.
 
     Raises:
-        UserError: a file that cannot be read, or a server that does not answer.
+        UserError: a file that cannot be read. By every method: no such run, or the server refuses or does not answer.
     """
 
     def __init__(self, endpoint: str, namespace: str = "", token_file: str = "", ca_file: str = ""):
         for option, path in (("--token-file", token_file), ("--ca-file", ca_file)):
             if path and not Path(path).is_file():
-                raise UserError(f"{option}: {path}: no such file")
+                raise UserError(f"{option}: {path}: no such file; check the path")
         if token_file and not Path(token_file).read_text(encoding="utf-8").strip():
             raise UserError(f"--token-file: {token_file}: is empty; write the bearer token into it")
         if not endpoint.startswith(("http://", "https://")):
             raise UserError(
-                f"--endpoint: {endpoint}: is no URL; write http://… or https://…, e.g. http://localhost:8080"
+                f"--endpoint: {endpoint}: is not a URL; write http://… or https://…, e.g. http://localhost:8080"
             )
         self.endpoint = endpoint.rstrip("/")
         self._namespace = namespace or None
@@ -80,7 +79,7 @@ class Server:
 
         class Client(client.Client):
             def get_kfp_healthz(self, sleep_duration: int = 0) -> Any:
-                """Ask once: kfp's own method asks five times, even where a token is wrong, and logs tracebacks."""
+                """One request: kfp's own method makes five, even where a token is wrong, and logs tracebacks."""
                 return self._healthz_api.healthz_service_get_healthz()
 
         credentials = client.ServiceAccountTokenVolumeCredentials(path=token_file) if token_file else None
@@ -106,9 +105,6 @@ class Server:
             group: Kubeflow's "experiment" that lists the run; created if there is none of that name.
             root: URI below which artifacts are written; empty: the server's own.
             service_account: of the steps' pods; empty: the server's own.
-
-        Raises:
-            UserError: the server refuses, or does not answer.
         """
         with self._translated():
             made = self._client.create_run_from_pipeline_package(
@@ -123,31 +119,19 @@ class Server:
             return self._checked(made.run_id)
 
     def get(self, run: str) -> Run:
-        """The run as it is now.
-
-        Raises:
-            UserError: there is no such run, or the server refuses or does not answer.
-        """
+        """The run as it is now."""
         with self._translated(run):
             found = self._client.get_run(run)
             self._checked(found.run_id)
             return _run(found)
 
     def terminate(self, run: str) -> None:
-        """Ask the server to end a run.
-
-        Raises:
-            UserError: there is no such run, or the server refuses or does not answer.
-        """
+        """Request the end of a run."""
         with self._translated(run):
             self._client.terminate_run(run)
 
     def retry(self, run: str) -> None:
-        """Continue a failed run from the steps that failed; finished steps are kept.
-
-        Raises:
-            UserError: there is no such run, or it cannot be retried, or the server refuses or does not answer.
-        """
+        """Continue a failed run from the steps that failed; finished steps are kept."""
         with self._translated(run):
             self._client._run_api.run_service_retry_run(run)
 
@@ -177,7 +161,7 @@ class Server:
                 if time.monotonic() - answered > PATIENCE_SECONDS:
                     raise
                 if not silent:
-                    report(f"{error}; asking again every {every:g} s")
+                    report(f"{error}; trying again every {every:g} s")
                 silent = True
                 continue
             if silent:
@@ -270,13 +254,13 @@ def _run(found: Any) -> Run:
         for task in sorted(details or (), key=lambda task: str(task.create_time or ""))
         if not NOT_A_STEP.fullmatch(task.display_name or "")
     ]
-    return Run(found.run_id, found.display_name or "", found.state or "", tuple(steps), _message(found.error))
+    return Run(found.run_id, found.state or "", tuple(steps), _message(found.error))
 
 
 NOT_A_STEP = re.compile(
     r"|root|executor(\(\d+\))?|.*-driver(\(\d+\))?|(exit-handler|condition|condition-branches|for-loop)-\d+"
 )
-"""Tasks that are no steps: the server also lists groups, drivers and containers."""
+"""Tasks that are not steps: the server also lists groups, drivers and containers."""
 
 
 def _message(error: Any) -> str:

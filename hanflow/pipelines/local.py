@@ -1,7 +1,7 @@
 """A pipeline on this machine: kfp.local runs every step as a process of this Python, without container or cluster.
 
-The run's folder holds `run.json`, `run.log` (everything that Kubeflow and the steps said), `experiment.yaml`,
-`checkpoints/`, the artifacts under `kfp/`, and a link to each: `corpus`, `shards`, `model`, `evaluation`, `bundle`.
+The run's folder holds `run.json`, `run.log` (the output of Kubeflow and of the steps), `experiment.yaml`, `checkpoints/`,
+the artifacts under `kfp/`, and a link to each: `corpus`, `shards`, `model`, `evaluation`, `bundle`.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ import psutil
 import yaml
 
 from hanflow.config import to_mapping
-from hanflow.errors import UserError
-from hanflow.experiment import Experiment, member_settings, step_config
+from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import Experiment, model_problems
 from hanflow.pipelines.display import Display, step_lines
-from hanflow.pipelines.packages import Package, boxes
+from hanflow.pipelines.packages import Package, step_names
 from hanflow.progress import EVENTS_VARIABLE
-from hanflow.steps.runner import ARTIFACTS_VARIABLE
+from hanflow.signals import handled
+from hanflow.steps.runner import ARTIFACTS_VARIABLE, SIDE_BY_SIDE_VARIABLE
 from hanflow.storage import copy_file, is_remote, publish_file, refuse_run
 from hanflow.storage.artifacts import kind_of
-from hanflow.tasks import get_task
 
 EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
-"""What a step gets to finish what it is at and to clean up after an interrupt (training saves a checkpoint)."""
+"""Seconds that a step gets to end and to clean up after an interruption (training saves a checkpoint)."""
 TAIL_LINES = 30
 
-LOCAL_LOOPS = 2
-"""Turns of a loop that kfp's local runner runs at once."""
+PARALLEL_MEMBERS = 2
+"""Iterations of a loop that kfp's local runner runs at once."""
 
 
 @dataclass
@@ -52,68 +52,67 @@ class StepRecord:
     figures: dict[str, Any] = field(default_factory=dict)
     artifact: str = ""
     status: str = "waiting"
+    """waiting, running, done, failed or skipped."""
 
 
-def run_locally(name: str, experiment: Experiment, output: Path, bucket: str = "") -> int:
-    """Run a pipeline and tell of it; returns the exit status (0, 1 after a failed step, 130 after Ctrl-C).
+def run_folder(output: str) -> Path:
+    """The local folder of a run: its output, or the one in `runs/` that belongs to an output in a bucket."""
+    if is_remote(output):
+        return Path("runs") / output.rstrip("/").partition("://")[2].replace("/", "-")
+    return Path(output).expanduser()
 
-    A folder with a run of the same settings that did not succeed is taken up again: steps whose artifact is there and
-    whole are kept, training goes on from its last checkpoint.
+
+def run_locally(experiment: Experiment, output: str) -> int:
+    """Run an experiment's pipeline and display its progress; returns the exit status: 0, 1 after a failed step, 130 after
+    Ctrl-C.
+
+    A run of the same settings that did not succeed is continued: steps with a complete artifact are kept, training
+    resumes from its newest checkpoint.
 
     Args:
-        name: of the pipeline.
-        experiment: its settings.
-        output: local folder of the run.
-        bucket: gs:// folder that artifacts and checkpoints go to, and at the end what `output` tells of the run; empty:
-            all stays in `output`.
+        output: folder of the run. In a bucket it gets artifacts and checkpoints, and at the end the record of the run; the
+            local folder is `run_folder` then.
 
     Raises:
         UserError: the output folder holds something else already, the bucket cannot be used, or the settings cannot work.
     """
-    problems = _model_problems(experiment)
+    problems = model_problems(experiment)
     if problems:
-        raise UserError("\n".join(problems))
-    output = output.absolute()
-    # The Trainer keeps its checkpoints in a local folder.
-    checkpoints = f"{bucket if experiment.train.engine == 'hanflow' and bucket else output}/checkpoints"
-    members = [
-        {**member, "checkpoints": member.get("checkpoints") or f"{checkpoints}/{member['name']}"}
-        for member in experiment.combine.members
-    ]
-    experiment = replace(
-        experiment,
-        train=replace(experiment.train, checkpoints=experiment.train.checkpoints or checkpoints),
-        combine=replace(experiment.combine, members=members),
-        export=replace(experiment.export, title=experiment.export.title or experiment.name),
-    )
+        raise ConfigError(problems)
+    bucket = output.rstrip("/") if is_remote(output) else ""
+    folder = run_folder(output).absolute()
     settings = to_mapping(experiment)
-    _check_folder(output, name, settings)
-    if bucket and not (output / "experiment.yaml").exists():
+    _check_folder(folder, experiment.pipeline, settings)
+    if bucket and not (folder / "experiment.yaml").exists():
         refuse_run(bucket)
-    output.mkdir(parents=True, exist_ok=True)
-    with _alone(output):
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
         text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-        (output / "experiment.yaml").write_text(text, encoding="utf-8")
+        (folder / "experiment.yaml").write_text(text, encoding="utf-8")
         if bucket:
-            publish_file(output / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
-        return _Run(name, experiment, output, bucket).execute()
+            publish_file(folder / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
+        # Not in experiment.yaml: another run with these settings has checkpoints of its own.
+        # The Trainer keeps its checkpoints in a local folder.
+        place = f"{bucket if experiment.train.engine == 'hanflow' and bucket else folder}/checkpoints"
+        train = replace(experiment.train, checkpoints=experiment.train.checkpoints or place)
+        return _Run(replace(experiment, train=train), folder, bucket).execute()
 
 
-def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
-    """Let a run into a new or an empty folder, or into that of its own beginnings.
+def _check_folder(output: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
+    """Accept a new or an empty folder, or that of an unfinished run with the same settings.
 
     Raises:
-        UserError: the folder holds something else; says what.
+        UserError: the folder holds something else; the message names it.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     record, before = output / "run.json", output / "experiment.yaml"
     if not before.is_file():
-        raise UserError(f"{output}: exists already and holds no run; give another --output or remove it")
+        raise UserError(f"{output}: exists already and does not hold a run; give another --output or remove it")
     done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     if done.get("status") == "succeeded":
         raise UserError(f"{output}: already holds another run, which succeeded; give another --output or remove it")
-    if done.get("pipeline", name) != name:
+    if done.get("pipeline", pipeline) != pipeline:
         raise UserError(
             f"{output}: already holds another run, of the pipeline {done['pipeline']}; give another --output"
         )
@@ -122,7 +121,7 @@ def _check_folder(output: Path, name: str, settings: Mapping[str, Any]) -> None:
     if differing:
         raise UserError(
             f"{output}: already holds another run, which differs in {', '.join(differing)}; give the same settings to "
-            f"go on with it (--experiment {before}), or another --output"
+            f"continue it (--experiment {before}), or another --output"
         )
 
 
@@ -134,8 +133,8 @@ def _differing(one: Any, other: Any, at: str = "") -> list[str]:
 
 
 @contextlib.contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Keep a second run out of the folder, and this one while a step of a killed run still works there."""
+def _locked(output: Path) -> Iterator[None]:
+    """Keep a second run out of the folder, and refuse this one while a step of a killed run still works there."""
     with (output / ".lock").open("w") as lock, (output / EVENTS).open("a") as steps:
         for stream, what in ((lock, "another `hanflow run`"), (steps, "a step of a killed run")):
             try:
@@ -146,28 +145,15 @@ def _alone(output: Path) -> Iterator[None]:
         yield
 
 
-def _model_problems(experiment: Experiment) -> list[str]:
-    """What can be told to be wrong with the models before anything is run."""
-    task = get_task(experiment.task)
-    if not experiment.combine.members:
-        return task.check_model(experiment.train)
-    problems = []
-    for member in member_settings(experiment):
-        name, _ = member.pop("name"), member.pop("job", None)
-        problems += [
-            f"{name}: {problem}" for problem in task.check_model(step_config("train", member, experiment.task))
-        ]
-    return problems
-
-
 class _Run:
-    def __init__(self, name: str, experiment: Experiment, output: Path, bucket: str):
-        self.name, self.experiment, self.output, self.bucket = name, experiment, output, bucket
-        self.records = {box: StepRecord(box) for box in boxes(experiment)}
+    def __init__(self, experiment: Experiment, output: Path, bucket: str):
+        self.experiment, self.output, self.bucket = experiment, output, bucket
+        self.records = {name: StepRecord(name) for name in step_names(experiment)}
         self.failure: dict[str, Any] | None = None
+        """The event of the step that failed."""
         self.log, self.events = output / "run.log", output / EVENTS
-        told = self.events.read_bytes()
-        if told and not told.endswith(b"\n"):
+        written = self.events.read_bytes()
+        if written and not written.endswith(b"\n"):
             with self.events.open("a") as stream:
                 stream.write("\n")  # ends the line that a killed process was writing
 
@@ -182,14 +168,17 @@ class _Run:
         with (
             self.log.open("a", encoding="utf-8") as log,
             _environment(self._variables()),
-            Display(f"hanflow run {self.name}", self.bucket or str(self.output)) as display,
-            _output_to(log),
+            Display(f"hanflow run {self.experiment.pipeline}", self.bucket or str(self.output)) as display,
+            contextlib.redirect_stdout(log),  # what kfp prints, the output of the steps included
+            contextlib.redirect_stderr(log),
         ):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
             worker = _Worker(lambda: pipeline(**package.arguments(self.experiment)))
+            # SIGTERM stops the run as Ctrl-C does: steps clean up, the record is written.
+            interruptible = handled(signal.default_int_handler, signal.SIGTERM)
             try:
-                with self.events.open(encoding="utf-8") as events, _terminate_as_interrupt():
-                    events.seek(0, os.SEEK_END)  # behind what an interrupted run told
+                with self.events.open(encoding="utf-8") as events, interruptible:
+                    events.seek(0, os.SEEK_END)  # after the events of an interrupted run
                     worker.start()
                     while worker.is_alive():
                         self._follow(events, display)
@@ -199,11 +188,15 @@ class _Run:
                 interrupted = True
                 _stop_children()
                 worker.join(GRACE_SECONDS)
-        status = self._conclude(worker.error, interrupted)
+        if interrupted:
+            status = "interrupted"
+        else:
+            complete = all(r.status in ("done", "skipped") for r in self.records.values())
+            status = "succeeded" if complete and worker.error is None else "failed"
         self._write_record(status)
         records = [{**vars(r), "artifact": self._short(r.artifact)} for r in self.records.values()]
         display.summary(records, time.monotonic() - started)
-        return self._tell(status, display)
+        return self._show_result(status, display)
 
     def _variables(self) -> dict[str, str]:
         variables = {EVENTS_VARIABLE: str(self.events), "PYTHONUNBUFFERED": "1"}
@@ -211,12 +204,12 @@ class _Run:
             variables[ARTIFACTS_VARIABLE] = self.bucket
         members = len(self.experiment.combine.members)
         if members > 1:
-            variables["HANFLOW_SIDE_BY_SIDE"] = str(min(members, LOCAL_LOOPS))
+            variables[SIDE_BY_SIDE_VARIABLE] = str(min(members, PARALLEL_MEMBERS))
         return variables
 
     def _follow(self, events: TextIO, display: Display) -> None:
-        """Take in what the steps have told since the last look."""
-        for line in _whole_lines(events):
+        """Record and display the events that the steps have written since the last call."""
+        for line in _complete_lines(events):
             event = json.loads(line)
             kind, step = event["event"], event["step"]
             if kind == "started":
@@ -231,7 +224,7 @@ class _Run:
                 if step == "evaluate" and "gate" in record.figures:
                     self.records["export"].status = "skipped"
                 if event.get("kept"):
-                    display.note(f"  {step}: kept, it was finished before")
+                    display.note(f"  {step}: kept from an earlier attempt")
                 display.finished(step, record.seconds, record.figures)
             elif kind == "failed":
                 self.records.setdefault(step, StepRecord(step)).status = "failed"
@@ -244,8 +237,8 @@ class _Run:
         return os.path.relpath(artifact, self.output)
 
     def _link(self, step: str, artifact: str) -> str:
-        """A short way to an artifact: `<output>/<kind>`, `<output>/model-<name>` of a member of an ensemble; its URI if it
-        is in a bucket."""
+        """Link to an artifact as `<output>/<kind>`, or `<output>/model-<name>` for a member of an ensemble; returns the
+        link, or the artifact's URI if it is in a bucket."""
         if is_remote(artifact):
             return artifact
         maker, _, member = step.partition("-")
@@ -255,29 +248,24 @@ class _Run:
         link.symlink_to(os.path.relpath(artifact, self.output))
         return str(link)
 
-    def _conclude(self, error: BaseException | None, interrupted: bool) -> str:
-        if interrupted:
-            return "interrupted"
-        if error is None and all(r.status in ("done", "skipped") for r in self.records.values()):
-            return "succeeded"
-        return "failed"
-
     def _write_record(self, status: str) -> None:
-        steps = [
-            {"name": r.name, "seconds": r.seconds, "figures": r.figures, "artifact": r.artifact, "status": r.status}
-            for r in self.records.values()
-        ]
-        record = {"pipeline": self.name, "experiment": self.experiment.name, "status": status, "steps": steps}
+        record: dict[str, Any] = {
+            "pipeline": self.experiment.pipeline,
+            "experiment": self.experiment.name,
+            "status": status,
+            "steps": [vars(r) for r in self.records.values()],
+        }
         if self.failure:
             record["error"] = self.failure["message"]
-        beside = self.output / ".run.json.partial"
-        beside.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        beside.replace(self.output / "run.json")
+        partial = self.output / ".run.json.partial"
+        partial.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.output / "run.json")
         if self.bucket:
             for name in ("run.json", "run.log"):
                 publish_file(self.output / name, f"{self.bucket}/{name}", replace=True)
 
-    def _tell(self, status: str, display: Display) -> int:
+    def _show_result(self, status: str, display: Display) -> int:
+        """Display the end of the run, its error last; returns the exit status."""
         if status == "succeeded":
             report = self.output / "evaluation" / "report.html"
             if self.bucket:
@@ -288,33 +276,30 @@ class _Run:
             display.note(f"report: {report}" if report.is_file() else f"artifacts: {self.output}")
             return 0
         if status == "interrupted":
-            display.error(f"interrupted; {self._go_on()}; everything said is in {self.log}")
+            display.error(f"interrupted; {self._how_to_continue()}; the full log is {self.log}")
             return 130
+        running = [r.name for r in self.records.values() if r.status == "running"]
         if self.failure:
             message = f"{self.failure['step']} failed: {self.failure['message']}"
+        elif running:
+            message = f"{' or '.join(running)} ended without an error message (killed, or out of memory?)"
         else:
-            running = [r.name for r in self.records.values() if r.status == "running"]
-            what = (
-                f"{' or '.join(running)} died without a word (killed, or out of memory?)"
-                if running
-                else "the run failed"
-            )
-            message = what
-        # An error meant for the user explains itself; for any other the end of the log is wanted.
+            message = "the run failed"
+        # The message of a UserError is enough; for any other error the end of the log is shown too.
         expected = self.failure is not None and self.failure["expected"]
         with self.log.open(encoding="utf-8", errors="replace") as log:
             excerpt = [] if expected else step_lines(log, TAIL_LINES)
         done = any(r.status == "done" for r in self.records.values())
-        display.failure(message, self.log, excerpt, self._go_on() if done else "")
+        display.failure(message, self.log, excerpt, self._how_to_continue() if done else "")
         return 1
 
-    def _go_on(self) -> str:
-        given = f"--experiment {self.output / 'experiment.yaml'} --output {self.bucket or self.output}"
-        return f"to go on where it stopped: hanflow run {self.name} {given}"
+    def _how_to_continue(self) -> str:
+        options = f"--experiment {self.output / 'experiment.yaml'} --output {self.bucket or self.output}"
+        return f"to continue where it stopped: hanflow run {self.experiment.pipeline} {options}"
 
 
 class _Worker(threading.Thread):
-    """Runs the pipeline beside the display; remembers how it ended."""
+    """Runs the pipeline in a thread; `error` is what it raised."""
 
     def __init__(self, work: Any):
         super().__init__(daemon=True)
@@ -345,29 +330,8 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextlib.contextmanager
-def _output_to(log: TextIO) -> Iterator[None]:
-    """What kfp prints and what it passes on from the steps goes to the log file."""
-    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        yield
-
-
-@contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """A SIGTERM stops the run as Ctrl-C does: steps clean up, the record is written."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _stop_children() -> None:
-    """Interrupt the steps that still run; kill what does not listen."""
+    """Interrupt the steps that still run; kill those that do not end."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -378,7 +342,7 @@ def _stop_children() -> None:
             child.kill()
 
 
-def _whole_lines(stream: TextIO) -> Iterator[str]:
+def _complete_lines(stream: TextIO) -> Iterator[str]:
     """The lines added since the last call; half a line is left for the next one."""
     while True:
         at = stream.tell()

@@ -15,18 +15,19 @@ from typing import Any
 import yaml
 
 from hanflow import resources
+from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment
-from hanflow.experiment.form import beside_form, form_values
+from hanflow.experiment.form import form_values, settings_off_form
 from hanflow.images import DEFAULT, REPOSITORY_VARIABLE, TAG_VARIABLE, Images
 
 PIPELINES = ("summarization", "classification", "language_modeling", "ensemble")
 """Names of the pipelines of hanflow's own tasks, each with an experiment of the same name."""
 ANY = "any_task"
-"""The pipeline of tasks that others wrote."""
+"""The pipeline of tasks that are not hanflow's own."""
 
 
 class Package:
-    """A compiled pipeline: what it runs, and what Kubernetes is told of its pods."""
+    """A compiled pipeline: its specification, and that of its pods for Kubernetes."""
 
     def __init__(self, text: str):
         self.spec, *self.platform = yaml.safe_load_all(text)
@@ -41,18 +42,28 @@ class Package:
         return package
 
     def fill_in(self, experiment: Experiment) -> None:
-        """Let the form start from an experiment; what is not on the form goes into what it is based on."""
+        """Make an experiment's values the defaults of the form; its other settings become the steps' base.
+
+        Raises:
+            UserError: the pipeline is of another task.
+        """
+        for step in self._tasks():
+            parameters = step.get("inputs", {}).get("parameters", {})
+            task = parameters.get("task", {}).get("runtimeValue", {}).get("constant", experiment.task)
+            if task != experiment.task:
+                raise UserError(
+                    f"the pipeline {self.spec['pipelineInfo']['name']} trains models of the task {task}, the experiment sets "
+                    f"task={experiment.task}; set task={task}, or leave combine.members out"
+                )
+            if "base" in parameters:
+                parameters["base"]["runtimeValue"]["constant"] = settings_off_form(experiment, self._form)
         for name, value in self.arguments(experiment).items():
             parameter = self._form[name]
-            if value == "":  # it must be given
+            if value == "":  # a required parameter
                 parameter.pop("defaultValue", None)
                 parameter.pop("isOptional", None)
             else:
                 parameter |= {"defaultValue": value, "isOptional": True}
-        for task in self._tasks():
-            base = task.get("inputs", {}).get("parameters", {}).get("base")
-            if base:
-                base["runtimeValue"]["constant"] = beside_form(experiment, self._form)
 
     def arguments(self, experiment: Experiment) -> dict[str, Any]:
         """Parameter → value, for a run of an experiment."""
@@ -64,7 +75,7 @@ class Package:
         return self.spec["root"]["inputDefinitions"]["parameters"]
 
     def set_images(self, images: Images) -> None:
-        """Take the images of all steps, and of the jobs that they start, from there."""
+        """Set the images of all steps, and of the jobs that they start."""
         for executor in self.spec["deploymentSpec"]["executors"].values():
             executor["container"]["image"] = images.cpu
             for variable in executor["container"].get("env", []):
@@ -74,12 +85,12 @@ class Package:
                     variable["value"] = images.tag
 
     def without_cache(self) -> None:
-        """Let every task run, whatever earlier runs did."""
+        """Run every task, also where its inputs are unchanged."""
         for task in self._tasks():
             task.get("cachingOptions", {}).pop("enableCache", None)
 
     def without_retries(self) -> None:
-        """Try every task once: a person who watches a local run wants to hear of a failure at once."""
+        """Run every task once: in a local run a failure should show at once."""
         for task in self._tasks():
             task.pop("retryPolicy", None)
 
@@ -92,17 +103,17 @@ class Package:
         return yaml.safe_dump_all([self.spec, *self.platform], allow_unicode=True, sort_keys=True, width=120)
 
     def write(self, path: Path) -> Path:
-        """Write the package; an older file is replaced when the new one is whole."""
+        """Write the package; an older file is replaced when the new one is complete."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as beside:
-            fresh = Path(beside) / path.name
+        with tempfile.TemporaryDirectory(dir=path.parent) as partial:
+            fresh = Path(partial) / path.name
             fresh.write_text(self.text(), encoding="utf-8")
             os.replace(fresh, path)
         return path
 
 
-def boxes(experiment: Experiment) -> list[str]:
-    """What is run, in order, as the steps call themselves: a member of an ensemble is `train-<name>`."""
+def step_names(experiment: Experiment) -> list[str]:
+    """Names of the steps of a run, in order; `train-<name>` for a member of an ensemble."""
     if not experiment.combine.members:
         return [step for step in STEPS if step != "combine"]
     members = [f"train-{member['name']}" for member in experiment.combine.members]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from hanflow.config import PreprocessConfig, to_mapping
+from hanflow.reports.html import Section, histogram, page, settings, table
 
 
 def render(
@@ -25,8 +25,6 @@ def render(
         details: as in the corpus's manifest.
         examples: reason → the first row rejected for it.
     """
-    from hanflow.reports.html import Section, histogram, page, table  # matplotlib: only when a report is drawn
-
     read = counts["read"]
     rows = [("rows read", read, "")]
     rows += [(name, count, _percent(count, read)) for name, count in counts["rows"].items()]
@@ -49,13 +47,7 @@ def render(
         )
     sections += [
         Section("Sources", table(["split", "file", "bytes"], [tuple(s.values()) for s in details["sources"]])),
-        Section(
-            "Settings",
-            table(
-                ["setting", "value"],
-                [(name, json.dumps(value, ensure_ascii=False)) for name, value in to_mapping(config).items()],
-            ),
-        ),
+        Section("Settings", settings(to_mapping(config))),
     ]
     return page("Corpus", sections, f"{task}: {sum(counts['rows'].values()):,} rows from {config.source}")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from hanflow.metrics import lengths
 from hanflow.metrics.intervals import Interval
 from hanflow.reports import html
 from hanflow.reports.html import Section
+from hanflow.reports.training import CURVES, curves
 from hanflow.storage.artifacts import Manifest, lineage, trainings
 from hanflow.tasks.base import Task, lower_is_better
 from hanflow.tasks.data import Lines, ReportPart
@@ -23,9 +23,6 @@ PROMPT_CHARACTERS = 600
 """Longer prompts are folded away."""
 
 DECILES = 10
-
-POINTS = 400
-"""Most points of a training curve; longer histories are averaged over neighbouring points."""
 
 EXTREMES = 5
 """Best rows, and worst rows, that the report shows."""
@@ -44,7 +41,7 @@ class System:
 
 @dataclass(frozen=True)
 class Example:
-    """One row with what was predicted for it."""
+    """One row with its prediction."""
 
     row: int
     """Number in the split, from 0."""
@@ -118,9 +115,9 @@ def render(
         *(section for name, facts in trainings(training).items() for section in _curves(name, facts)),
         *_lengths(texts, corpus, shards),
         *_examples(config.examples, task, shown),
-        Section("Evaluation settings", _settings(to_mapping(config))),
+        Section("Evaluation settings", html.settings(to_mapping(config))),
         *(
-            Section(_of("Training settings", name), _settings(facts["settings"]))
+            Section(_of("Training settings", name), html.settings(facts["settings"]))
             for name, facts in trainings(training).items()
         ),
         Section(
@@ -133,7 +130,7 @@ def render(
 
 
 def _part(part: ReportPart) -> Section:
-    """What a task adds, as HTML."""
+    """A task's own part, as HTML."""
     if isinstance(part, Lines):
         return Section(part.heading, html.lines(part.series, part.xlabel, part.ylabel), part.intro)
     return Section(part.heading, html.table(part.headers, part.rows), part.intro)
@@ -208,28 +205,12 @@ def _of(heading: str, member: str) -> str:
 
 
 def _curves(member: str, training: Mapping[str, Any]) -> list[Section]:
-    history, best = training["history"], training.get("best")
-    loss = {
-        "train": thinned([(point["step"], point["loss"]) for point in history["train"]]),
-        "validation": thinned([(point["step"], point["loss"]) for point in history["validation"]]),
-    }
-    rates = thinned([(point["step"], point["learning_rate"]) for point in history["train"]])
-    intro = ""
+    best, intro = training.get("best"), ""
     if best:
         values = ", ".join(f"validation {name} {value:.4f}" for name, value in best.items() if name != "step")
         intro = f"The saved model is that of step {best['step']:,}: {values}."
-    return [
-        Section(_of("Loss", member), html.lines(loss, "optimizer step", "loss per target token"), intro),
-        Section(_of("Learning rate", member), html.lines({"learning rate": rates}, "optimizer step", "learning rate")),
-    ]
-
-
-def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """At most `most` points, each the mean of neighbouring ones."""
-    if len(points) <= most:
-        return list(points)
-    groups = np.array_split(np.array(points, dtype=np.float64), most)
-    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
+    loss, *others = (replace(part, heading=_of(part.heading, member)) for part in curves(training, CURVES[:2]))
+    return [replace(loss, intro=intro), *others]
 
 
 def _lengths(texts: Mapping[str, np.ndarray], corpus: Manifest, shards: Manifest) -> list[Section]:
@@ -275,11 +256,3 @@ def _example(example: Example) -> str:
         "prediction": html.text(example.prediction),
     }
     return html.example(example.id or f"row {example.row}", parts, scores)
-
-
-def _settings(settings: Mapping[str, Any]) -> str:
-    values = [
-        [name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-        for name, value in settings.items()
-    ]
-    return html.table(["setting", "value"], values)

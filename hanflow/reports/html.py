@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,9 @@ FONTS = "system-ui, 'Apple SD Gothic Neo', 'Noto Sans KR', 'Noto Sans CJK KR', '
 
 WIDTH = 8.0
 """Width of a chart in inches of 72 points; browsers scale it to the page."""
+
+POINTS = 400
+"""Most points of a curve; longer ones are averaged over neighbouring points."""
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
@@ -92,6 +96,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     )
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """A table of settings, values but texts as JSON."""
+    rows = [[name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)] for name, v in values.items()]
+    return table(["setting", "value"], rows)
 
 
 _NUMBER = ' class="number"'
@@ -178,12 +188,12 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
     """Curves over one pair of axes; series without points are left out.
 
     Args:
-        series: name → (x, y) points; fewer than 30 of them are marked by dots.
+        series: name → (x, y) points; fewer than 30 of them are marked by dots, more than POINTS are averaged.
 
     Returns:
         Inline SVG.
     """
-    drawn = {name: list(points) for name, points in series.items() if len(points)}
+    drawn = {name: thinned(points) for name, points in series.items() if len(points)}
     if not drawn:
         return note("Nothing was recorded.")
     with _style():
@@ -201,6 +211,16 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylab
         if len(drawn) > 1:
             axes.legend(loc="best", frameon=False, labelcolor=INK)
         return _svg(figure, f"{ylabel} over {xlabel}: {', '.join(drawn)}")
+
+
+def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
+    """At most `most` points, each the mean of neighbouring ones."""
+    if len(points) <= most:
+        return list(points)
+    import numpy as np
+
+    groups = np.array_split(np.array(points, dtype=np.float64), most)
+    return [(float(x), float(y)) for x, y in (group.mean(axis=0) for group in groups)]
 
 
 def _plain(label: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hanflow.reports import html
@@ -18,11 +18,10 @@ CURVES = (
 """Heading, figure and axis of each curve."""
 
 
-def render(training: Mapping[str, Any]) -> str:
-    """The page of a run, from its training.json."""
-    history = training["history"]
-    sections = []
-    for heading, figure, axis in CURVES:
+def curves(training: Mapping[str, Any], wanted: Sequence[tuple[str, str, str]] = CURVES) -> list[Section]:
+    """A section for each of the curves that were recorded, from a run's training.json."""
+    history, sections = training["history"], []
+    for heading, figure, axis in wanted:
         series = {  # a figure that is NaN does not equal itself, and has no place on a curve
             split: [(p["step"], p[figure]) for p in history[split] if p.get(figure) == p.get(figure, 0.0)]
             for split in ("train", "validation")
@@ -30,6 +29,12 @@ def render(training: Mapping[str, Any]) -> str:
         }
         if series:
             sections.append(Section(heading, html.lines(series, "optimizer step", axis)))
+    return sections
+
+
+def render(training: Mapping[str, Any]) -> str:
+    """The page of a run, from its training.json."""
+    history, sections = training["history"], curves(training)
     scores = sorted({name for point in history["validation"] for name in point} - {"step", "loss"})
     if scores:
         series = {name: [(p["step"], p[name]) for p in history["validation"]] for name in scores}

@@ -1,6 +1,6 @@
 """A bundle opened to predict: its own cleaning, encoding and search around its model.
 
-A model that is no bundle is opened as one too, see `hanflow.serving.sources`.
+Other models are opened as bundles too, see `hanflow.serving.sources`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hanflow.config import EvaluateConfig, PreprocessConfig, TokenizeConfig
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
 from hanflow.progress import Progress
-from hanflow.storage import fetched, is_remote, local_path
+from hanflow.storage import fetched
 from hanflow.storage.artifacts import Manifest
 from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
@@ -25,7 +25,7 @@ from hanflow.tasks.predictor import Predictor
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle says about itself; opened without its weights, so that mistakes show before they are loaded."""
+    """The description of a bundle; opened without its weights, so that mistakes show before they are loaded."""
 
     folder: Path
     """Of the bundle, or of a model in Hugging Face format; or the name of one on the hub."""
@@ -35,6 +35,31 @@ class Bundle:
     encoding: TokenizeConfig
     settings: EvaluateConfig
     """How it predicts."""
+
+    @classmethod
+    def of(
+        cls, folder: Path, manifest: Manifest, changes: Mapping[str, Any], scored: Mapping[str, Any] | None = None
+    ) -> Bundle:
+        """A bundle, or a model that hanflow trained, from its manifest.
+
+        Args:
+            changes: settings of the evaluate step that differ from `scored`.
+            scored: settings of the evaluate step; None: those in the manifest.
+
+        Raises:
+            UserError: the manifest lacks how texts are cleaned and encoded, or a setting is wrong.
+        """
+        name, details = manifest.task, manifest.details
+        task = get_task(name)  # the settings of no other task are read
+        try:
+            cleaning = cleaning_of(details["cleaning"], name)
+            encoding = step_config("tokenize", details["encoding"], name)
+            settings = {**(details["generation"] if scored is None else scored), **changes}
+        except KeyError as error:
+            raise UserError(
+                f"{folder}/{manifest.artifact}.json: lacks {error}, an older hanflow has made it; train or export the model again"
+            ) from None
+        return cls(folder, manifest, task, cleaning, encoding, step_config("evaluate", settings, name))
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -47,7 +72,7 @@ class Bundle:
         """The model, loaded onto a device of torch.
 
         Raises:
-            UserError: the bundle holds nothing that the settings go with.
+            UserError: the bundle holds no format for the settings.
         """
         if device == "cpu":
             return self.task.open_predictor(str(self.folder), self.settings)
@@ -68,7 +93,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Answers:
-    """Predictions for some texts, and what became of the texts."""
+    """Predictions for some texts, and the lengths of the texts."""
 
     predictions: Predictions
     tokens: list[int]
@@ -87,24 +112,10 @@ def open_bundle(uri: str, changes: Mapping[str, Any] | None = None) -> Bundle:
         changes: settings of the evaluate step that differ from those the bundle was scored with.
 
     Raises:
-        UserError: there is no whole bundle, or a setting is wrong; says what was found.
+        UserError: there is no complete bundle, or a setting is wrong.
     """
-    if not is_remote(uri):
-        folder = local_path(uri)
-        if (folder / ".." / "bundle.json").is_file() and not (folder / "bundle.json").is_file():
-            raise UserError(f"{uri}: is a part of a bundle; give the bundle itself, {(folder / '..').resolve()}")
     folder, manifest = fetched(uri, "bundle")
-    try:
-        parts = {name: manifest.details[name] for name in ("cleaning", "encoding", "generation")}
-    except KeyError as error:
-        raise UserError(
-            f"{uri}/bundle.json: lacks {error}, it is of an older hanflow; export the model again"
-        ) from None
-    task = get_task(manifest.task)  # the settings of no other task are read
-    cleaning = cleaning_of(parts["cleaning"], manifest.task)
-    encoding = step_config("tokenize", parts["encoding"], manifest.task)
-    settings = step_config("evaluate", {**parts["generation"], **(changes or {})}, manifest.task)
-    return Bundle(folder, manifest, task, cleaning, encoding, settings)
+    return Bundle.of(folder, manifest, changes or {})
 
 
 def cleaning_of(settings: Mapping[str, Any], task: str) -> PreprocessConfig:
@@ -115,38 +126,38 @@ def cleaning_of(settings: Mapping[str, Any], task: str) -> PreprocessConfig:
 def answer(bundle: Bundle, predictor: Predictor, texts: Sequence[str], progress: Progress | None = None) -> Answers:
     """Predictions for raw texts, one each, in order.
 
-    A text that is empty after cleaning gets an empty prediction from a task that generates: whatever a model says about
-    nothing is made up. Other tasks are asked all the same, their columns need a value.
+    A text that is empty after cleaning gets an empty prediction from a task that generates, as a model would invent a
+    text. Other tasks predict for it too: their columns need a value.
 
     Args:
-        texts: as people give them; cleaned as the corpus was.
-        progress: told of every finished text.
+        texts: uncleaned; they are cleaned as the corpus was.
+        progress: updated with every finished text.
     """
     task = bundle.task
     cleaned = [task.clean_input(text, bundle.cleaning) for text in texts]
     empty = [not text.strip() for text in cleaned]
-    asked = [row for row in range(len(cleaned)) if not (task.generates and empty[row])]
-    chosen = [cleaned[row] for row in asked]
+    predicted = [row for row in range(len(cleaned)) if not (task.generates and empty[row])]
+    chosen = [cleaned[row] for row in predicted]
     rows = task.inputs(chosen, predictor.tokenizer, bundle.encoding)
     found = predictor(rows, progress) if rows else Predictions([])
     if progress is not None:
-        progress.update(len(texts) - len(asked))
+        progress.update(len(texts) - len(predicted))
     lengths = [len(row[0]) for row in rows]
     cut = [0] * len(texts)
-    # Only a text that fills all the room there is can have been longer.
+    # Only a text that fills the longest input can have been cut.
     limit = task.input_limit(bundle.encoding)
     full = [place for place, length in enumerate(lengths) if limit is not None and length >= limit]
     whole = task.inputs([chosen[place] for place in full], predictor.tokenizer, bundle.encoding, truncate=False)
     for place, row in zip(full, whole, strict=True):
-        cut[asked[place]] = len(row[0]) - lengths[place]
+        cut[predicted[place]] = len(row[0]) - lengths[place]
     tokens = list(cut)
-    for row_number, length in zip(asked, lengths, strict=True):
+    for row_number, length in zip(predicted, lengths, strict=True):
         tokens[row_number] += length
-    return Answers(_spread(found, asked, len(texts)), tokens, cut, empty)
+    return Answers(_spread(found, predicted, len(texts)), tokens, cut, empty)
 
 
 def _spread(found: Predictions, places: Sequence[int], count: int) -> Predictions:
-    """Predictions for all rows from those of the rows that were asked about; the others get "" everywhere."""
+    """Predictions for all rows from those of some rows; the others get "" everywhere."""
     if len(places) == count:
         return found
     texts = [""] * count

@@ -7,7 +7,7 @@ import html
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,23 @@ from hanflow.data.readers import read_texts, text_source
 from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer
 from hanflow.serving.sources import open_source
-from hanflow.tasks.predictor import Adjustable, Predictor
+from hanflow.tasks.predictor import Predictor
 
 # Comments instead of strings below the names: Streamlit's magic would print strings on the page.
+EXAMPLES = 6  # texts to choose from
+CLASSES = 5  # shown at first, at most
 
-# Example texts that are offered.
-EXAMPLES = 6
-
-# Most classes that are shown at first.
-CLASSES = 5
+# Setting: label, lowest and highest value (more if the model was scored so), step, help.
+SLIDERS: dict[str, tuple[str, float, float, float | None, str | None]] = {
+    "beams": ("Beams", 1, 10, None, "1 is greedy and the fastest"),
+    "max_new_tokens": ("Longest text, in tokens", 1, 256, None, None),
+    "min_new_tokens": ("Shortest text, in tokens", 0, 256, None, None),
+    "length_penalty": ("Length penalty", -2.0, 4.0, 0.1, "Higher: longer texts, given more beams"),
+    "no_repeat_ngram": ("Never repeat this many tokens", 0, 10, None, "0: off"),
+    "temperature": ("Temperature", 0.1, 2.0, 0.05, "Below 1 favours likely tokens"),
+    "top_k": ("Top k", 0, 200, None, "Sample among this many tokens; 0: all"),
+    "top_p": ("Top p", 0.01, 1.0, 0.01, "Sample among the likeliest tokens of this total probability; 1: all"),
+}
 
 BOX = (
     "white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6; padding: 0.9rem 1.1rem; border-radius: 0.5rem;"
@@ -44,7 +52,6 @@ class Result:
     reads: int
     """Longest input of the model, in tokens."""
     description: str
-    columns: dict[str, Any]
 
 
 @st.cache_resource(show_spinner="Loading the model …")
@@ -85,7 +92,7 @@ def main() -> None:
             for bundle, _ in loaded
         )
     )
-    changes = _controls(first, [name for _, predictor in loaded for name in _adjusts(predictor)])
+    changes = _controls(first, [name for _, predictor in loaded for name in predictor.adjusts])
     if options.examples:
         _offer(examples(options.examples, first.input_names))
     text = st.text_area(
@@ -126,14 +133,10 @@ def _names(bundles: list[Bundle]) -> list[str]:
 
 
 def _parameters(number: int | None) -> list[str]:
-    """How many there are, for people; nothing of a model that does not say it without its weights."""
+    """The number of parameters for the caption; nothing where the manifest does not have it."""
     if number is None:
         return []
     return [f"{number / 1e6:,.1f} M parameters" if number >= 100_000 else f"{number:,} parameters"]
-
-
-def _adjusts(predictor: Predictor) -> tuple[str, ...]:
-    return predictor.adjusts if isinstance(predictor, Adjustable) else ()
 
 
 def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
@@ -141,52 +144,20 @@ def _controls(bundle: Bundle, names: Sequence[str]) -> dict[str, Any]:
     if not names:
         return {}
     settings: Any = bundle.settings
-    longest, classes = (
-        max(256, getattr(settings, "max_new_tokens", 0)),
-        len(bundle.manifest.details["facts"].get("labels", ())),
-    )
-    draws: dict[str, Callable[[], Any]] = {
-        "beams": lambda: st.slider(
-            "Beams", 1, max(10, settings.beams), settings.beams, help="1 is greedy and the fastest"
-        ),
-        "max_new_tokens": lambda: st.slider("Longest text, in tokens", 1, longest, settings.max_new_tokens),
-        "min_new_tokens": lambda: st.slider("Shortest text, in tokens", 0, longest, settings.min_new_tokens),
-        "length_penalty": lambda: st.slider(
-            "Length penalty", -2.0, 4.0, settings.length_penalty, 0.1, help="Higher: longer texts, given more beams"
-        ),
-        "no_repeat_ngram": lambda: st.slider(
-            "Never repeat this many tokens",
-            0,
-            max(10, settings.no_repeat_ngram),
-            settings.no_repeat_ngram,
-            help="0: off",
-        ),
-        # All classes at first: their probabilities are what the page is for.
-        "top_classes": lambda: st.slider("Classes shown", 1, max(classes, 2), min(classes, CLASSES) or 1),
-        "greedy": lambda: st.toggle("Greedy", settings.greedy, help="Always the likeliest token, without sampling"),
-        "temperature": lambda: st.slider(
-            "Temperature",
-            0.1,
-            2.0,
-            min(max(settings.temperature, 0.1), 2.0),
-            0.05,
-            help="Below 1 favours likely tokens",
-        ),
-        "top_k": lambda: st.slider(
-            "Top k", 0, max(200, settings.top_k), settings.top_k, help="Sample among this many tokens; 0: all"
-        ),
-        "top_p": lambda: st.slider(
-            "Top p",
-            0.01,
-            1.0,
-            max(settings.top_p, 0.01),
-            0.01,
-            help="Sample among the likeliest tokens of this total probability; 1: all",
-        ),
-    }
+    classes = len(bundle.manifest.details["facts"].get("labels", ()))
+    values: dict[str, Any] = {}
     with st.sidebar:
         st.subheader("Settings")
-        return {name: draws[name]() for name in draws if name in names}
+        for name, (label, low, high, step, help) in SLIDERS.items():
+            if name in names:
+                now = getattr(settings, name)
+                values[name] = st.slider(label, min(low, now), max(high, now), now, step, help=help)
+        if "top_classes" in names:  # several at first: the page is for their probabilities
+            values["top_classes"] = st.slider("Classes shown", 1, max(classes, 2), min(classes, CLASSES) or 1)
+        if "greedy" in names:
+            help = "Always the likeliest token, without sampling"
+            values["greedy"] = st.toggle("Greedy", settings.greedy, help=help)
+    return values
 
 
 def _offer(texts: list[str]) -> None:
@@ -210,9 +181,8 @@ def _offer(texts: list[str]) -> None:
 def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[str, Any]) -> Result | str:
     """The result, or an error message."""
     try:
-        if isinstance(predictor, Adjustable):
-            mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
-            predictor = predictor.with_settings(bundle.with_settings(**mine).settings)
+        mine = {name: value for name, value in changes.items() if name in predictor.adjusts}
+        predictor = predictor.with_settings(bundle.with_settings(**mine).settings)
         started = time.perf_counter()
         answers = answer(bundle, predictor, [text])
         seconds = time.perf_counter() - started
@@ -220,10 +190,7 @@ def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[st
         return str(error)
     prediction = answers.predictions.texts[0]
     written = len(predictor.tokenizer(prediction, add_special_tokens=False)["input_ids"])
-    columns = {name: values[0] for name, values in answers.predictions.columns.items()}
-    return Result(
-        answers, seconds, written, bundle.task.input_limit(bundle.encoding) or 0, predictor.description, columns
-    )
+    return Result(answers, seconds, written, bundle.task.input_limit(bundle.encoding) or 0, predictor.description)
 
 
 def _show(result: Result | str) -> None:
@@ -245,7 +212,7 @@ def _show(result: Result | str) -> None:
         st.html(f'<div data-testid="prediction" style="{BOX}">{html.escape(prediction)}</div>')
     else:
         st.info("The model generated nothing for this text.")
-    _show_columns(result.columns)
+    _show_columns({name: values[0] for name, values in answers.predictions.columns.items()})
     st.caption(
         f"{result.seconds:.2f} s · {answers.tokens[0] - answers.cut[0]:,} tokens read · {result.written:,} written · "
         f"{result.description}"

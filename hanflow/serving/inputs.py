@@ -1,4 +1,4 @@
-"""What is to be predicted: the request, and the rows of a file, of many, or of standard input."""
+"""The input of a prediction: the request, and the rows of files or of standard input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be predicted, and where to."""
+    """Input, output and options of a prediction."""
 
     input: str = STANDARD_INPUT
     """File, folder, glob, or `-`: standard input."""
@@ -40,9 +40,9 @@ class Request:
     chunk_rows: int = 2_000
     """Most rows in memory at once."""
     force: bool = False
-    """Whether an output that exists is replaced, once the new one is whole."""
+    """Whether an output that exists is replaced, once the new one is complete."""
     restart: bool = False
-    """Whether what an interrupted run left is thrown away."""
+    """Whether the output of an interrupted run is discarded."""
 
 
 @dataclass
@@ -94,7 +94,7 @@ def inputs_of(bundle: Bundle, request: Request) -> Inputs:
         UserError: there are none, the output is one of them, or their format is unknown.
     """
     if request.input_format not in ("auto", *FORMATS):
-        raise UserError(f"--input-format: {request.input_format!r} is no format; give one of {', '.join(FORMATS)}")
+        raise UserError(f"--input-format: {request.input_format!r} is not a format; give one of {', '.join(FORMATS)}")
     paths = [STANDARD_INPUT]
     if request.input != STANDARD_INPUT:
         special = os.path.exists(request.input) and not os.path.isdir(request.input)  # a pipe is one, too

@@ -45,7 +45,7 @@ SEARCH = (
 
 @dataclass
 class PredictSummary:
-    """What a run did."""
+    """Counts of a run."""
 
     rows: int = 0
     """Rows of the output."""
@@ -81,7 +81,7 @@ def run(bundle: Bundle, request: Request) -> PredictSummary:
         written = "pairs" if bundle.task.labels else "lines"
         kind = written if request.output == STANDARD_INPUT else format_of(request.output)
     if kind not in OUTPUT_FORMATS:
-        raise UserError(f"--format: {kind!r} is no format; give one of {', '.join(OUTPUT_FORMATS)}")
+        raise UserError(f"--format: {kind!r} is not a format; give one of {', '.join(OUTPUT_FORMATS)}")
     if request.output == STANDARD_INPUT:
         return _to_stream(bundle, request, inputs, kind, sys.stdout.buffer)
     if is_remote(request.output):
@@ -113,7 +113,7 @@ def _to_bucket(bundle: Bundle, request: Request, inputs: Inputs, kind: str) -> P
 
 def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: Path) -> PredictSummary:
     if not path.parent.is_dir():
-        raise UserError(f"--output: {path}: its folder does not exist; make it first")
+        raise UserError(f"--output: {path}: its folder does not exist; create it first")
     if path.is_dir():
         raise UserError(f"--output: {path}: is a folder; give a file in it, e.g. {path / 'predictions.csv'}")
     resumable = inputs.rereadable
@@ -143,7 +143,7 @@ def _to_file(bundle: Bundle, request: Request, inputs: Inputs, kind: str, path: 
             log.info("%s: resumes after row %s", file.partial, f"{summary.already:,}")
         total = file.done.get("total")
         if resumable and total is None:
-            # A bad row is found now, not after hours of work.
+            # A malformed row is found now, not after hours of work.
             total = sum(1 for _ in inputs.rows())
 
         def write(content: bytes, rows: int) -> None:

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")
-"""What may be a name on the hub and no mistyped folder: asking the hub takes long where there is no network."""
+"""A possible name on the hub, not a mistyped folder: a request to the hub takes long where there is no network."""
 
 
 def open_source(uri: str, changes: Mapping[str, Any] | None = None, *, task: str | None = None) -> Bundle:
-    """Whatever can predict, with the settings that belong to it; opened without its weights.
+    """A bundle, run or model, with the settings that belong to it; opened without its weights.
 
     Args:
         uri: a bundle; a run's folder (its bundle is taken, else its model); a model that hanflow wrote; a folder or hub
             name with a model in Hugging Face format. Each local or, but for the last, in a bucket.
         changes: settings of the evaluate step that differ from those the model was scored with.
-        task: name of the task; None: what the manifest, or the architecture of a Hugging Face model, says.
+        task: name of the task; None: that of the manifest, or of the architecture of a Hugging Face model.
 
     Raises:
-        UserError: nothing there can predict, it is of another task, or a setting is wrong; says what was found.
+        UserError: nothing there can predict, it is of another task, or a setting is wrong; the message names what was found.
     """
     changes = changes or {}
     for place in (uri, join(uri, "bundle")):
@@ -49,7 +49,7 @@ def open_source(uri: str, changes: Mapping[str, Any] | None = None, *, task: str
     if other:
         raise UserError(f"{uri}: is a {other} artifact, which cannot predict; give a bundle, a model or a run's folder")
     if exists(join(uri, "experiment.yaml")):
-        raise UserError(f"{uri}: is a run that has no model yet; let it finish its train step first")
+        raise UserError(f"{uri}: is a run that has no model yet; wait until its train step has finished")
     if exists(join(_above(uri), "bundle.json")):
         raise UserError(f"{uri}: is a part of a bundle; give the bundle itself, {_above(uri)}")
     return _pretrained(uri, changes, task)
@@ -61,32 +61,23 @@ def _above(uri: str) -> str:
 
 
 def _trained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundle:
-    """A model that the train or the combine step wrote; it knows how its texts were cleaned and encoded."""
+    """A model that the train or the combine step wrote; its manifest has how its texts were cleaned and encoded."""
     folder, manifest = fetched(uri, "model", task=task)
-    if "encoding" not in manifest.details:
-        raise UserError(
-            f"{uri}/model.json: does not say how texts are cleaned and encoded, it is of an older hanflow; train again, or "
-            "export it with its evaluation and shards and give the bundle"
-        )
-    learnt = get_task(manifest.task)  # the settings of no other task are read
-    settings = step_config("evaluate", {**_scored_with(uri, manifest), **changes}, manifest.task)
-    cleaning = cleaning_of(manifest.details["cleaning"], manifest.task)
-    encoding = step_config("tokenize", manifest.details["encoding"], manifest.task)
-    return Bundle(folder, manifest, learnt, cleaning, encoding, settings)
+    return Bundle.of(folder, manifest, changes, _scored_with(uri, manifest))
 
 
 def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
     """The settings of the evaluate step that go with a model: of the evaluation beside it, or of the run's experiment."""
     evaluation, experiment = join(_above(uri), "evaluation"), join(_above(uri), "experiment.yaml")
     if exists(join(evaluation, "evaluation.json")):
-        scored = manifest_at(evaluation, "evaluation", task=model.task)
+        scored = manifest_at(evaluation, "evaluation")
         if scored.parents.get("model") == model.digest:
             return scored.config
     if exists(experiment):
         with tempfile.TemporaryDirectory() as folder:
             copy_file(experiment, Path(folder) / "experiment.yaml")
             return vars(load_experiment(Path(folder) / "experiment.yaml", require=False).evaluate)
-    log.info("%s: no evaluation lies beside this model, so it predicts with the default settings", uri)
+    log.info("%s: there is no evaluation beside this model, so it predicts with the default settings", uri)
     return {}
 
 
@@ -112,18 +103,18 @@ def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundl
         config = load_config(place)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"{uri}: is no bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
+            f"{uri}: is not a bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
             "Hugging Face hub with network or a filled cache"
         ) from None
-    learnt = chosen_task(task or _task_of(config, uri))
-    name = task or learnt.name
+    chosen = chosen_task(task or _task_of(config, uri))
+    name = task or chosen.name
     encoding, positions = step_config("tokenize", {}, name), getattr(config, "max_position_embeddings", None)
     if positions and getattr(encoding, "max_source_tokens", 0) > positions:
         encoding = dataclasses.replace(encoding, max_source_tokens=positions)
-    labels = [name for _, name in sorted(config.id2label.items())] if learnt.labels else []
-    manifest = Manifest("model", learnt.name, {}, details={"facts": {"labels": labels}}, files=_files(place, config))
+    labels = [name for _, name in sorted(config.id2label.items())] if chosen.labels else []
+    manifest = Manifest("model", chosen.name, {}, details={"facts": {"labels": labels}}, files=_files(place, config))
     settings = step_config("evaluate", dict(changes), name)
-    return Bundle(Path(place), manifest, learnt, cleaning_of({}, name), encoding, settings)
+    return Bundle(Path(place), manifest, chosen, cleaning_of({}, name), encoding, settings)
 
 
 def _task_of(config: PretrainedConfig, uri: str) -> str:
@@ -150,7 +141,7 @@ def _task_of(config: PretrainedConfig, uri: str) -> str:
 
 
 def _files(place: str, config: PretrainedConfig) -> dict[str, dict[str, Any]]:
-    """What tells this model from another one without reading its weights."""
+    """What distinguishes this model from another one, without reading its weights."""
     folder = Path(place)
     if not folder.is_dir():
         return {place: {"revision": getattr(config, "_commit_hash", None) or ""}}

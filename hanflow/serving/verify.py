@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hanflow.config import SearchConfig
 from hanflow.errors import UserError
-from hanflow.generation import GenerationOptions, Generator
+from hanflow.generation import Generator
 from hanflow.generation.ctranslate2_engine import CTranslate2Engine
 from hanflow.progress import Progress
 from hanflow.tasks.base import Task
@@ -46,7 +47,7 @@ def compare_huggingface(
         The entry in bundle.json.
 
     Raises:
-        UserError: they differ; the message says where.
+        UserError: they differ; the message gives the place.
     """
     from hanflow.loading.pretrained import load_model, load_tokenizer
 
@@ -74,7 +75,7 @@ def compare_ctranslate2(
     compute_type: str,
     rows: Sequence[tuple[Any, ...]],
     references: Sequence[str],
-    options: GenerationOptions,
+    options: SearchConfig,
 ) -> dict[str, Any]:
     """Reload a CTranslate2 folder as users do, and compare it with the trained model in float32.
 
@@ -92,7 +93,7 @@ def compare_ctranslate2(
         for float32 or `score_difference` (name → mean score minus the trained model's) for int8.
 
     Raises:
-        UserError: it differs from the trained model; the message says where.
+        UserError: it differs from the trained model; the message gives the place.
     """
     reloaded = Generator.open(folder, task.load_model, "ctranslate2", compute_type)
     engine = reloaded.engine
@@ -146,7 +147,7 @@ def loss(task: Task, model: PreTrainedModel, rows: Sequence[tuple[Any, ...]]) ->
 
 
 def _scores(
-    engine: CTranslate2Engine, source: np.ndarray, texts: Sequence[Sequence[int]], options: GenerationOptions
+    engine: CTranslate2Engine, source: np.ndarray, texts: Sequence[Sequence[int]], options: SearchConfig
 ) -> list[float]:
     """Scores in nats, by which a search ranks them, of texts (ids) of one source."""
     known = engine.log_probabilities([source] * len(texts), texts)

@@ -21,9 +21,6 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
     """Combine models that were trained on the same shards into one that evaluate and export take like any other.
 
     Args:
-        config: names and weights of the members.
-        task: name of the task.
-        output: URI of the model to write; must not hold anything yet.
         shards: URI of the shards that all of them were trained on.
         models: URI of every member, in the order of `config.members` and `config.weights`.
 
@@ -61,7 +58,7 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
         (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
         parents = artifacts.lineage(of_shards) | artifacts.numbered(list(manifests.values()))
         counts = {"members": len(models), "steps": training["steps"], "parameters": training["parameters"]}
-        details, program = artifacts.text_settings(of_shards), program_version("combine")
+        details, program = artifacts.text_settings(of_shards), program_version("combine", task)
         artifacts.write_manifest(
             target, Manifest("model", task, to_mapping(config), counts, details, parents, program=program)
         )
@@ -70,6 +67,8 @@ def run(config: CombineConfig, *, task: str, output: str, shards: str, models: S
 
 def _names(config: CombineConfig, models: Sequence[str]) -> list[str]:
     """Names of the members: from the settings, or else numbered."""
+    if not models:
+        raise UserError("combine: there are no models; give the ensemble its members (combine.members)")
     if not config.members:
         return [f"member-{number}" for number in range(1, len(models) + 1)]
     try:

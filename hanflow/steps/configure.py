@@ -41,7 +41,7 @@ def run(
     """The settings of every step of a pipeline.
 
     Args:
-        task: what is learnt.
+        task: name of the task.
         base: settings that the pipeline starts from: section → name → value.
         form: parameters that every pipeline has.
         own: the parameters of this task alone, as lines of YAML (`max_source_tokens: 512`).
@@ -69,24 +69,32 @@ def run(
 
 
 def outputs_of(experiment: Experiment) -> dict[str, Any]:
-    """What the steps of a pipeline are given, from an experiment."""
+    """The settings of every step of a pipeline, from an experiment: name of `OUTPUTS` → value."""
     cluster = to_mapping(experiment.cluster)
-    job = to_mapping(experiment.job)
-    trained = []
-    for member in member_settings(experiment) if experiment.combine.members else []:
-        own = {key: value for key, value in member.items() if key not in ("name", "job")}
-        trained.append({"name": member["name"], "settings": own, "job": {**job, **(member.get("job") or {})}})
     return {
-        **{step: to_mapping(getattr(experiment, step)) for step in STEPS},
-        "job": job,
-        "members": trained,
+        **{step: experiment.settings(step) for step in STEPS},
+        "job": to_mapping(experiment.job),
+        "members": member_settings(experiment),
         "node_selector": cluster["node_selector"],
         "tolerations": cluster["tolerations"],
         **{f"{step}_{kind}": cluster[f"{step}_{kind}"] for step in PLACED for kind in ("cpu", "memory")},
     }
 
 
-def job_of(base: Mapping[str, Any], runtime: str, settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The settings of the job that a form asks for, unchecked: for what cleans up even after `run` has failed."""
+def job_namespaces(
+    runtime: str,
+    base: Mapping[str, Any],
+    members: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any] | None,
+) -> list[str]:
+    """The namespaces where a form lets jobs train, "" for the step's own; for what cleans up even after `run` has failed.
+
+    Args:
+        runtime: where training runs by the form.
+        base, members, settings: see `run`; unchecked.
+    """
     further = (settings or {}).get("job") or {}
-    return {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
+    shared = {**base.get("job", {}), "runtime": runtime, **(further if isinstance(further, Mapping) else {})}
+    own = [member.get("job") or {} for member in members if isinstance(member, Mapping)]
+    jobs = [shared, *({**shared, **job} for job in own if isinstance(job, Mapping))]
+    return list(dict.fromkeys(str(job.get("namespace") or "") for job in jobs if job["runtime"] != "local"))

@@ -9,7 +9,6 @@ import gc
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -64,9 +63,6 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
     """Score a trained model and its baselines on the same held-out rows.
 
     Args:
-        config: the step's settings.
-        task: name of the task.
-        output: URI of the evaluation to write; must not hold anything yet.
         model, shards, corpus: URIs of the model, of the shards it was trained on, and of the corpus these were made from.
 
     Returns:
@@ -112,7 +108,9 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
             "gate": {"passed": not gate, "failures": gate},
             "settings": to_mapping(config),
         }
-        _write_json(target / "metrics.json", metrics)
+        text = json.dumps(json_ready(metrics), ensure_ascii=False, indent=2)
+        (target / "metrics.json").write_text(f"{text}\n", encoding="utf-8")
+        figures = _figures(chosen_task, scores, split.rows, gate)
         html = render(config, chosen_task, split.rows, systems, shown, gate, training, of_corpus, of_shards, of_model)
         (target / "report.html").write_text(html, encoding="utf-8")
         artifacts.write_manifest(
@@ -122,14 +120,19 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
                 task,
                 to_mapping(config),
                 {"rows": split.rows, "split": config.split},
-                {"systems": json_ready(scores), "best_metric": chosen_task.best_metric, "gate": metrics["gate"]},
+                {
+                    "systems": json_ready(scores),
+                    "best_metric": chosen_task.best_metric,
+                    "gate": metrics["gate"],
+                    "figures": json_ready(figures),
+                },
                 artifacts.lineage(of_model, of_shards, of_corpus),
             ),
         )
     if gate:
         log.warning("not good enough to export: %s", "; ".join(gate))
     return Report(
-        _figures(chosen_task, scores, split.rows, gate),
+        figures,
         html="report.html",
         confusion=chosen_task.confusion(systems[0].measures, of_shards.details["facts"]),
     )
@@ -221,7 +224,7 @@ def chunks(path: Path, task: Task, limit: int) -> Iterator[dict[str, list[str]]]
     return batches(path, [column.role for column in task.columns], CHUNK, limit)
 
 
-class PredictionsFile(AbstractContextManager["PredictionsFile"]):
+class PredictionsFile:
     """`predictions.csv`, and what the report shows of its rows (`shown`); use as a context manager.
 
     UTF-8 CSV with the columns `id` (if the first rows have ids), `row` (from 0, in the split), `prompt`, `reference`,
@@ -266,11 +269,6 @@ class PredictionsFile(AbstractContextManager["PredictionsFile"]):
 
     def __exit__(self, *_: Any) -> None:
         self._stream.close()
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(json_ready(content), ensure_ascii=False, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _figures(task: Task, scores: Mapping[str, Mapping[str, float]], rows: int, gate: Sequence[str]) -> dict[str, Any]:

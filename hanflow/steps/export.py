@@ -31,9 +31,6 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     """Write a trained model in every format, reload each, and compare it with the trained model.
 
     Args:
-        config: the step's settings.
-        task: name of the task.
-        output: URI of the bundle to write; must not hold anything yet.
         model, evaluation, shards: URIs of the model, of its scores, and of the shards it was trained on.
 
     Returns:
@@ -57,7 +54,8 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     training = artifacts.read_training(model_at)
     trained = chosen_task.load_model(str(model_at))
     tokenizer = pretrained.load_tokenizer(model_at)
-    rows = _check_rows(config, chosen_task, shards_at, _check_split(of_shards))
+    shard = Shard(shards_at / f"{_check_split(of_shards)}.arrow", chosen_task.sequences)
+    rows = shard.rows(range(min(config.check_rows, len(shard))))
     chosen_task.prepare_export(trained, search)
     formats, skipped = chosen_formats(config, chosen_task, trained)
     with staged(output, "bundle") as target:
@@ -136,12 +134,11 @@ def _write_formats(
         tokenizer.save_pretrained(folder)
         written["huggingface"] = verify.compare_huggingface(task, trained, tokenizer, folder, rows, search)
     if "ctranslate2" in formats:
-        from hanflow.generation import GenerationOptions, Generator, convert
+        from hanflow.generation import Generator, convert
         from hanflow.generation.ctranslate2_engine import search_arguments
         from hanflow.generation.transformers_engine import positions
 
-        options = GenerationOptions.of(search)
-        arguments = search_arguments(options, positions(trained))
+        arguments = search_arguments(search, positions(trained))
         generator, loss = Generator.of(trained, tokenizer, "transformers"), verify.loss(task, trained, rows)
         references = [task.reference_of(row, tokenizer, trained) for row in rows]
         for compute_type in dict.fromkeys(config.compute_types):
@@ -149,7 +146,7 @@ def _write_formats(
             (target / name).parent.mkdir(exist_ok=True)
             convert(trained, tokenizer, target / name, compute_type, arguments)
             written[name] = verify.compare_ctranslate2(
-                task, generator, loss, target / name, compute_type, rows, references, options
+                task, generator, loss, target / name, compute_type, rows, references, search
             )
     for name, entry in written.items():
         entry["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())
@@ -162,12 +159,6 @@ def _check_split(shards: Manifest) -> str:
         if shards.counts["rows"][split]:
             return split
     raise UserError("the shards have no rows to check the bundle on; run the tokenize step again on a corpus with rows")
-
-
-def _check_rows(config: ExportConfig, task: Task, shards_at: Path, split: str) -> list[tuple[Any, ...]]:
-    """The first real rows of a split."""
-    shard = Shard(shards_at / f"{split}.arrow", task.sequences)
-    return shard.rows(range(min(config.check_rows, len(shard))))
 
 
 if __name__ == "__main__":

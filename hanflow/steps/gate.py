@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from hanflow.config import EvaluateConfig
-from hanflow.config.suggest import did_you_mean, similar
+from hanflow.config.suggest import spelling_hint
 from hanflow.errors import UserError
 from hanflow.storage import fetched, nothing
 from hanflow.tasks.base import Task
@@ -32,8 +32,7 @@ def check_limits(config: EvaluateConfig, task: Task) -> None:
     for setting, limits in (("minimum", config.minimum), ("maximum", config.maximum)):
         for name, limit in limits.items():
             if name not in known:
-                near = similar(name, known)
-                hint = did_you_mean([near] if near else [])
+                hint = spelling_hint(name, known)
                 raise UserError(f"evaluate.{setting}: the task has no score {name!r}{hint}; known: {', '.join(known)}")
             if isinstance(limit, bool) or not isinstance(limit, (int, float)):
                 raise UserError(f"evaluate.{setting}.{name}: expected a number, found {limit!r}")

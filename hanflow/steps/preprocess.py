@@ -35,11 +35,6 @@ from hanflow.tasks.base import Task
 def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     """Read raw files, clean and split them, and write a corpus.
 
-    Args:
-        config: the step's settings.
-        task: name of the task.
-        output: URI of the corpus to write; must not hold anything yet.
-
     Returns:
         Figures: `rows` accepted, `train`, `validation`, `test`, and `rejected`, in rows.
 

@@ -1,4 +1,4 @@
-"""What an earlier attempt had finished: a step whose artifact is there and fits is not run again.
+"""Artifacts of earlier attempts: a step whose artifact exists already, from the same settings, inputs and code, is not run.
 
 An earlier attempt is an interrupted `hanflow run`, or the pod of a step that was lost after it had committed its artifact.
 """
@@ -23,14 +23,14 @@ from hanflow.version import program_version
 def finished_before(
     step: str, values: Mapping[str, Any], *, task: str, called: str = "", **inputs: str | Sequence[str]
 ) -> dict[str, Any] | None:
-    """The event with which an earlier process of this run told that it finished the step; None: it did not.
+    """The `finished` event of the step by an earlier process of this run; None: there is none.
 
-    Its artifact must be whole, made by this version with the same settings, from the same parents.
+    Its artifact must be complete, made by this version with the same settings, from the same parents.
 
     Args:
         step: name of the step.
         values: its settings.
-        task: what is learnt.
+        task: name of the task.
         called: its name in the run, where the step runs several times; empty: that of the step.
         inputs: kind of each input artifact → its URI, or the URIs of several models.
     """
@@ -44,7 +44,7 @@ def finished_before(
 def left_at(
     output: str, step: str, values: Mapping[str, Any], *, task: str, **inputs: str | Sequence[str]
 ) -> Manifest | None:
-    """The manifest of the artifact that an earlier attempt of this very step left at `output`; None: there is none.
+    """The manifest of the artifact that an earlier attempt of the step left at `output`; None: there is none.
 
     Args:
         output: where the step is about to write.
@@ -58,7 +58,7 @@ def left_at(
 def _fitting(
     uri: str, step: str, values: Mapping[str, Any], task: str, inputs: Mapping[str, str | Sequence[str]]
 ) -> Manifest | None:
-    """The manifest of a whole artifact that this version makes of these settings and parents; None: it is another."""
+    """The manifest of a complete artifact that this version makes of these settings and parents; None: it is another."""
     try:
         _, manifest = fetched(uri, kind_of(step), task=task, only=nothing)
         parents: dict[str, str] = {}
@@ -71,7 +71,7 @@ def _fitting(
         log.warning("%s runs again: %s", step, error)
         return None
     settings = json.loads(json.dumps(to_mapping(step_config(step, values, task))))
-    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step)}
+    wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step, manifest.task)}
     found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
     changed = [name for name in wanted if wanted[name] != found[name]]
     if changed:

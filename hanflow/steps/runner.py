@@ -1,12 +1,12 @@
-"""The doors that all steps share: a command line and a Kubeflow body around the same plain function.
+"""What all steps share: a command line, and the body of a Kubeflow component, around the step's function.
 
-A step is a function `run(config, *, task, output, **inputs) -> Report`: settings, task name, input URIs, output URI.
+A step is a function `run(config, *, task, output, **inputs) -> Report`: its settings, the name of the task, the URI of the
+artifact to write, at which there must not be anything yet, and the URIs of the input artifacts.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hanflow.config import to_mapping
 from hanflow.errors import UserError
-from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
+from hanflow.experiment import add_settings, given_settings, load_experiment, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
-from hanflow.signals import obey_sigterm
+from hanflow.signals import raise_on_sigterm
 from hanflow.steps.reuse import finished_before, left_at
 from hanflow.storage import copy_file, is_remote, join, local_path
 from hanflow.storage.artifacts import Manifest
@@ -29,6 +28,9 @@ Run = Callable[..., Report]
 ARTIFACTS_VARIABLE = "HANFLOW_ARTIFACTS"
 """Environment variable with the folder that a pipeline's artifacts go to, instead of their own URIs: kfp's local runner
 knows local URIs alone."""
+
+SIDE_BY_SIDE_VARIABLE = "HANFLOW_SIDE_BY_SIDE"
+"""Environment variable with the number of train steps that run on this machine at once; not set: one."""
 
 
 def execute(
@@ -42,15 +44,15 @@ def execute(
     keep: bool = False,
     **inputs: Any,
 ) -> Report:
-    """Run a step's function on plain setting values, with its start, end or failure told to whoever listens.
+    """Run a step's function on plain setting values; its start, and its end or failure, are emitted as events.
 
     Args:
         called: its name in the run, where the step runs several times; empty: that of the step.
-        keep: whether this may be another attempt: what an earlier one left whole at `output` is the result then.
+        keep: whether this may be another attempt: a complete artifact that an earlier one left at `output` is kept.
         inputs: URI of every input artifact, or a list of them.
     """
     setup_logging()
-    obey_sigterm()
+    raise_on_sigterm()
     hold_run()
     set_step(called or step)
     emit("started")
@@ -63,14 +65,14 @@ def execute(
         raise
     seconds = time.monotonic() - started
     emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
-    told = ", ".join(f"{name} {value}" for name, value in report.figures.items())
+    figures = ", ".join(f"{name} {value}" for name, value in report.figures.items())
     done = "was done by an earlier attempt" if left else f"done in {seconds:.1f} s"
-    log.info("%s %s: %s → %s", called or step, done, told, output)
+    log.info("%s %s: %s → %s", called or step, done, figures, output)
     return report
 
 
 def _report_of(left: Manifest) -> Report:
-    """What can still be told of the work of an earlier attempt."""
+    """The report of an earlier attempt, as far as the manifest of its artifact holds it."""
     figures = left.details.get("figures") or {
         name: count for name, count in left.counts.items() if isinstance(count, (int, float))
     }
@@ -93,20 +95,11 @@ def main(
         lists: names of inputs that are several artifacts of one kind: `--models DIR DIR`.
 
     Returns:
-        The exit status: 0, 1 after an error (told on standard error), 130 after Ctrl-C, 143 after SIGTERM.
+        The exit status: 0, 1 after an error (printed to standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--task", help="what is learnt (default: the experiment's, else summarization)")
+    first.add_argument("--task", help="name of the task (default: the experiment's, else summarization)")
     first.add_argument("--experiment", help="YAML file that the settings start from")
-    try:
-        known, _ = first.parse_known_args(argv)
-        task = known.task or (
-            load_experiment(known.experiment, require=False).task if known.experiment else "summarization"
-        )
-        settings = settings_of(step, task)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
     parser = argparse.ArgumentParser(
         prog=f"python -m hanflow.steps.{step}", description=run.__doc__, parents=[first], allow_abbrev=False
     )
@@ -123,33 +116,17 @@ def main(
     parser.add_argument(
         "--keep-finished",
         action="store_true",
-        help="where the output holds this very artifact already (same settings, inputs and version), leave it and succeed: "
-        "for a step that is tried again",
+        help="where the output holds the artifact of the same settings, inputs and version already, keep it and succeed: "
+        "for a step that is retried",
     )
-    for s in settings:
-        default = "required" if s.required else f"default: {json.dumps(s.default, ensure_ascii=False)}"
-        choices = f" One of: {', '.join(s.choices)}." if s.choices else ""
-        parser.add_argument(
-            f"--{s.name.replace('_', '-')}",
-            dest=f"set_{s.name}",
-            metavar=s.type.__name__.upper(),
-            help=f"{s.help}{choices} ({default})".replace("%", "%%"),
-        )
-    options = vars(parser.parse_args(argv))
-    overrides = [
-        f"{step}.{key[4:]}={text}" for key, text in options.items() if key.startswith("set_") and text is not None
-    ]
     try:
-        if options["experiment"]:
-            # What other steps require need not be there; the step's own settings are checked by `execute`.
-            overrides.append(f"task={task}")
-            values = to_mapping(getattr(load_experiment(options["experiment"], overrides, require=False), step))
-        else:
-            values = {
-                key[4:]: parse_text(step, key[4:], text, task)
-                for key, text in options.items()
-                if key.startswith("set_") and text is not None
-            }
+        known, _ = first.parse_known_args(argv)
+        task = known.task or (
+            load_experiment(known.experiment, require=False).task if known.experiment else "summarization"
+        )
+        add_settings(parser, step, task)
+        options = vars(parser.parse_args(argv))
+        values = given_settings(options, step, task)
         artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
         execute(step, run, values, task=task, output=options["output"], keep=options["keep_finished"], **artifacts)
     except UserError as error:
@@ -202,7 +179,7 @@ def in_pipeline(
     if report.html:
         copy_file(join(uri, report.html), Path(arguments["report"].path))
     if is_remote(uri) or Path(artifact.path).resolve() != local_path(uri).resolve():
-        # On a cluster Kubeflow copies what lies at .path: leave it the manifest alone, the data is at its URI already.
+        # Kubeflow uploads what is at .path: the manifest alone, the data is at its URI already.
         Path(artifact.path).mkdir(parents=True, exist_ok=True)
         copy_file(join(uri, f"{output}.json"), Path(artifact.path) / f"{output}.json")
     return uri

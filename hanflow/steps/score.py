@@ -1,9 +1,9 @@
-"""ROUGE of predictions in files, whoever made them, against references in files."""
+"""ROUGE of predictions in files, of any system, against references in files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,29 +25,11 @@ class FileScores:
 
     rows: int
     empty: int
-    """Predictions without anything but white space; they score 0."""
+    """Predictions of white space alone; they score 0."""
     references: tuple[int, int]
     """Fewest and most references of a row."""
     scores: dict[str, np.ndarray]
     """Score (`rougeL_morpheme_precision`) → float64 array of shape (rows,); see `rouge.score_rows`."""
-
-
-@dataclass
-class _Chunk:
-    """Rows that are scored at once."""
-
-    predictions: list[str] = field(default_factory=list)
-    references: list[list[str]] = field(default_factory=list)
-    characters: int = 0
-
-    def add(self, prediction: str, references: list[str]) -> None:
-        self.predictions.append(prediction)
-        self.references.append(references)
-        self.characters += len(prediction) + sum(map(len, references))
-
-    @property
-    def full(self) -> bool:
-        return self.characters >= CHUNK_CHARACTERS or len(self.predictions) >= CHUNK_ROWS
 
 
 def score_files(
@@ -68,15 +50,15 @@ def score_files(
     rows = empty = 0
     counts: set[int] = set()
     with Progress("scoring", total) as progress:
-        for chunk in _chunks(predictions, references):
+        for predicted, referenced in _chunks(predictions, references):
             part: dict[str, np.ndarray] = {}
             for tokenization in tokenizations:
-                part.update(score_rows(chunk.predictions, chunk.references, tokenization))
+                part.update(score_rows(predicted, referenced, tokenization))
             parts.append(part)
-            rows += len(chunk.predictions)
-            empty += sum(not prediction.strip() for prediction in chunk.predictions)
-            counts.update(map(len, chunk.references))
-            progress.update(len(chunk.predictions))
+            rows += len(predicted)
+            empty += sum(not text.strip() for text in predicted)
+            counts.update(map(len, referenced))
+            progress.update(len(predicted))
     names = max(parts, key=len)
     # Where every row of a chunk has one reference, that is its best one too.
     scores = {
@@ -96,9 +78,12 @@ def _count(sources: Sequence[Source]) -> int | None:
     return counts[sources[0].path]
 
 
-def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[_Chunk]:
+def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The predictions, and the references of each, of rows that are scored at once."""
     sources = [predictions, *references]
-    chunk = _Chunk()
+    predicted: list[str] = []
+    referenced: list[list[str]] = []
+    characters = 0
     counts = dict.fromkeys((source.path for source in sources), 0)
     for number, rows in enumerate(zip_longest(*map(read_texts, sources)), start=1):
         counts.update((source.path, number) for source, row in zip(sources, rows, strict=True) if row is not None)
@@ -109,14 +94,16 @@ def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[_Chun
             raise UserError(
                 f"{predictions.path}: row {number} has {len(texts)} predictions; score each system by itself"
             )
-        chunk.add(texts[0], [text for row in rows[1:] for text in row.texts])
-        if chunk.full:
-            yield chunk
-            chunk = _Chunk()
+        predicted.append(texts[0])
+        referenced.append([text for row in rows[1:] for text in row.texts])
+        characters += len(texts[0]) + sum(map(len, referenced[-1]))
+        if characters >= CHUNK_CHARACTERS or len(predicted) >= CHUNK_ROWS:
+            yield predicted, referenced
+            predicted, referenced, characters = [], [], 0
     if len(set(counts.values())) > 1:
         raise _unequal(counts)
-    if chunk.predictions:
-        yield chunk
+    if predicted:
+        yield predicted, referenced
 
 
 def _unequal(rows: Mapping[str, int]) -> UserError:

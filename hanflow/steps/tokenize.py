@@ -41,9 +41,6 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     """Encode a corpus with a pretrained tokenizer, or with one trained on its train split.
 
     Args:
-        config: the step's settings.
-        task: name of the task.
-        output: URI of the shards to write; must not hold anything yet.
         corpus: URI of the corpus.
 
     Returns:
@@ -60,7 +57,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     from hanflow.text.vocabulary import train_tokenizer
 
     chosen_task = get_task(task)
-    folder, parent = fetched(corpus, "corpus", task=task, only=_splits)
+    folder, parent = fetched(corpus, "corpus", task=task, only=lambda _: [f"{split}.parquet" for split in SPLITS])
     rows: dict[str, int] = parent.counts["rows"]
     if config.tokenizer:
         tokenizer = load_encoding_tokenizer(fetched_model(config.tokenizer), config.special_tokens)
@@ -71,14 +68,15 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
         tokenizer = train_tokenizer(_texts(folder / "train.parquet", chosen_task, config), config)
     with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
-        known = [column.role for column in chosen_task.columns if column.role not in chosen_task.text_roles]
+        roles = [column.role for column in chosen_task.columns]
+        known = [role for role in roles if role not in chosen_task.text_roles]
         facts = chosen_task.facts(batches(folder / "train.parquet", known, BATCH_ROWS))
         truncated: dict[str, int] = dict.fromkeys(chosen_task.sequences, 0)
         tokens_before, characters = 0, 0
         with system.gc_paused(), Progress("tokenizing", total=sum(rows.values())) as progress:
             for split in SPLITS:
                 rest: dict[str, list[int]] | None = None
-                of_split = _batches(folder / f"{split}.parquet", chosen_task)
+                of_split = batches(folder / f"{split}.parquet", roles, BATCH_ROWS)
                 with ShardWriter(target / f"{split}.arrow", chosen_task.sequences) as writer:
                     for encoded in _encoded(of_split, chosen_task, tokenizer, config, facts):
                         rest = encoded.rest
@@ -157,14 +155,6 @@ def _encoded(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-
-
-def _splits(_: Manifest) -> list[str]:
-    return [f"{split}.parquet" for split in SPLITS]
-
-
-def _batches(path: Path, task: Task) -> Iterator[dict[str, list[str]]]:
-    return batches(path, [column.role for column in task.columns], BATCH_ROWS)
 
 
 def _texts(path: Path, task: Task, config: TokenizeConfig) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Shards → a trained model: by worker processes on this machine, or by a job on a cluster that this step follows.
 
-`python -m hanflow.steps.train --job-runtime pytorchjob --shards gs://… --output gs://…` does from a shell or from Argo
+`python -m hanflow.steps.train --job-runtime auto --shards gs://… --output gs://…` does from a shell or from Argo
 what the train component does in Kubeflow.
 """
 
@@ -19,17 +19,14 @@ from hanflow.cluster.job import PodExtras
 from hanflow.config import JobConfig, TrainConfig, job_problems, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UNEXPECTED, ConfigError, UserError
-from hanflow.experiment import load_experiment, parse_text, settings_of, step_config
+from hanflow.experiment import add_settings, given_settings, step_config
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
 from hanflow.steps import runner
-from hanflow.steps.runner import Run, main
+from hanflow.steps.runner import SIDE_BY_SIDE_VARIABLE, main
 from hanflow.storage import manifest_at
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers import processes
-
-SIDE_BY_SIDE_VARIABLE = "HANFLOW_SIDE_BY_SIDE"
-"""Environment variable: how many train steps share this machine; not set: only this one uses it."""
 
 
 def run(
@@ -59,9 +56,9 @@ def run(
     attempt = launcher.prepare(job, spec, run_id=run_id, extras=extras)
     done = _already_done(spec)
     if done is not None and not attempt.submitted():
-        log.info("%s holds this very model already: nothing to train", output)
+        log.info("%s: an earlier attempt has trained this model already", output)
         return done
-    launcher.launch(attempt.cluster, attempt.body, hours=job.deadline_hours, restarts=job.max_restarts)
+    launcher.launch(attempt.cluster, *attempt.objects, hours=job.deadline_hours, restarts=job.max_restarts)
     return _report(manifest_at(output, "model", task=task))
 
 
@@ -99,12 +96,6 @@ def _report(model: Manifest) -> Report:
     return Report(model.details["figures"], html="report.html")
 
 
-def chosen_run(arguments: Mapping[str, Any]) -> Run:
-    """The function of the train step for the arguments of its component: on this machine, or as a job."""
-    job = _checked(step_config("job", arguments["job"]))
-    return functools.partial(run, job=job, run_id=arguments["run_id"], extras=PodExtras.of(arguments["task_config"]))
-
-
 def in_pipeline(arguments: Mapping[str, Any]) -> str:
     """The body of the train component: trains on this machine, or as a job.
 
@@ -121,7 +112,8 @@ def in_pipeline(arguments: Mapping[str, Any]) -> str:
     member = arguments["member"]
     if member:
         _limit_threads()
-    chosen = chosen_run(arguments)
+    job, extras = _checked(step_config("job", arguments["job"])), PodExtras.of(arguments["task_config"])
+    chosen = functools.partial(run, job=job, run_id=arguments["run_id"], extras=extras)
     called = f"train-{member}" if member else ""
     return runner.in_pipeline("train", chosen, arguments, inputs=("shards",), output="model", called=called)
 
@@ -150,22 +142,17 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hanflow.steps.train", add_help=False, allow_abbrev=False)
     parser.add_argument("--run", default="", help="id of the run (default: the pod's, else the output's URI)")
     parser.add_argument("--experiment", help="YAML file that the settings start from")
-    for s in settings_of("job"):
-        parser.add_argument(f"--job-{s.name.replace('_', '-')}", dest=f"job_{s.name}", metavar=s.type.__name__.upper(), help=s.help.replace("%", "%%"))  # fmt: skip
+    add_settings(parser, "job", prefix="job-")
     parser.add_argument("-h", "--help", action="store_true")
     known, rest = parser.parse_known_args(argv)
     options = vars(known)
     if options["help"]:
         parser.print_help()
         rest = ["--help"]
-    given = {s.name: options[f"job_{s.name}"] for s in settings_of("job") if options[f"job_{s.name}"] is not None}
+    if options["experiment"]:
+        rest += ["--experiment", options["experiment"]]
     try:
-        if options["experiment"]:
-            rest += ["--experiment", options["experiment"]]
-            overrides = [f"job.{name}={text}" for name, text in given.items()]
-            job = load_experiment(options["experiment"], overrides, require=False).job
-        else:
-            job = _checked(step_config("job", {name: parse_text("job", name, text) for name, text in given.items()}))
+        job = _checked(step_config("job", given_settings(options, "job")))
         chosen = functools.wraps(run)(functools.partial(run, job=job, run_id=options["run"]))
         return main("train", chosen, inputs=("shards",), argv=rest)
     except UserError as error:

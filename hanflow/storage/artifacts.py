@@ -66,7 +66,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not self.program:
-            object.__setattr__(self, "program", program_version(KINDS[self.artifact]))
+            object.__setattr__(self, "program", program_version(KINDS[self.artifact], self.task))
 
     @property
     def digest(self) -> str:
@@ -84,6 +84,11 @@ def file_sha256(path: Path) -> str:
     """sha256 (hex) of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_whole(path: Path, expected: Mapping[str, Any]) -> bool:
+    """Whether a file is there with the size and digest that the manifest gives it."""
+    return path.is_file() and path.stat().st_size == expected["bytes"] and file_sha256(path) == expected["sha256"]
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
@@ -181,7 +186,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path}: is missing from the {manifest.artifact} artifact; {again}")
-        if path.stat().st_size != expected["bytes"] or file_sha256(path) != expected["sha256"]:
+        if not is_whole(path, expected):
             raise UserError(f"{path}: was changed or damaged after it was written (sha256 differs); {again}")
 
 

@@ -6,18 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hanflow.errors import UserError
 from hanflow.progress import log
-from hanflow.storage.artifacts import (
-    KINDS,
-    Manifest,
-    file_sha256,
-    missing_manifest,
-    parse_manifest,
-    read_manifest,
-)
+from hanflow.storage.artifacts import KINDS, Manifest, is_whole, missing_manifest, parse_manifest, read_manifest
 from hanflow.storage.cache import cache_folder, filling, make_room
 from hanflow.storage.uri import is_remote, join, local_path
 
@@ -30,12 +23,8 @@ def manifest_at(uri: str, kind: str, *, task: str | None = None) -> Manifest:
     Raises:
         UserError: no such artifact is there, it is incomplete, or its kind, schema or task is another one.
     """
-    if is_remote(uri):
-        return _remote_manifest(uri, kind, task)
-    return read_manifest(local_path(uri), kind, task=task, verify=False)
-
-
-def _remote_manifest(uri: str, kind: str, task: str | None) -> Manifest:
+    if not is_remote(uri):
+        return read_manifest(local_path(uri), kind, task=task, verify=False)
     from hanflow.storage import gcs
 
     found = gcs.read(join(uri, f"{kind}.json"))
@@ -68,21 +57,17 @@ def fetched(
     if not is_remote(uri):
         folder = local_path(uri)
         return folder, read_manifest(folder, kind, task=task)
-    manifest = _remote_manifest(uri, kind, task)
+    manifest = manifest_at(uri, kind, task=task)
     names = [*manifest.files] if only is None else list(only(manifest))
     if any(name.startswith("/") or ".." in PurePosixPath(name).parts for name in names):
         raise UserError(f"{uri}: its manifest names files outside of it; do not trust it")
     folder = cache_folder() / "artifacts" / f"{kind}-{manifest.digest[:32]}"
     with filling(folder):
-        wanted = [name for name in names if not _is_whole(folder / name, manifest.files[name])]
+        wanted = [name for name in names if not is_whole(folder / name, manifest.files[name])]
         if wanted:
             _fetch(uri, folder, wanted, manifest)
         (folder / f"{kind}.json").write_text(manifest.to_json(), encoding="utf-8")
     return folder, manifest
-
-
-def _is_whole(path: Path, expected: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == expected["bytes"] and file_sha256(path) == expected["sha256"]
 
 
 def _fetch(uri: str, folder: Path, names: list[str], manifest: Manifest) -> None:

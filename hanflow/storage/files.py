@@ -9,10 +9,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hanflow.errors import UserError
 from hanflow.storage.uri import is_remote, join, local_path, pattern
+
+if TYPE_CHECKING:
+    from hanflow.storage import gcs
 
 
 def exists(uri: str) -> bool:
@@ -113,12 +116,8 @@ def find_raw(uri: str, suffixes: tuple[str, ...]) -> list[str]:
         if not matches:
             raise UserError(f"{uri}: the pattern matches no file; quote it in the shell and check the folder part")
         return matches
-    near = _nearest_existing(path)
+    near = next(p for p in path.absolute().parents if p.exists())
     raise UserError(f"{uri}: no such file or folder (the nearest folder that exists is {near}); check the path")
-
-
-def _nearest_existing(path: Path) -> Path:
-    return next(p for p in path.absolute().parents if p.exists())
 
 
 def _find_objects(uri: str, suffixes: tuple[str, ...], endings: str) -> list[str]:
@@ -155,9 +154,7 @@ def open_raw(path: str) -> BinaryIO:
         return open(path, "rb")
     from hanflow.storage import gcs
 
-    there = gcs.stat(path)
-    if there is None:
-        raise UserError(f"{path}: no such object in the bucket; check the URI with `gcloud storage ls`")
+    there = _object(path)
     stream = io.BufferedReader(gcs.Reader(there), 1 << 20)
     if there.blob.content_encoding == "gzip" and not path.lower().endswith(".gz"):
         return cast(BinaryIO, gzip.open(stream))  # uploaded with `gcloud storage cp --gzip-local`
@@ -169,9 +166,14 @@ def fingerprint(path: str) -> dict[str, Any]:
     if not is_remote(path):
         found = os.stat(path)
         return {"path": str(Path(path).resolve()), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+    there = _object(path)
+    return {"path": path, "bytes": there.bytes, "generation": there.generation}
+
+
+def _object(path: str) -> gcs.Object:
     from hanflow.storage import gcs
 
     there = gcs.stat(path)
     if there is None:
         raise UserError(f"{path}: no such object in the bucket; check the URI with `gcloud storage ls`")
-    return {"path": path, "bytes": there.bytes, "generation": there.generation}
+    return there

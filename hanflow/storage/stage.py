@@ -69,9 +69,8 @@ def _staged_remote(uri: str, kind: str) -> Iterator[Path]:
     descriptor = lock(staging.with_suffix(".lock"))
     try:
         staging.mkdir()
-        claimed = gcs.claim(
-            uri, f"{kind}.json"
-        )  # only now that the folder exists: an error before leaves no claim behind
+        # Only now that the folder exists: an error before leaves no claim behind.
+        claimed = gcs.claim(uri, f"{kind}.json")
         try:
             yield staging
             size = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())

@@ -1,12 +1,11 @@
-"""The tasks: what is learnt, and nothing about steps, KFP, Kubernetes or devices.
+"""The tasks: what is learnt; independent of steps, KFP, Kubernetes and devices.
 
-A task is known by being a module of this folder with a task of the module's name, an entry point of the group
-`hanflow.tasks` of an installed package, or by `register_task`. Importing this package loads no task.
+Known are the tasks of this folder (one a module, of the module's name), those of installed packages with an entry point
+of the group `hanflow.tasks`, and those given to `register_task`. Importing this package loads no task.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from functools import cache
@@ -14,10 +13,12 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TypeVar
 
+from hanflow.config.suggest import hint
 from hanflow.errors import UserError
 from hanflow.tasks.base import Task
+from hanflow.version import set_task_module
 
-_NO_TASKS = {"__init__", "base", "common", "data", "predictor"}
+_NO_TASKS = {"__init__", "base", "data", "predictor"}
 _registered: dict[str, Task] = {}
 
 _Class = TypeVar("_Class", bound=type)
@@ -32,28 +33,30 @@ def known_tasks() -> list[str]:
 def register_task(cls: _Class) -> _Class:
     """Make a task known to this process under its `name`; a class decorator.
 
-    A whole pipeline and the workers of a job run in other processes: for those, name it `module:Class` in the settings, or install it in
-    a package with an entry point of the group `hanflow.tasks`.
+    Pipelines and workers of jobs run in other processes: for those, set task=module:Class, or install it in a package
+    with an entry point of the group `hanflow.tasks`.
 
     Args:
         cls: a class with all of `hanflow.tasks.base.Task`; made without arguments.
 
     Raises:
-        UserError: it lacks something of `Task`; the message lists what.
+        UserError: it lacks attributes or methods of `Task`; the message lists them.
     """
-    task = cls()
-    lacking = _lacking(task)
+    lacking = [name for name in (*Task.__annotations__, *vars(Task)) if name[0] != "_" and _is_missing(cls, name)]
     if lacking:
-        raise UserError(f"task {cls.__name__}: lacks {', '.join(lacking)}; hanflow/tasks/base.py documents them")
+        needed = ", ".join(dict.fromkeys(lacking))
+        raise UserError(f"task {cls.__name__}: lacks {needed}; hanflow/tasks/base.py documents them")
+    task = cls()
     _registered[task.name] = task
+    set_task_module(task.name, cls.__module__)
     return cls
 
 
 def get_task(name: str) -> Task:
-    """The known task of that name; nothing is imported by what the name says, so it may come from a file of data.
+    """The known task of that name. The name is looked up, never imported, so it may come from an untrusted file.
 
     Raises:
-        UserError: no such task; the message lists those that exist. Or it lacks something of `Task`; says what.
+        UserError: no such task, or it lacks something of `Task`.
     """
     if name in _registered:
         return _registered[name]
@@ -63,20 +66,18 @@ def get_task(name: str) -> Task:
         module = importlib.import_module(f"hanflow.tasks.{name}")
         register_task(next(v for v in vars(module).values() if inspect.isclass(v) and vars(v).get("name") == name))
     if name not in _registered:
-        near = difflib.get_close_matches(name, known_tasks(), n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known_tasks())}"
         raise UserError(
-            f"task {name!r}: no such task; {hint}. A task of your own is given as task=module:Class, or comes with an "
+            f"task {name!r}: no such task; {hint(name, known_tasks())}. A task of your own is given as task=module:Class, or comes with an "
             "installed package"
         )
     return _registered[name]
 
 
 def chosen_task(name: str) -> Task:
-    """The task that a person asked for in the settings or on the command line: a known one, or `module:Class`.
+    """The task of a name in the settings or on the command line: a known one, or `module:Class`.
 
     Raises:
-        UserError: it cannot be loaded, or lacks something of `Task`; says what.
+        UserError: it cannot be loaded, or lacks something of `Task`.
     """
     module, colon, attribute = name.partition(":")
     if colon and name not in _registered:
@@ -84,6 +85,8 @@ def chosen_task(name: str) -> Task:
             register_task(getattr(importlib.import_module(module), attribute))
         except (ImportError, AttributeError) as error:
             raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
+        if name not in _registered:
+            raise UserError(f"task {name!r}: the class is named otherwise; write `name = {name!r}` in it")
     return get_task(name)
 
 
@@ -93,9 +96,6 @@ def _foreign() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group="hanflow.tasks")}
 
 
-def _lacking(task: object) -> list[str]:
-    """The members of `Task` that an object does not have, or only as the protocol's own empty methods."""
-    methods = {name: member for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_"}
-    return [name for name in Task.__annotations__ if not hasattr(task, name)] + [
-        name for name, empty in methods.items() if getattr(type(task), name, empty) is empty
-    ]
+def _is_missing(cls: type, name: str) -> bool:
+    """Whether a class lacks an attribute or method, or has it only as an abstract one."""
+    return getattr(getattr(cls, name, None), "__isabstractmethod__", not hasattr(cls, name))

@@ -13,14 +13,27 @@ from hanflow.config import EvaluateConfig, PreprocessConfig, TrainConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
 from hanflow.errors import UserError
-from hanflow.tasks.base import Config
-from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig, check_length
-from hanflow.tasks.data import Encoded, Lines, Metric, Predictions, ReportPart, Table
+from hanflow.tasks.base import Config, Task, TextTokenizeConfig, check_length
+from hanflow.tasks.data import (
+    Encoded,
+    Facts,
+    Lines,
+    Measures,
+    Metric,
+    Predictions,
+    ReportPart,
+    Rest,
+    Rows,
+    ShardRow,
+    Table,
+)
+from hanflow.tasks.predictor import ModelPredictor
 from hanflow.text.encoding import cut_into_morphemes
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from hanflow.progress import Progress
 
@@ -37,7 +50,10 @@ _EXAMPLE = """\
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-{imports}tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
+from hanflow.models import register  # of hanflow: the architectures that are not in transformers
+
+register()
+tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
 model = AutoModelForSequenceClassification.from_pretrained("huggingface").eval()
 ids = tokenizer("분류할 글을 여기에 넣습니다.", add_special_tokens=False)["input_ids"]
 begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id or tokenizer.eos_token_id]  # as it was trained
@@ -79,8 +95,8 @@ class ClassificationEvaluate(EvaluateConfig):
     top_classes: int = setting(1, "Classes written for every row, the likeliest first.", at_least=1)
 
 
-class Classification(CommonTask):
-    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+class Classification(Task):
+    """See `hanflow.tasks.base.Task` for the meaning of every attribute and method."""
 
     name = "classification"
     settings: Mapping[str, type] = {
@@ -122,7 +138,7 @@ class Classification(CommonTask):
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
 
-    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+    def facts(self, rows: Iterable[Rows]) -> dict[str, Any]:
         counts: Counter[str] = Counter()
         for batch in rows:
             counts.update(batch["label"])
@@ -145,19 +161,14 @@ class Classification(CommonTask):
         return {"text": config.max_source_tokens, "label": 1}
 
     def encode(
-        self,
-        rows: Mapping[str, Sequence[str]],
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        facts: Mapping[str, Any],
-        rest: Mapping[str, list[int]] | None = None,
+        self, rows: Rows, tokenizer: Tokenizer, config: Config, facts: Facts, rest: Rest | None = None
     ) -> Encoded:
         index = {label: place for place, label in enumerate(facts["labels"])}
         labels = [[index.get(label, UNKNOWN)] for label in rows["label"]]
         texts = super().encode(rows, tokenizer, config, facts)
         return replace(texts, columns={**texts.columns, "label": labels})
 
-    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    def frame(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         """What the tokenizer's models expect at both ends."""
         begin = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
         return begin, [tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id]
@@ -167,9 +178,7 @@ class Classification(CommonTask):
 
         return classifiers
 
-    def new_model(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Tokenizer, facts: Facts) -> PreTrainedModel:
         from hanflow.loading import initial
         from hanflow.models import classifiers
 
@@ -177,10 +186,11 @@ class Classification(CommonTask):
         return initial.classifier(config, tokenizer, facts["labels"], weights)
 
     def combine(self, folders: Mapping[str, str], weights: Sequence[float]) -> PreTrainedModel:
-        from hanflow.loading.pretrained import load_members
+        from hanflow.loading.pretrained import load_with_tokenizer
         from hanflow.models import ensemble
 
-        return ensemble.combine(load_members(folders), weights or None)
+        members = {name: load_with_tokenizer(folder, self.load_model) for name, folder in folders.items()}
+        return ensemble.combine(members, weights or None)
 
     def members(self, model: PreTrainedModel) -> dict[str, PreTrainedModel]:
         from hanflow.models import ensemble
@@ -190,26 +200,17 @@ class Classification(CommonTask):
         return dict(zip(model.config.names, model.members, strict=True))
 
     def predictor(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        *,
-        scoring: bool = False,
+        self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False
     ) -> Classifier:
         return Classifier(model, tokenizer, config)
 
-    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    def references(self, rows: Rows) -> list[str]:
         return list(rows["label"])
 
-    def reference_of(
-        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-    ) -> str:
+    def reference_of(self, row: ShardRow, tokenizer: Tokenizer, model: PreTrainedModel) -> str:
         return model.config.id2label.get(int(row[1][0]), "")
 
-    def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
-    ) -> dict[str, Predictions]:
+    def baselines(self, rows: Rows, config: Config, facts: Facts) -> dict[str, Predictions]:
         import numpy as np
 
         labels, counts, count = facts["labels"], np.array(facts["counts"], dtype=np.float64), len(rows["label"])
@@ -222,12 +223,12 @@ class Classification(CommonTask):
 
         return classes.measures(predictions.measures.get("probabilities"), predictions.classes, references)
 
-    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def overall(self, measures: Measures) -> dict[str, float]:
         from hanflow.metrics import classification as classes
 
         return classes.overall(measures)
 
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
+    def sections(self, measures: Measures, facts: Facts) -> list[ReportPart]:
         """Per-class table, confusion matrix and reliability plot."""
         from hanflow.metrics import classification as classes
 
@@ -250,50 +251,40 @@ class Classification(CommonTask):
         parts.append(Lines("Reliability", series, "mean probability of the predicted class", "accuracy", intro))
         return parts
 
-    def confusion(
-        self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]
-    ) -> tuple[list[str], np.ndarray] | None:
+    def confusion(self, measures: Measures, facts: Facts) -> tuple[list[str], np.ndarray] | None:
         from hanflow.metrics import classification as classes
 
         return list(facts["labels"]), classes.confusion(measures, len(facts["labels"]))
 
     def card(self) -> dict[str, Any]:
-        imports = (
-            "from hanflow.models import register  # of hanflow: the architectures that are not in transformers"
-            "\n\nregister()\n"
-        )
         return {
             "pipeline_tag": "text-classification",
             "auto_class": "AutoModelForSequenceClassification",
-            "example": _EXAMPLE.format(imports=imports),
+            "example": _EXAMPLE,
         }
 
 
 class Classifier(ModelPredictor):
-    """A model with its classes, see `hanflow.tasks.predictor.Predictor`."""
+    """A classifier with its classes."""
 
     adjusts = ("top_classes",)
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config):
         super().__init__(model, tokenizer, config)
         self.classes = tuple(model.config.id2label[place] for place in range(len(model.config.id2label)))
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
 
         from hanflow.data.batches import batches
-        from hanflow.models import classifiers
+        from hanflow.models import classifiers, evaluating
 
         found = np.zeros((len(rows), len(self.classes)), dtype=np.float32)
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             for batch in batches([len(row[0]) for row in rows], self.config.batch_tokens):
                 found[batch] = classifiers.probabilities(self.model, [rows[row][0] for row in batch])
                 if progress is not None:
                     progress.update(len(batch))
-        finally:
-            self.model.train(was_training)
         order = np.argsort(-found, axis=1, kind="stable")
         columns: dict[str, list[Any]] = {
             "probability": [round(float(found[row, best]), 6) for row, best in enumerate(order[:, 0])]
@@ -308,7 +299,3 @@ class Classifier(ModelPredictor):
             ]
         texts = [self.classes[best] for best in order[:, 0]]
         return Predictions(texts, columns, {"probabilities": found}, self.classes)
-
-    def with_settings(self, config: Config) -> Classifier:
-        """The same model under other settings; nothing is loaded again."""
-        return Classifier(self.model, self.tokenizer, config)

@@ -1,4 +1,4 @@
-"""What passes between a step and a task: columns, encoded rows, predictions."""
+"""Data that steps and tasks exchange: metrics, parts of reports, encoded rows, predictions."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     import numpy as np
 
+Rows = Mapping[str, Sequence[str]]
+"""Rows of a corpus: role → one text a row."""
+
+Facts = Mapping[str, Any]
+"""The result of `Task.facts`, as the shards store it."""
+
+Measures = Mapping[str, "np.ndarray"]
+"""The result of `Task.score` for some rows."""
+
+Rest = Mapping[str, list[int]]
+"""Name of each sequence → the beginning of a row of the shards that the next batch completes."""
+
+ShardRow = Sequence["np.ndarray"]
+"""A row of the shards: int32 arrays of shape (length,) of token ids, one for each of `Task.sequences`, in their order."""
+
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of all rows, or a measure of each, and what it is for."""
+    """A score of all rows, or a measure of each, and its use."""
 
     name: str
     better: Literal["higher", "lower"] = "higher"
     decides: bool = False
     """Whether it decides which model is best."""
     ranks_rows: bool = False
-    """Whether it tells good rows from bad ones."""
+    """Whether rows are ranked by it, the best and worst shown."""
     shown: bool = False
-    """Whether it means something for a single row."""
+    """Whether it is shown for single rows."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,7 @@ class Lines:
 
 
 ReportPart = Table | Lines
-"""What a task adds to the report of an evaluation, as data: `hanflow.reports` draws it."""
+"""A task's own part of an evaluation's report, as data: `hanflow.reports` draws it."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +81,18 @@ class Encoded:
     texts: int
     """Rows of the corpus that it holds."""
     rest: dict[str, list[int]] | None = None
-    """Name of each sequence → the beginning of a row that the next batch goes on with; None: there is none."""
+    """Name of each sequence → the beginning of a row that the next batch completes; None: there is none."""
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model, or a trivial system, says about some rows."""
+    """Predictions of a model, or a trivial system, for some rows."""
 
     texts: list[str]
     """One text a row, as a person reads it: a summary, a class."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
-    """More that is worth a column beside the texts, e.g. a probability; one plain value a row."""
+    """Further columns beside the texts, e.g. a probability; one plain value a row."""
     measures: dict[str, np.ndarray] = field(default_factory=dict)
-    """What `Task.score` needs beside the texts: floating-point arrays of shape (rows,) or (rows, classes)."""
+    """Input of `Task.score` beside the texts: floating-point arrays of shape (rows,) or (rows, classes)."""
     classes: tuple[str, ...] = ()
     """Names of the classes by index, where texts are classes."""

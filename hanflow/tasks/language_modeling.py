@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import EvaluateConfig, TokenizeConfig
+from hanflow.config import SamplingConfig, TokenizeConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
 from hanflow.progress import log
-from hanflow.tasks.base import Config
-from hanflow.tasks.common import CommonTask, ModelPredictor, check_length
-from hanflow.tasks.data import Encoded, Metric, Predictions
+from hanflow.tasks.base import Config, Task, check_length
+from hanflow.tasks.data import Encoded, Facts, Measures, Metric, Predictions, Rest, Rows, ShardRow
+from hanflow.tasks.predictor import ModelPredictor
 from hanflow.text.encoding import plain_ids, plain_text
 from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from hanflow.progress import Progress
 
@@ -46,24 +46,11 @@ class LanguageModelingTokenize(TokenizeConfig):
     chunk_tokens: int = setting(256, "Documents are packed into chunks of this many tokens.", at_least=8)
 
 
-@dataclass(frozen=True)
-class LanguageModelingEvaluate(EvaluateConfig):
-    """A language model's scores on held-out documents, and how it continues texts."""
-
-    max_new_tokens: int = setting(100, "Longest continuation, in tokens.", at_least=1)
-    greedy: bool = setting(False, "Continue with the likeliest token, draw none.")
-    temperature: float = setting(1.0, "Divides the scores before a token is drawn; below 1 bolder.", above=0)
-    top_k: int = setting(0, "Only the k likeliest tokens can be drawn (0: all).", at_least=0)
-    top_p: float = setting(
-        1.0, "Only the likeliest tokens that together have this probability (1: all).", above=0, at_most=1
-    )
-
-
-class LanguageModeling(CommonTask):
-    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+class LanguageModeling(Task):
+    """See `hanflow.tasks.base.Task` for the meaning of every attribute and method."""
 
     name = "language_modeling"
-    settings: Mapping[str, type] = {"tokenize": LanguageModelingTokenize, "evaluate": LanguageModelingEvaluate}
+    settings: Mapping[str, type] = {"tokenize": LanguageModelingTokenize, "evaluate": SamplingConfig}
     headline: Mapping[str, str] = {
         "chunk_tokens": "tokenize.chunk_tokens",
         "vocabulary_size": "tokenize.vocabulary_size",
@@ -97,12 +84,7 @@ class LanguageModeling(CommonTask):
         return {"tokens": config.chunk_tokens + 1}
 
     def encode(
-        self,
-        rows: Mapping[str, Sequence[str]],
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        facts: Mapping[str, Any],
-        rest: Mapping[str, list[int]] | None = None,
+        self, rows: Rows, tokenizer: Tokenizer, config: Config, facts: Facts, rest: Rest | None = None
     ) -> Encoded:
         """One row a chunk, not a document: see `hanflow.models.causal_lm`."""
         plain = plain_ids(rows["text"], tokenizer)
@@ -118,18 +100,16 @@ class LanguageModeling(CommonTask):
         left = {"tokens": stream[whole:]}
         return Encoded({"tokens": chunks}, {}, sum(map(len, plain)), sum(map(len, rows["text"])), len(plain), left)
 
-    def frame(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """The end of the document before; a text to be continued has no end."""
+    def frame(self, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+        """The end token of the document before, and nothing: a text to be continued has not ended."""
         return [tokenizer.eos_token_id], []
 
     def models(self) -> ModuleType:
-        from hanflow.models import causal_lm as language
+        from hanflow.models import causal_lm
 
-        return language
+        return causal_lm
 
-    def new_model(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Tokenizer, facts: Facts) -> PreTrainedModel:
         from hanflow.loading import initial
 
         return initial.language_model(config, tokenizer)
@@ -140,36 +120,17 @@ class LanguageModeling(CommonTask):
     def targets(self, lengths: np.ndarray) -> np.ndarray:
         return lengths[:, 0] - 1
 
-    def collate(
-        self,
-        rows: Sequence[Sequence[np.ndarray]],
-        shape: Sequence[int],
-        model: PreTrainedModel,
-        *,
-        static: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        from hanflow.models import causal_lm as language
-
-        return language.collate(rows, shape, model.config)
-
     def predictor(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        *,
-        scoring: bool = False,
-    ) -> Judge | Continuer:
-        return (Judge if scoring else Continuer)(model, tokenizer, config)
+        self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False
+    ) -> LikelihoodPredictor | ContinuationPredictor:
+        return (LikelihoodPredictor if scoring else ContinuationPredictor)(model, tokenizer, config)
 
-    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    def references(self, rows: Rows) -> list[str]:
         return list(rows["text"])
 
-    def reference_of(
-        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-    ) -> str:
+    def reference_of(self, row: ShardRow, tokenizer: Tokenizer, model: PreTrainedModel) -> str:
         ids = row[0][1:]
-        return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # what separates documents is no text
+        return plain_text(ids[ids != tokenizer.eos_token_id], tokenizer)  # the separator of documents is no text
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -183,7 +144,7 @@ class LanguageModeling(CommonTask):
             "bytes": np.array([len(text.encode("utf-8", "replace")) for text in references], dtype=np.float64),
         }
 
-    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def overall(self, measures: Measures) -> dict[str, float]:
         """`loss`, nats a token; `perplexity`, its exponential; `bits_per_byte` of the UTF-8 text, which does not depend
         on the tokenizer (Gao et al., 2020, section 3.1)."""
         nats, tokens, size = (float(measures[name].sum()) for name in ("nats", "tokens", "bytes"))
@@ -198,88 +159,64 @@ class LanguageModeling(CommonTask):
         return {"pipeline_tag": "text-generation", "auto_class": "AutoModelForCausalLM", "example": _EXAMPLE}
 
 
-class Judge(ModelPredictor):
-    """How likely texts are, see `hanflow.tasks.predictor.Predictor`: `measures` are `nats` and `tokens` of each,
-    the end of the text included; its `texts` are empty.
+class LikelihoodPredictor(ModelPredictor):
+    """The negative log-likelihood of texts: `measures` are `nats` and `tokens` of
+    each, the end of the text included; `texts` are empty.
 
-    A text longer than the model's context is judged piece by piece, each piece knowing nothing of the one before.
-
-    Args:
-        ends: whether a row is a text, which ends after its tokens; else they are all there is.
+    A text longer than the model's context is computed piece by piece, each without the context of the one before.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config, *, ends: bool = True
-    ):
-        super().__init__(model, tokenizer, config)
-        self._ends = ends
+    ends = True  # a row is a whole text, after which the end token is predicted too
 
-    def for_chunks(self) -> Judge:
-        """How likely chunks are, without an end that they do not have."""
-        return Judge(self.model, self.tokenizer, self.config, ends=False)
+    def for_chunks(self) -> LikelihoodPredictor:
+        chunks = LikelihoodPredictor(self.model, self.tokenizer, self.config)
+        chunks.ends = False
+        return chunks
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
-        import torch
 
         from hanflow.data.batches import batches
-        from hanflow.models import causal_lm as language
+        from hanflow.models import causal_lm, evaluating
 
         context = getattr(self.model.config, "max_position_embeddings", None) or 1024
         end = np.array([self.tokenizer.eos_token_id], dtype=np.int32)
         pieces = []  # (row, tokens): neighbours share a token, so that each is predicted once
         for number, (tokens, *_) in enumerate(rows):
-            ended = not self._ends or (len(tokens) > 1 and tokens[-1] == end[0])
+            ended = not self.ends or (len(tokens) > 1 and tokens[-1] == end[0])
             whole = tokens if ended else np.concatenate([tokens, end])
             pieces += [(number, whole[at : at + context + 1]) for at in range(0, len(whole) - 1, context)]
-        nats, counts, was_training = np.zeros(len(rows)), np.zeros(len(rows)), self.model.training
-        self.model.eval()
-        try:
-            with torch.inference_mode():
-                for members in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
-                    found = language.row_losses(self.model, [pieces[at][1] for at in members])
-                    for at, value in zip(members, found, strict=True):
-                        number, piece = pieces[at]
-                        nats[number] += value
-                        counts[number] += len(piece) - 1
-                        if progress is not None and len(piece) < context + 1:
-                            progress.update(1)
-        finally:
-            self.model.train(was_training)
+        nats, counts = np.zeros(len(rows)), np.zeros(len(rows))
+        with evaluating(self.model):
+            for batch in batches([len(piece) for _, piece in pieces], self.config.batch_tokens):
+                found = causal_lm.row_losses(self.model, [pieces[at][1] for at in batch])
+                for at, value in zip(batch, found, strict=True):
+                    number, piece = pieces[at]
+                    nats[number] += value
+                    counts[number] += len(piece) - 1
+                    if progress is not None and len(piece) < context + 1:
+                        progress.update(1)
         return Predictions([""] * len(rows), measures={"nats": nats, "tokens": counts})
 
 
-class Continuer(ModelPredictor):
-    """What could come after texts, see `hanflow.tasks.predictor.Predictor`."""
+class ContinuationPredictor(ModelPredictor):
+    """Continuations of texts."""
 
     adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Config):
-        from hanflow.generation.sampling import SamplingOptions
-
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config):
         super().__init__(model, tokenizer, config)
         context = getattr(model.config, "max_position_embeddings", None)
         longest = config.max_new_tokens
         if context is not None and longest >= context:
             log.warning("max_new_tokens=%d is cut to %d: the model's context is %d", longest, context - 1, context)
             longest = context - 1
-        self.options = SamplingOptions(
-            max_new_tokens=longest,
-            greedy=config.greedy,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            batch_tokens=config.batch_tokens,
-        )
+        self.options = replace(config, max_new_tokens=longest)
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         from hanflow.generation import sampling
 
         found = sampling.generate(self.model, [row[0] for row in rows], self.options)
         if progress is not None:
             progress.update(len(rows))
         return Predictions([plain_text(ids, self.tokenizer) for ids in found])
-
-    def with_settings(self, config: Config) -> Continuer:
-        """The same model under other settings; nothing is loaded again."""
-        return Continuer(self.model, self.tokenizer, config)

@@ -1,53 +1,53 @@
-"""What predicts: a task's model, made ready."""
+"""The interface of a task's model that is ready to predict."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-from hanflow.tasks.data import Predictions
+from hanflow.tasks.data import Predictions, ShardRow
 
 if TYPE_CHECKING:
-    import numpy as np
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from hanflow.progress import Progress
 
 
-class Predictor(Protocol):
-    """A model made ready once, then asked for as many rows as one likes."""
+class Predictor(ABC):
+    """A model ready for any number of calls."""
 
     tokenizer: PreTrainedTokenizerBase
     description: str
-    """What computes, for people: `ctranslate2, int8`."""
+    """Engine and arithmetic, for display: `ctranslate2, int8`."""
+    adjusts: tuple[str, ...] = ()
+    """Settings of the evaluate step that `with_settings` can change."""
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    @abstractmethod
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         """Predictions for rows of token ids, in order.
 
         Args:
-            rows: int32 arrays of shape (length,) of every row: token ids of its input sequences, as `Task.inputs` gives
-                them; further sequences (those of a shard's row) are not looked at.
-            progress: told of every finished row.
+            rows: input sequences, as `Task.inputs` gives them; further sequences (those of a shard's row) are ignored.
+            progress: updated by every finished row.
         """
-        ...
-
-
-@runtime_checkable
-class Adjustable(Protocol):
-    """A predictor whose settings can be changed without loading the model again."""
-
-    adjusts: tuple[str, ...]
-    """Names of the settings of the evaluate step that change what it says."""
 
     def with_settings(self, config: Any) -> Predictor:
-        """The same model under other settings."""
-        ...
-
-
-@runtime_checkable
-class Chunkable(Protocol):
-    """A predictor of whole texts that can be told to take rows of the shards of a task that packs (`Task.packs`)."""
+        """The same model under other settings; nothing is loaded again."""
+        return self
 
     def for_chunks(self) -> Predictor:
-        """The same model for chunks, which begin and end anywhere: nothing is added to them."""
-        ...
+        """The same model for the chunks of a task that packs, which begin and end anywhere: no token is added to them."""
+        return self
+
+
+class ModelPredictor(Predictor):
+    """A predictor with a model of transformers."""
+
+    description = "transformers, float32"
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: Any):
+        self.model, self.tokenizer, self.config = model, tokenizer, config
+
+    def with_settings(self, config: Any) -> Predictor:
+        return type(self)(self.model, self.tokenizer, config)

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from hanflow.config import PreprocessConfig, SearchConfig, TrainConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
-from hanflow.tasks.base import Config
-from hanflow.tasks.common import CommonTask, TextTokenizeConfig, check_length
-from hanflow.tasks.data import Metric, Predictions
+from hanflow.tasks.base import Config, Task, TextTokenizeConfig, check_length
+from hanflow.tasks.data import Facts, Measures, Metric, Predictions, Rows, ShardRow
+from hanflow.tasks.predictor import Predictor
 from hanflow.text.encoding import plain_text
 from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
     from hanflow.generation import Generator
     from hanflow.progress import Progress
@@ -86,8 +87,8 @@ class SummarizationEvaluate(SearchConfig):
     lead_sentences: int = setting(1, "Sentences that the lead baseline copies.", at_least=1)
 
 
-class Summarization(CommonTask):
-    """See `hanflow.tasks.base.Task` for the meaning of every member."""
+class Summarization(Task):
+    """See `hanflow.tasks.base.Task` for the meaning of every attribute and method."""
 
     name = "summarization"
     settings: Mapping[str, type] = {
@@ -153,9 +154,7 @@ class Summarization(CommonTask):
 
         return bart
 
-    def new_model(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, facts: Mapping[str, Any]
-    ) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Tokenizer, facts: Facts) -> PreTrainedModel:
         from hanflow.loading import initial
 
         return initial.encoder_decoder(config, tokenizer)
@@ -164,12 +163,7 @@ class Summarization(CommonTask):
         return {"max_source_tokens": lengths[:, 0], "max_target_tokens": lengths[:, 1]}
 
     def predictor(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        config: Config,
-        *,
-        scoring: bool = False,
+        self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config, *, scoring: bool = False
     ) -> Summarizer:
         from hanflow.generation import Generator
 
@@ -180,17 +174,13 @@ class Summarization(CommonTask):
 
         return Summarizer(Generator.open(folder, self.load_model, config.engine, config.compute_type), config)
 
-    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    def references(self, rows: Rows) -> list[str]:
         return list(rows["target"])
 
-    def reference_of(
-        self, row: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-    ) -> str:
+    def reference_of(self, row: ShardRow, tokenizer: Tokenizer, model: PreTrainedModel) -> str:
         return plain_text(row[1][:-1], tokenizer)
 
-    def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
-    ) -> dict[str, Predictions]:
+    def baselines(self, rows: Rows, config: Config, facts: Facts) -> dict[str, Predictions]:
         leads = [lead(text, config.lead_sentences) for text in rows["source"]]
         return {f"lead-{config.lead_sentences}": Predictions(leads)}
 
@@ -199,15 +189,13 @@ class Summarization(CommonTask):
 
         return rouge.f1_rows(predictions.texts, references, "morpheme", rouge.VARIANTS)
 
-    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def overall(self, measures: Measures) -> dict[str, float]:
         from hanflow.metrics import rouge
 
         means = {name: float(values.mean()) if len(values) else 0.0 for name, values in measures.items()}
         return means | {"rouge_sum": sum(means[f"{variant}_morpheme"] for variant in rouge.USUAL)}
 
-    def describe(
-        self, rows: Mapping[str, Sequence[str]], predictions: Predictions, references: Sequence[str]
-    ) -> dict[str, np.ndarray]:
+    def describe(self, rows: Rows, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         from hanflow.metrics import summarization as summaries
 
         return summaries.describe(rows["source"], predictions.texts, references, predictions.measures.get("cut"))
@@ -216,9 +204,9 @@ class Summarization(CommonTask):
         return replace(config, engine="transformers", compute_type="float32")
 
     def prepare_export(self, model: PreTrainedModel, config: Config) -> None:
-        from hanflow.generation import GenerationOptions, generation_config
+        from hanflow.generation import generation_config
 
-        model.generation_config = generation_config(model, GenerationOptions.of(config))
+        model.generation_config = generation_config(model, config)
 
     def card(self) -> dict[str, Any]:
         return {
@@ -229,18 +217,16 @@ class Summarization(CommonTask):
         }
 
 
-class Summarizer:
-    """A generator with its search, see `hanflow.tasks.predictor.Predictor`."""
+class Summarizer(Predictor):
+    """A generator with its search."""
 
     adjusts = ("beams", "max_new_tokens", "min_new_tokens", "length_penalty", "no_repeat_ngram")
 
     def __init__(self, generator: Generator, config: Config):
-        from hanflow.generation import GenerationOptions
-
-        self.generator, self.options = generator, GenerationOptions.of(config)
+        self.generator, self.options = generator, config
         self.tokenizer, self.description = generator.tokenizer, generator.description
 
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Progress | None = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Progress | None = None) -> Predictions:
         import numpy as np
 
         found = self.generator.search([row[0] for row in rows], self.options, progress)
@@ -249,7 +235,6 @@ class Summarizer:
         return Predictions(self.generator.decode(found, self.options.remove_tokens), measures={"cut": cut})
 
     def with_settings(self, config: Config) -> Summarizer:
-        """The same model with another search; nothing is loaded again."""
         return Summarizer(self.generator, config)
 
 

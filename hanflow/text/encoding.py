@@ -45,13 +45,6 @@ def framed(
     return [[*begin, *ids[:room], *end] for ids in rows], sum(len(ids) > room for ids in rows)
 
 
-def as_inputs(rows: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, ...]]:
-    """Rows for a `Predictor`: of each text, a tuple of one int32 array of shape (length,)."""
-    import numpy as np
-
-    return [(np.array(ids, dtype=np.int32),) for ids in rows]
-
-
 def plain_text(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
     """The text of token ids of shape (length,), special tokens included and spaces unchanged."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -26,12 +26,10 @@ _NOT_DACON = re.compile("[^A-Za-z0-9가-힣\n]")
 
 
 def normalise(text: str) -> str:
-    """NFKC (as most Korean tokenizers decode: ㅋ becomes ᄏ), in one line, with unreadable characters as spaces."""
-    return normalise_lines(text).replace("\n", " ")
+    """NFKC (as most Korean tokenizers decode: ㅋ becomes ᄏ), with unreadable characters as spaces.
 
-
-def normalise_lines(text: str) -> str:
-    """`normalise` with newlines kept: they end sentences in ROUGE-Lsum."""
+    Newlines stay: they end sentences in ROUGE-Lsum.
+    """
     return _UNREADABLE.sub(" ", unicodedata.normalize("NFKC", text))
 
 
@@ -43,7 +41,7 @@ class Tokenization:
     """Part of the names of scores, e.g. `rougeL_morpheme`."""
     cut: Callable[[Sequence[str]], Iterable[Sequence[Hashable]]]
     """Cleaned texts of one line each → the tokens of every text, in order."""
-    clean: Callable[[str], str] = normalise_lines
+    clean: Callable[[str], str] = normalise
     """A raw text → the text to split, newlines kept. Must accept any text."""
 
     def __call__(self, text: str) -> Sequence[Hashable]:
@@ -71,7 +69,7 @@ def clean_for_dacon(text: str) -> str:
     at newlines: compare it with `rougeLsum_dacon` where summaries have several lines.
     """
     left, lines = DACON_WORDS, []
-    for line in normalise_lines(text).split("\n"):
+    for line in normalise(text).split("\n"):
         kept = line.split()[:left]
         left -= len(kept)
         lines.append(" ".join(kept))

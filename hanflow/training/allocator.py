@@ -1,4 +1,4 @@
-"""Main memory that is kept, in huge pages: what one step frees, the next one needs again. And how much it was at most."""
+"""Freed main memory is kept, in huge pages, for the next step; and the peak of the memory in use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HUGE = 2**21
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory, and back it with huge pages where the kernel lends them.
+    """Let the C library keep freed memory, and back it with huge pages where the kernel has them.
 
     By default every tensor above some megabytes is mapped anew and unmapped when freed: a step of a model with 124
     million parameters then takes 300,000 page faults, a quarter of its time. Huge pages make what faults remain cheap
@@ -38,7 +38,7 @@ def keep_freed_memory() -> None:
 
 
 def _reserve(libc: ctypes.CDLL, size: int) -> None:
-    """Grow the heap by `size` bytes that nobody has touched, so which take no memory yet, and ask for huge pages there."""
+    """Grow the heap by `size` untouched bytes, which take no memory yet, and request huge pages for them."""
     libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
     libc.sbrk.argtypes, libc.malloc.argtypes, libc.free.argtypes = (
         [ctypes.c_ssize_t],
@@ -47,7 +47,7 @@ def _reserve(libc: ctypes.CDLL, size: int) -> None:
     )
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     begin = libc.sbrk(0)
-    libc.free(libc.malloc(size))  # given back to the allocator, which was told to keep it
+    libc.free(libc.malloc(size))  # given back to the allocator, which keeps it
     start, end = -(-begin // HUGE) * HUGE, libc.sbrk(0) // HUGE * HUGE
     if end > start:
         libc.madvise(start, end - start, MADV_HUGEPAGE)

@@ -13,7 +13,7 @@ from hanflow.data.batches import batches
 from hanflow.errors import UserError
 from hanflow.progress import Progress
 from hanflow.tasks.base import Task, lower_is_better
-from hanflow.tasks.predictor import Chunkable, Predictor
+from hanflow.tasks.predictor import Predictor
 from hanflow.training.backends.base import Backend
 from hanflow.training.loader import Data
 from hanflow.training.state import LoopState, TrainingRun
@@ -103,7 +103,7 @@ class Validator:
         options = self._task.validation_settings(self._config, self._longest, BATCH_TOKENS)
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
         predictor = self._task.predictor(model, self._tokenizer, options, scoring=True)
-        if self._task.packs and isinstance(predictor, Chunkable):
+        if self._task.packs:
             predictor = predictor.for_chunks()
         copies = self._task.copies(options)
         lengths = [len(row[0]) for row in self._data.shard.rows(mine)]

@@ -1,4 +1,4 @@
-"""What a training run is made of, where it stands, and what it ends with."""
+"""A training run: its parts, its state and its result."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class TrainingRun:
     checkpoints: str
     """Folder or URI of the run's checkpoints and logs."""
     identity: dict[str, Any]
-    """The settings and data that decide what is learnt: checkpoints of another identity are refused."""
+    """The settings and data that decide the result: checkpoints of another identity are refused."""
 
 
 @dataclass
 class LoopState:
-    """Where training stands, beside weights and optimizer."""
+    """The state of training, without weights and optimizer."""
 
     identity: dict[str, Any]
     """`TrainingRun.identity`; another run must not resume from it."""
@@ -48,7 +48,7 @@ class LoopState:
     best_step: int = -1
     """Step with the best validation so far; -1: none yet."""
     best_value: float = 0.0
-    """Its value of the metric that decides."""
+    """Its value of `train.best_metric`."""
     resumed: int = -1
     """Step of the checkpoint that `train.resume` named and this run has resumed from; -1: none."""
     bad_validations: int = 0
@@ -76,7 +76,7 @@ class LoopState:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What an engine returns on every rank."""
+    """The result of an engine, on every rank."""
 
     model: PreTrainedModel
     """In main memory; on the main rank the best one by validation, or the last one where nothing was validated."""

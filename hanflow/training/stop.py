@@ -1,4 +1,4 @@
-"""A requested stop: SIGTERM and Ctrl-C are recorded, and obeyed at the next step boundary."""
+"""A requested stop: SIGTERM and Ctrl-C are recorded, and followed at the next step boundary."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def differences(config: TrainConfig) -> list[str]:
 class TaskTrainer(Seq2SeqTrainer):
     """transformers' Trainer on any task: the task's batches and loss, and our own validation, figures and checkpoints.
 
-    The Trainer sees one module, `Objective`, of which it knows nothing but that it returns a sum and a count.
+    The Trainer's model is `Objective`, which returns a sum and a count.
     """
 
     loss_is_scaled_for_ga = True  # `compute_loss` divides by the targets of the whole optimizer step

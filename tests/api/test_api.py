@@ -59,7 +59,7 @@ def test_the_public_names() -> None:
     for name in hanflow.__all__:
         value = getattr(hanflow, name)
         assert name == "__version__" or (value.__doc__ or "").strip(), f"{name} is explained"
-    assert set(hanflow._PLACES) == set(hanflow.__all__)
+    assert sorted(name for names in hanflow._MODULES.values() for name in names) == hanflow.__all__
     with pytest.raises(AttributeError, match="no attribute 'trian'; its public names: "):
         _ = hanflow.trian
     text = pydoc.render_doc(hanflow, renderer=pydoc.plaintext)
@@ -76,10 +76,12 @@ def test_types_are_seen_by_checkers(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports", str(program)]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(hanflow.__file__).parents[1])
-    assert 'Revealed type is "hanflow.api.prediction.Predictor"' in told.stdout, told.stdout
-    assert "hanflow.api.scores.Scores" in told.stdout
-    assert 'Missing positional argument "references"' in told.stdout
+    reported = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(hanflow.__file__).parents[1]
+    )
+    assert 'Revealed type is "hanflow.api.prediction.Predictor"' in reported.stdout, reported.stdout
+    assert "hanflow.api.scores.Scores" in reported.stdout
+    assert 'Missing positional argument "references"' in reported.stdout
 
 
 def texts_of(predictions: list[hanflow.Prediction]) -> list[str]:
@@ -203,7 +205,7 @@ def test_what_cannot_be_loaded(run_folder: Path, classifier: Chain, tmp_path: Pa
         hanflow.load(run_folder.joinpath("bundle").resolve() / "huggingface")
     with pytest.raises(UserError, match="no such folder; give a bundle, a run"):
         hanflow.load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="device='gpu': is none"):
+    with pytest.raises(UserError, match="device='gpu': no such device"):
         hanflow.load(run_folder, device="gpu")
     begun = tmp_path / "begun"
     begun.mkdir()
@@ -213,7 +215,7 @@ def test_what_cannot_be_loaded(run_folder: Path, classifier: Chain, tmp_path: Pa
     old = tmp_path / "old"
     shutil.copytree(classifier.model, old)
     rewritten(old, "model", details={})
-    with pytest.raises(UserError, match="is of an older hanflow; train again"):
+    with pytest.raises(UserError, match="an older hanflow has made it; train or export"):
         hanflow.load(old)
     with (old / "config.json").open("a") as file:
         file.write(" ")
@@ -290,7 +292,7 @@ def test_an_experiment_from_yaml(tmp_path: Path) -> None:
 
 
 def test_steps_refuse_what_does_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="step 'tokenise': there is none; did you mean tokenize"):
+    with pytest.raises(UserError, match="step 'tokenise': no such step; did you mean tokenize"):
         hanflow.run_step("tokenise", output=tmp_path / "x", corpus="c")
     with pytest.raises(UserError, match="step tokenize: takes corpus, not shards"):
         hanflow.run_step("tokenize", output=tmp_path / "x", shards="c")
@@ -304,6 +306,7 @@ def test_training_again_keeps_what_is_finished(classifier: Chain, tmp_path: Path
     experiment = hanflow.Experiment.from_yaml(
         "sample-classification",
         train={"epochs": 1, "architecture": {"type": "cnn", "embedding_size": 8, "n_filters": 4}, "log_every": 1},
+        evaluate={"top_classes": 2},
     )
     model = hanflow.train(experiment, shards=str(classifier.shards), output=tmp_path)
     written = (tmp_path / "model" / "model.json").stat().st_mtime_ns
@@ -311,6 +314,8 @@ def test_training_again_keeps_what_is_finished(classifier: Chain, tmp_path: Path
     assert again == model and (tmp_path / "model" / "model.json").stat().st_mtime_ns == written
     assert {path.name for path in tmp_path.iterdir()} >= {"model"} and not (tmp_path / "corpus").exists()
     assert model.load(device="cpu").labels == ("0", "1")
+    assert model.settings == {"top_classes": 2}
+    assert open_source(model.uri, model.settings).settings.top_classes == 2
     frames = hanflow.figures(model)
     assert {"step", "loss", "learning_rate"} <= set(frames["training"].columns) and len(frames["validation"]) >= 1
 

@@ -328,11 +328,11 @@ def million_rows(place: Path) -> list[dict[str, Any]]:
     write_rows(sources, count, source)
     results: dict[str, list[dict[str, Any]]] = {"hanflow": [], "pandas": []}
     for number in range(REPEATS):
-        for engine, told in results.items():
+        for engine, reported in results.items():
             output = place / f"{engine}-{number}"
             output.mkdir()
             job = {"engine": engine, "source": str(source), "output": str(output), "tokenizer": str(tokenizer())}
-            told.append(measured(job))
+            reported.append(measured(job))
             shutil.rmtree(output)
     ours, theirs = results["hanflow"], results["pandas"]
     for one, other in zip(ours, theirs, strict=True):

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from hanflow.config import TrainConfig
+from hanflow.config import SearchConfig, TrainConfig
 from hanflow.data.shards import Shard
-from hanflow.generation import GenerationOptions, Generator
+from hanflow.generation import Generator
 from hanflow.tasks import get_task
 from hanflow.tasks.data import Predictions
 from hanflow.training.allocator import keep_freed_memory
@@ -68,7 +68,7 @@ def measured(folder: Path, engine: str) -> float:
     """Seconds that an engine takes for all rows; what it found is left in the folder."""
     task, tokenizer = get_task("summarization"), AutoTokenizer.from_pretrained(folder / "model")
     sources, model = task.sources(known_rows(folder)), task.load_model(str(folder / "model")).eval()
-    options = GenerationOptions(beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+    options = SearchConfig(beams=4, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
     if engine == "transformers":
         theirs(model, sources[:1], 2)  # the first products of a process are slow
         started = time.perf_counter()

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from hanflow.cli.main import main, make_parser
-from hanflow.cli.options import EXPERIMENTS, PIPELINES, experiment_names, settings_of_all_tasks
+from hanflow.cli.options import PIPELINES, settings_of_all_tasks
 from hanflow.config import suggest
 from hanflow.errors import ConfigError
-from hanflow.experiment import SECTIONS, all_settings, load_experiment
+from hanflow.experiment import EXPERIMENTS, SECTIONS, all_settings, experiment_names, load_experiment
 from hanflow.pipelines.display import step_lines
 from hanflow.version import version_line
 
@@ -166,7 +166,7 @@ def test_a_wrong_value_suggests_a_choice(override: str, hint: str) -> None:
     ("arguments", "hint"),
     [
         (["rnu", "summarization"], "no such command: rnu; did you mean run?"),
-        (["run", "sumarization"], "'sumarization' is no pipeline; did you mean summarization?"),
+        (["run", "sumarization"], "'sumarization' is not a pipeline; did you mean summarization?"),
         (["compile", "clasification", "--output", "x"], "did you mean classification?"),
         (["predict", "model", "--inptu", "x"], "unexpected option: --inptu; did you mean --input?"),
         (["watch", "one", "two"], "unexpected argument: two"),

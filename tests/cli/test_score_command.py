@@ -334,7 +334,7 @@ def test_chunks_with_one_reference_join_those_with_several(monkeypatch: pytest.M
     assert found.scores["rouge1_word_best_recall"].tolist() == [0.5, 1.0, 1.0]
 
 
-def test_differing_rows_are_told_with_both_counts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_differing_rows_are_reported_with_both_counts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     predictions = write_lines(tmp_path / "p.txt", ["가"] * 3)
     references = write_lines(tmp_path / "r.txt", ["가"] * 1200)
     error = failed(capsys, "--predictions", predictions, "--references", references)
@@ -400,7 +400,7 @@ def test_missing_things_are_named(
     assert "--seed" in failed(capsys, *lines, "--seed", "-1")
 
 
-def test_the_wrong_encoding_is_told_and_can_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_wrong_encoding_is_reported_and_can_be_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     late = "a\n" * 50_000 + "국민\n"  # beyond what the encoding is told from
     (tmp_path / "p.txt").write_bytes(late.encode("cp949"))
     both = ("--predictions", tmp_path / "p.txt", "--references", tmp_path / "p.txt")

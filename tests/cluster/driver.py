@@ -10,15 +10,15 @@ from hanflow.cluster.client import Cluster
 from hanflow.cluster.launcher import launch
 from hanflow.errors import UserError
 from hanflow.progress import setup_logging
-from hanflow.signals import obey_sigterm
+from hanflow.signals import raise_on_sigterm
 
 
 def main() -> int:
-    body = json.load(sys.stdin)
+    objects = json.load(sys.stdin)
     setup_logging()
-    obey_sigterm()
+    raise_on_sigterm()
     try:
-        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), body)
+        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

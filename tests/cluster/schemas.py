@@ -1,7 +1,8 @@
 """What a cluster would object to in a job: the CRDs' schemas, and the rules of webhooks and controllers beyond them.
 
-The rules are those of kubeflow/training-operator v1.9 (pkg/webhooks/pytorch, pkg/common/util), kubernetes-sigs/jobset v0.12
-(pkg/webhooks), Kubernetes' own validation of batch/v1 Jobs, and its `restricted` pod security profile.
+The rules are those of kubeflow/training-operator v1.9 (pkg/webhooks/pytorch, pkg/common/util), kubeflow/trainer v2.3
+(pkg/webhooks, pkg/runtime/framework/plugins), kubernetes-sigs/jobset v0.12 (pkg/webhooks), Kubernetes' own validation of
+batch/v1 Jobs, and its `restricted` pod security profile.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from hanflow.cluster.runtimes import pod_templates
 ROOT = Path(__file__).parents[2]
 CRDS = Path(__file__).parent / "crds"
 FILES = {
+    "TrainJob": "trainer.kubeflow.org_trainjobs.yaml",
+    "TrainingRuntime": "trainer.kubeflow.org_trainingruntimes.yaml",
     "PyTorchJob": "kubeflow.org_pytorchjobs.yaml",
     "JobSet": "jobset.x-k8s.io_jobsets.yaml",
     "WorkflowTemplate": "argoproj.io_workflowtemplates.yaml",
@@ -39,11 +42,12 @@ FAILURE_REASONS = {
 
 
 def problems(body: Mapping[str, Any]) -> list[str]:
-    """Everything that a cluster would refuse about a job; empty: it accepts the job."""
+    """Everything that a cluster would refuse about an object of a job; empty: it accepts the object."""
     found = schema_problems(body)
     if found:
         return found  # the rules below rely on the schema
-    found += {"PyTorchJob": _pytorch_rules, "JobSet": _job_set_rules}[body["kind"]](body)
+    found += _metadata_rules(body)
+    found += RULES[body["kind"]](body)
     for template in pod_templates(body):
         found += pod_problems(template)
     return found
@@ -104,8 +108,40 @@ def _metadata_rules(body: Mapping[str, Any]) -> Iterator[str]:
             yield "metadata.ownerReferences: apiVersion, kind, name and uid are needed"
 
 
+def _train_job_rules(body: Mapping[str, Any]) -> Iterator[str]:
+    """A TrainJob that names a TrainingRuntime of its own."""
+    spec = body["spec"]
+    if spec["runtimeRef"].get("kind") != "TrainingRuntime":
+        yield "spec.runtimeRef.kind: the default is a ClusterTrainingRuntime"
+    trainer = spec.get("trainer") or {}
+    if not all(isinstance(trainer.get(name), int) and trainer[name] > 0 for name in ("numNodes", "numProcPerNode")):
+        yield "spec.trainer: without numNodes and numProcPerNode Trainer sets no or other PET_… variables"
+
+
+def _training_runtime_rules(body: Mapping[str, Any]) -> Iterator[str]:
+    spec = body["spec"]["template"]["spec"]
+    yield from _job_set_rules({"metadata": body["metadata"], "spec": spec})
+    if "ttlSecondsAfterFinished" in spec:
+        yield "spec.template.spec.ttlSecondsAfterFinished: Trainer runs a job again whose JobSet is gone"
+    for replicated in spec["replicatedJobs"]:
+        where, template = f"spec.template.spec.replicatedJobs.{replicated['name']}", replicated["template"]
+        labels = (template.get("metadata") or {}).get("labels") or {}
+        if labels.get("trainer.kubeflow.org/trainjob-ancestor-step") != "trainer":
+            yield f"{where}: without the label of the trainer's step Trainer changes nothing in it"
+        if replicated.get("replicas") != 1:
+            yield f"{where}.replicas: must be 1"
+        if len(replicated["name"]) > 20:
+            yield f"{where}: the name has more than 20 characters"
+        containers = template["spec"]["template"]["spec"]["containers"]
+        if (replicated["name"], [container["name"] for container in containers]) != ("node", ["node"]):
+            yield f"{where}: the address of rank 0 and the variables need the name node, of the job and of its container"
+        if any(v["name"].startswith("PET_") for c in containers for v in c.get("env") or ()):
+            yield f"{where}: PET_… variables are Trainer's"
+    if body["spec"].get("mlPolicy", {}).get("torch") is None:
+        yield "spec.mlPolicy.torch: without it Trainer sets no PET_… variables"
+
+
 def _pytorch_rules(body: Mapping[str, Any]) -> Iterator[str]:
-    yield from _metadata_rules(body)
     spec = body["spec"]
     replicas = spec.get("pytorchReplicaSpecs") or {}
     if not replicas:
@@ -149,7 +185,6 @@ def _pytorch_rules(body: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _job_set_rules(body: Mapping[str, Any]) -> Iterator[str]:
-    yield from _metadata_rules(body)
     spec, name = body["spec"], body["metadata"]["name"]
     known = [replicated["name"] for replicated in spec["replicatedJobs"]]
     if len(set(known)) != len(known):
@@ -194,6 +229,14 @@ def _job_rules(where: str, job: Mapping[str, Any]) -> Iterator[str]:
             values = codes["values"]
             if values != sorted(set(values)) or (codes["operator"] == "In" and 0 in values):
                 yield f"{where}.podFailurePolicy: exit codes are ordered, unique, and never 0"
+
+
+RULES = {
+    "PyTorchJob": _pytorch_rules,
+    "JobSet": _job_set_rules,
+    "TrainJob": _train_job_rules,
+    "TrainingRuntime": _training_runtime_rules,
+}
 
 
 def pod_problems(template: Mapping[str, Any]) -> list[str]:

@@ -12,11 +12,10 @@ import pytest
 import yaml
 
 from hanflow import storage
-from hanflow.cli.main import EXPERIMENTS
 from hanflow.cluster.job import RUN_LABEL
 from hanflow.cluster.runtimes import pod_templates
-from hanflow.config import to_mapping
-from hanflow.experiment import load_experiment, settings_of
+from hanflow.config import JobConfig
+from hanflow.experiment import EXPERIMENTS, load_experiment, settings_of
 from hanflow.storage import artifacts, gcs
 from hanflow.storage.gcs import service
 from tests.cluster import argo
@@ -115,7 +114,7 @@ def check_chain(task: str, runner: argo.Runner, folder: Path) -> None:
     made = {}
     for kind, maker in artifacts.KINDS.items():
         _, made[kind] = storage.fetched(f"{place}/{kind}", kind, task=task)
-        assert made[kind].config == json.loads(json.dumps(to_mapping(getattr(experiment, maker)))), maker
+        assert made[kind].config == json.loads(json.dumps(experiment.settings(maker))), maker
     digests = {kind: manifest.digest for kind, manifest in made.items()}
     assert {kind: set(manifest.parents) for kind, manifest in made.items()} == {
         "corpus": set(),
@@ -178,6 +177,14 @@ def test_argos_dag_is_kubeflows() -> None:
     for name in set(theirs) - {"configure"}:
         kubeflow = {rename.get(each, each) for each in closure(theirs, name)}
         assert closure(ours, rename.get(name, name)) == kubeflow - {"configure"}
+
+
+def test_a_long_training_is_still_retried() -> None:
+    """Argo counts `maxDuration` from the start of the first attempt."""
+    for template in workflow(read(".", "argo"))["templates"]:
+        if "retryStrategy" in template:
+            longest = template["retryStrategy"]["backoff"]["maxDuration"]
+            assert int(longest.removesuffix("h")) > JobConfig().deadline_hours, template["name"]
 
 
 def test_argos_default_experiment_is_the_bundled_one() -> None:

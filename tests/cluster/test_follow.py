@@ -153,6 +153,18 @@ def test_events_are_read_while_the_job_does_not_run() -> None:
     assert not follow.on_quiet(60.0).read_events
 
 
+def test_a_job_of_which_the_controller_can_make_nothing_fails_in_the_end() -> None:
+    """Trainer gives a TrainJob whose JobSet is refused no condition, only an event."""
+    event = {"reason": "TrainJobResourcesCreationFailed", "message": "field not declared in schema"}
+    follow = follower()
+    follow.on_job("LIST", [job()], 0.0)
+    assert texts(first := follow.on_events([event], 1.0)) == [f"{event['reason']}: {event['message']}"]
+    assert first.failure == "" and follow.on_events([event], 601.0).failure == ""
+    assert follow.on_events([event], 602.0).failure == f"it cannot start: {event['reason']}: {event['message']}"
+    follow.on_pods("ADDED", [pod("master", "Pending")], 603.0)
+    assert follow.on_events([event], 1300.0).failure == "", "an old event: it has started"
+
+
 def test_the_error_names_the_pods_and_quotes_their_logs() -> None:
     follow = follower()
     pods = [pod("master", "Failed", code=143), pod("worker-0", "Failed", code=2), pod("worker-1", "Succeeded", code=0)]

@@ -63,18 +63,25 @@ KINDS = {
         tolerations=[{"key": "reserved", "operator": "Exists"}],
     ),
     "elastic": JobConfig(runtime="pytorchjob", workers=4, min_workers=2),
+    "TrainJob": JobConfig(
+        runtime="trainjob", workers=4, gpus=8, queue="training", priority_class="high", spot=True, deadline_hours=2.0
+    ),
+    "TrainJob on CPUs": JobConfig(runtime="trainjob", gpus=0),
     "v4-32": JobConfig(runtime="tpu", accelerator="v4-32", secrets={"WANDB_API_KEY": "wandb/api-key"}),
     "two v5e slices on spot": JobConfig(
         runtime="tpu", accelerator="v5e", topology="4x8", slices=2, spot=True, queue="q"
     ),
 }
-BODIES = {name: build(job, WORK, ORIGIN, EXTRAS) for name, job in KINDS.items()}
+OBJECTS = {name: build(job, WORK, ORIGIN, EXTRAS) for name, job in KINDS.items()}
+BODIES = {name: objects[-1] for name, objects in OBJECTS.items()}
+RUNTIME, TRAIN_JOB = OBJECTS["TrainJob"]
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_cluster_accepts_it(name: str) -> None:
-    assert problems(BODIES[name]) == []
-    assert json.loads(json.dumps(BODIES[name])) == BODIES[name], "plain data"
+    for body in OBJECTS[name]:
+        assert problems(body) == []
+        assert json.loads(json.dumps(body)) == body, "plain data"
 
 
 def container(body: dict[str, Any]) -> dict[str, Any]:
@@ -89,12 +96,21 @@ def replicas(body: dict[str, Any]) -> dict[str, Any]:
     return body["spec"]["pytorchReplicaSpecs"]
 
 
+def replicated(body: dict[str, Any]) -> dict[str, Any]:
+    """The replicated job of a JobSet, or of the one that a TrainingRuntime describes."""
+    return body["spec"].get("template", body)["spec"]["replicatedJobs"][0]
+
+
 def job_spec(body: dict[str, Any]) -> dict[str, Any]:
-    return body["spec"]["replicatedJobs"][0]["template"]["spec"]
+    return replicated(body)["template"]["spec"]
+
+
+def failure_rules(body: dict[str, Any]) -> list[dict[str, Any]]:
+    return body["spec"].get("template", body)["spec"]["failurePolicy"]["rules"]
 
 
 MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
-    # Both kinds.
+    # All kinds that hold pods.
     "an unknown field": ("both", lambda b: b["spec"].update(runPolcy={})),
     "an unknown field of a pod": ("both", lambda b: pod(b).update(nodeSelectors={})),
     "text for a number": ("both", lambda b: pod(b).update(terminationGracePeriodSeconds="long")),
@@ -170,17 +186,34 @@ MUTATIONS: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
         "JobSet",
         lambda b: job_spec(b)["podFailurePolicy"]["rules"][0].update(onPodConditions=[{"type": "A", "status": "True"}]),
     ),
+    # TrainingRuntime and TrainJob.
+    "another name of the container": ("TrainingRuntime", lambda b: container(b).update(name="train")),
+    "another name of the job": ("TrainingRuntime", lambda b: replicated(b).update(name="worker")),
+    "two Jobs": ("TrainingRuntime", lambda b: replicated(b).update(replicas=2)),
+    "a job that is not the trainer's": ("TrainingRuntime", lambda b: replicated(b)["template"].pop("metadata")),
+    "a time to live": ("TrainingRuntime", lambda b: b["spec"]["template"]["spec"].update(ttlSecondsAfterFinished=1)),
+    "no torchrun": ("TrainingRuntime", lambda b: b["spec"].pop("mlPolicy")),
+    "torchrun's variables": (
+        "TrainingRuntime",
+        lambda b: container(b)["env"].append({"name": "PET_NNODES", "value": "1"}),
+    ),
+    "an index that is misspelt": ("TrainingRuntime", lambda b: job_spec(b).update(completionsMode="Indexed")),
+    "a shared runtime": ("TrainJob", lambda b: b["spec"]["runtimeRef"].pop("kind")),
+    "no runtime": ("TrainJob", lambda b: b["spec"].pop("runtimeRef")),
+    "no trainer": ("TrainJob", lambda b: b["spec"].pop("trainer")),
+    "as many processes as fit": ("TrainJob", lambda b: b["spec"]["trainer"].pop("numProcPerNode")),
+    "processes as text": ("TrainJob", lambda b: b["spec"]["trainer"].update(numProcPerNode="8")),
+    "overrides of Trainer 2.0": ("TrainJob", lambda b: b["spec"].update(podSpecOverrides=[])),
 }
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_the_checks_refuse(mutation: str) -> None:
     kinds, mutate = MUTATIONS[mutation]
-    for name in ("32 GPUs on spot", "v4-32"):
-        if kinds in ("both", BODIES[name]["kind"]):
-            body = copy.deepcopy(BODIES[name])
+    for body in map(copy.deepcopy, (BODIES["32 GPUs on spot"], BODIES["v4-32"], RUNTIME, TRAIN_JOB)):
+        if kinds == body["kind"] or (kinds == "both" and pod_templates(body)):
             mutate(body)
-            assert problems(body), f"{name} with {mutation} should be refused"
+            assert problems(body), f"{body['kind']} with {mutation} should be refused"
 
 
 def test_a_pytorch_job_has_one_master_and_workers() -> None:
@@ -232,6 +265,23 @@ def test_the_pods_have_what_the_settings_ask_for() -> None:
     assert metadata["ownerReferences"] == [OWNER]
 
 
+def test_a_train_job_has_a_runtime_of_its_own() -> None:
+    assert [body["kind"] for body in OBJECTS["TrainJob"]] == ["TrainingRuntime", "TrainJob"], "created in this order"
+    assert RUNTIME["metadata"]["name"] == TRAIN_JOB["metadata"]["name"] == TRAIN_JOB["spec"]["runtimeRef"]["name"]
+    assert TRAIN_JOB["spec"]["trainer"] == {"numNodes": 4, "numProcPerNode": 8}
+    assert BODIES["TrainJob on CPUs"]["spec"]["trainer"] == {"numNodes": 1, "numProcPerNode": 1}
+    assert pod_count(*OBJECTS["TrainJob"]) == 4
+    for body in (RUNTIME, TRAIN_JOB):
+        assert body["metadata"]["ownerReferences"] == [OWNER], "no controller: the Workflow's own would fight for it"
+        assert body["metadata"]["labels"]["hanflow/run"] == ORIGIN.run
+    assert RUNTIME["metadata"]["annotations"] == TRAIN_JOB["metadata"]["annotations"]
+    assert "kueue.x-k8s.io/queue-name" not in RUNTIME["metadata"]["labels"], "Kueue admits the TrainJob"
+    assert TRAIN_JOB["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert pod(RUNTIME)["restartPolicy"] == "Never" and pod(RUNTIME)["priorityClassName"] == "high"
+    assert job_spec(RUNTIME)["activeDeadlineSeconds"] == 7200 and "ports" not in container(RUNTIME)
+    assert container(RUNTIME)["command"] == container(BODIES["32 GPUs on spot"])["command"], "torchrun, for both kinds"
+
+
 def test_a_v4_32_is_four_hosts_of_four_chips() -> None:
     body = BODIES["v4-32"]
     job = job_spec(body)
@@ -256,20 +306,20 @@ def restarts(body: dict[str, Any], *, exit_code: int | None = None, disrupted: b
             assert rule["action"] == "FailJob"
             reason, message = "PodFailurePolicy", f"Pod n/p ... matching FailJob rule at index {index}"
             break
-    for rule in body["spec"]["failurePolicy"]["rules"]:
+    for rule in failure_rules(body):
         patterns = rule.get("onJobFailureMessagePatterns")
         if reason in rule["onJobFailureReasons"] and (not patterns or any(re.search(p, message) for p in patterns)):
             return rule["action"]
     return "RestartJobSet"
 
 
-def test_a_slice_distinguishes_maintenance_failures_and_mistakes() -> None:
-    body = BODIES["v4-32"]
+@pytest.mark.parametrize("body", [BODIES["v4-32"], RUNTIME], ids=lambda body: body["kind"])
+def test_maintenance_failures_and_mistakes_are_distinguished(body: dict[str, Any]) -> None:
     assert restarts(body, disrupted=True, exit_code=137) == "RestartJobSetAndIgnoreMaxRestarts"
     assert restarts(body, exit_code=143) == "RestartJobSetAndIgnoreMaxRestarts"
     assert restarts(body, exit_code=1) == "FailJobSet", "a mistake in the settings is not retried"
     assert restarts(body, exit_code=70) == "RestartJobSet", "counts"
-    assert body["spec"]["failurePolicy"]["maxRestarts"] == 3
+    assert body["spec"].get("template", body)["spec"]["failurePolicy"]["maxRestarts"] == 3
     assert job_spec(body)["backoffLimit"] == 0
 
 
@@ -292,21 +342,23 @@ def test_names_are_found_again_and_never_shared() -> None:
 def test_any_run_gives_valid_names_and_labels(run: str, task: str, output: str) -> None:
     from tests.cluster.schemas import _metadata_rules, _name_rules
 
-    body = build(KINDS["two v5e slices on spot"], dataclasses.replace(WORK, task=task, output=output), Origin(run))
+    (body,) = build(KINDS["two v5e slices on spot"], dataclasses.replace(WORK, task=task, output=output), Origin(run))
     assert list(_metadata_rules(body)) == []
     assert list(_name_rules(body["metadata"]["name"] + "-slice-99-63-abcde")) == []
+    assert list(_name_rules(body["metadata"]["name"] + "-node-0-9999-abcde")) == []
     assert list(_name_rules(body["metadata"]["name"] + "-worker-999")) == []
 
 
 def test_the_digest_depends_on_everything_that_the_job_is_made_from() -> None:
-    def digest(**changes: Any) -> str:
+    def digest(work: WorkerSpec = WORK, **changes: Any) -> str:
         job = dataclasses.replace(KINDS["one GPU"], **changes)
-        return build(job, WORK, ORIGIN)["metadata"]["annotations"]["hanflow/digest"]
+        return build(job, work, ORIGIN)[-1]["metadata"]["annotations"]["hanflow/digest"]
 
-    assert digest() == digest()
-    assert len({digest(), digest(gpus=2), digest(memory="8Gi"), digest(image="x:1")}) == 4
     other = dataclasses.replace(WORK, config=dataclasses.replace(WORK.config, seed=1))
-    assert build(KINDS["one GPU"], other, ORIGIN)["metadata"]["annotations"]["hanflow/digest"] != digest()
+    for kind in ({}, {"runtime": "trainjob"}):
+        assert digest(**kind) == digest(**kind)
+        changed = [{"gpus": 2}, {"memory": "8Gi"}, {"image": "x:1"}, {"work": other}]
+        assert len({digest(**kind), *(digest(**kind, **change) for change in changed)}) == 5
 
 
 @pytest.mark.parametrize("name", ["32 GPUs on spot", "v4-32"])
@@ -328,7 +380,8 @@ def test_the_workers_get_the_very_settings_and_uris(name: str, monkeypatch: pyte
     )
 
 
-TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12)
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=12).filter(lambda text: text != "--")
+"""No setting is `--` alone: it is refused, since argparse drops it."""
 VALUES = st.one_of(TEXTS, st.integers(-(10**9), 10**9), st.floats(allow_nan=False, allow_infinity=False), st.booleans())
 
 
@@ -367,6 +420,7 @@ def test_secrets_are_referred_to_and_never_quoted() -> None:
         ({"runtime": "tpu"}, "expected a TPU such as v4-32"),
         ({"runtime": "tpu", "accelerator": "v4-32", "topology": "2x2x2"}, "do not fit"),
         ({"runtime": "tpu", "accelerator": "v4-32", "min_workers": 2}, "cannot train with some of its hosts"),
+        ({"runtime": "trainjob", "workers": 3, "min_workers": 2}, "a TrainJob needs all its pods"),
         ({"workers": 2, "min_workers": 3}, "job.min_workers=3 is more than job.workers=2"),
         ({"memory": "16 GB"}, "expected a Kubernetes quantity"),
         ({"environment": {"A B": "x"}}, "not the name of an environment variable"),
@@ -386,6 +440,8 @@ def test_settings_that_cannot_work_are_reported_before_anything_is_submitted(
 def test_a_local_run_has_no_job() -> None:
     with pytest.raises(UserError, match="without a job"):
         build(JobConfig(), WORK, ORIGIN)
+    with pytest.raises(UserError, match="choose trainjob, pytorchjob, tpu"):
+        build(JobConfig(runtime="auto"), WORK, ORIGIN)
 
 
 FOLDER = ROOT / "manifests" / "jobs"
@@ -400,8 +456,9 @@ def test_the_jobs_to_apply_by_hand_are_current(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.name)
 def test_the_jobs_to_apply_by_hand_are_valid(path: Path) -> None:
-    body = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert problems(body) == []
+    objects = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    assert [problem for each in objects for problem in problems(each)] == []
+    body = objects[0]  # the one that holds the pods
     command = container(body)["command"]
     filled = [argument.replace("$(HANFLOW_ROOT)", "gs://b/runs").replace("$$", "$") for argument in command[3:]]
     spec = parse_arguments(filled)
@@ -415,7 +472,7 @@ def test_the_jobs_to_apply_by_hand_are_valid(path: Path) -> None:
     reference = root["valueFrom"]["configMapKeyRef"]
     config_map = yaml.safe_load((ROOT / "manifests" / "configmap.yaml").read_text(encoding="utf-8"))
     assert reference["name"] == config_map["metadata"]["name"] and reference["key"] in config_map["data"]
-    assert body["metadata"]["namespace"] == config_map["metadata"]["namespace"]
+    assert {each["metadata"]["namespace"] for each in objects} == {config_map["metadata"]["namespace"]}
 
 
 def test_the_command_writes_jobs_of_other_experiments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -443,7 +500,10 @@ def test_no_secret_of_this_machine_gets_into_what_is_written(tmp_path: Path, mon
 
 
 def test_no_variable_that_looks_like_a_secret_has_a_value() -> None:
-    for body in [*BODIES.values(), *(yaml.safe_load(p.read_text(encoding="utf-8")) for p in FOLDER.glob("*.yaml"))]:
+    committed = [
+        body for path in FOLDER.glob("*.yaml") for body in yaml.safe_load_all(path.read_text(encoding="utf-8"))
+    ]
+    for body in [*(body for objects in OBJECTS.values() for body in objects), *committed]:
         for template in pod_templates(body):
             for variable in template["spec"]["containers"][0]["env"]:
                 if re.search("KEY|TOKEN|SECRET|PASSWORD", variable["name"]):

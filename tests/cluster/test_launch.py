@@ -19,7 +19,9 @@ from hanflow.cluster import status
 from hanflow.cluster.cleanup import remove_jobs
 from hanflow.cluster.client import Cluster, ClusterError
 from hanflow.cluster.follow import JobFailed
-from hanflow.signals import Terminated, obey_sigterm
+from hanflow.cluster.runtimes import choose
+from hanflow.config import JobConfig
+from hanflow.signals import Terminated, raise_on_sigterm
 from tests.cluster.world import World
 
 Messages = pytest.LogCaptureFixture
@@ -45,7 +47,7 @@ def until(moment: int, then: str) -> str:
     return f"trap 'echo stopping; exit 143' TERM; while [ $(date +%s) -lt {moment} ]; do sleep 0.1; done; {then}"
 
 
-@pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
 def test_success_and_rank_zeros_log(
     world: World, runtime: str, capfd: pytest.CaptureFixture[str], messages: Messages
 ) -> None:
@@ -56,7 +58,7 @@ def test_success_and_rank_zeros_log(
     assert "2 pods" in messages.text and "succeeded" in messages.text and "removed job" in messages.text
 
 
-@pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
 def test_a_failed_job_fails_the_step_with_its_reason(world: World, runtime: str) -> None:
     body = world.body("echo loading; echo 'error: shards: no such folder' >&2; exit 1", runtime=runtime, max_restarts=3)
     with pytest.raises(JobFailed) as caught:
@@ -77,15 +79,17 @@ def test_another_ranks_failure_is_reported_with_its_own_lines(world: World) -> N
     assert "disk is full" in str(caught.value) and "I am 0" in str(caught.value)
 
 
-@pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
 def test_a_requested_stop_restarts_and_does_not_count(world: World, runtime: str, messages: Messages) -> None:
     moment = world.soon()
     script = f"if [ $(date +%s) -lt {moment} ]; then sleep 0.3; echo saved; exit 143; fi; echo resumed"
-    see_through(world, world.body(script, runtime=runtime, max_restarts=0 if runtime == "tpu" else 1), restarts=0)
+    see_through(
+        world, world.body(script, runtime=runtime, max_restarts=1 if runtime == "pytorchjob" else 0), restarts=0
+    )
     assert "failed (preempted): exit status 143" in messages.text
 
 
-@pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
 def test_retryable_failures_are_retried_up_to_the_limit(world: World, runtime: str) -> None:
     body = world.body("sleep 0.2; echo lost a peer; exit 198", runtime=runtime, max_restarts=1)
     with pytest.raises(JobFailed) as caught:
@@ -95,7 +99,7 @@ def test_retryable_failures_are_retried_up_to_the_limit(world: World, runtime: s
     assert "exit status 198" in str(caught.value)
 
 
-@pytest.mark.parametrize("runtime", ["pytorchjob", "tpu"])
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
 def test_an_eviction_is_survived(
     world: World, runtime: str, messages: Messages, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,10 +183,11 @@ def test_sigterm_of_the_launcher_removes_the_job(world: World) -> None:
     world.assert_nothing_left(body)
 
 
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob"])
 def test_a_retried_step_adopts_the_running_job(
-    world: World, messages: Messages, capfd: pytest.CaptureFixture[str]
+    world: World, runtime: str, messages: Messages, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    body = world.body(until(world.soon(6), "echo finished"))
+    body = world.body(until(world.soon(6), "echo finished"), runtime=runtime)
     process = world.start_launcher(body)
     world.wait("the job", world.jobs, 60)
     world.wait_running(body)
@@ -203,9 +208,10 @@ def test_a_retried_step_adopts_the_job_that_has_succeeded(world: World, messages
     assert "it is succeeded" in messages.text and "submitted" not in messages.text
 
 
-def test_a_retried_step_replaces_the_job_that_failed(world: World, messages: Messages) -> None:
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob"])
+def test_a_retried_step_replaces_the_job_that_failed(world: World, runtime: str, messages: Messages) -> None:
     moment = world.soon()
-    body = world.body(f"if [ $(date +%s) -lt {moment} ]; then exit 1; fi; echo done")
+    body = world.body(f"if [ $(date +%s) -lt {moment} ]; then exit 1; fi; echo done", runtime=runtime)
     world.create(body)
     world.wait("failure", lambda: status.phase(world.job(body)).name == "failed")
     world.wait("later", lambda: time.time() > moment + 1)
@@ -213,9 +219,13 @@ def test_a_retried_step_replaces_the_job_that_failed(world: World, messages: Mes
     assert "replacing job" in messages.text and "it failed" in messages.text and "submitted" in messages.text
 
 
-def test_a_job_of_other_settings_is_replaced(world: World, messages: Messages) -> None:
-    world.create(world.body("sleep 300", seed=1))
-    see_through(world, world.body("echo done", seed=2))
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob"])
+def test_a_job_of_other_settings_is_replaced(
+    world: World, runtime: str, messages: Messages, capfd: pytest.CaptureFixture[str]
+) -> None:
+    world.create(world.body("sleep 300", seed=1, runtime=runtime))
+    see_through(world, world.body("echo done", seed=2, runtime=runtime))
+    assert "[rank 0] done" in capfd.readouterr().err
     assert "it was made from other settings" in messages.text
 
 
@@ -231,7 +241,8 @@ def test_a_job_of_another_run_is_left_alone(world: World) -> None:
 
 
 def test_the_cleanup_removes_a_runs_jobs_and_no_others(world: World) -> None:
-    bodies = [world.body("sleep 300"), world.body("sleep 300", runtime="tpu")]
+    bodies = [world.body("sleep 300", runtime=runtime) for runtime in ("trainjob", "pytorchjob", "tpu")]
+    bodies[2]["metadata"]["name"] += "-2"  # Trainer's JobSet has the name of its TrainJob
     bystander = world.body("sleep 300", run="another-run")
     for body in [*bodies, bystander]:
         world.create(body)
@@ -323,7 +334,7 @@ def test_sigterm_while_the_job_is_being_removed_removes_it(fake: World) -> None:
 
     fake.fake.before_delete = [terminate]
     before = signal.getsignal(signal.SIGTERM)
-    obey_sigterm()
+    raise_on_sigterm()
     try:
         with pytest.raises(Terminated):
             see_through(fake, fake.body("echo done"))
@@ -389,13 +400,15 @@ def test_a_missing_permission_is_reported(fake: World) -> None:
         see_through(fake, fake.body("echo never"))
 
 
-@pytest.mark.parametrize(("runtime", "plural"), [("pytorchjob", "pytorchjobs"), ("tpu", "jobsets")])
+@pytest.mark.parametrize(
+    ("runtime", "plural"), [("trainjob", "trainingruntimes"), ("pytorchjob", "pytorchjobs"), ("tpu", "jobsets")]
+)
 def test_a_missing_operator_is_reported(fake: World, runtime: str, plural: str) -> None:
     assert fake.fake
     fake.fake.missing = {plural}
     with pytest.raises(
         ClusterError,
-        match="the cluster does not know (PyTorchJob: install Kubeflow|JobSet: install the JobSet controller, 0.10)",
+        match="the cluster does not know (TrainJob: install Kubeflow Trainer, 2.1|PyTorchJob: install Kubeflow|JobSet: install the JobSet controller, 0.10)",
     ):
         fake.launch(fake.body("echo never", runtime=runtime))
     assert remove_jobs(fake.run, cluster=fake.cluster) == [], "the cleanup skips a kind that is not installed"
@@ -424,10 +437,11 @@ def test_warnings_of_the_api_server_are_logged_once(fake: World, messages: Messa
     assert lines == [f"warning of the API server: {text}" for text in fake.fake.warnings]
 
 
-def test_a_job_in_a_queue_is_waited_for(fake: World, messages: Messages) -> None:
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob"])
+def test_a_job_in_a_queue_is_waited_for(fake: World, runtime: str, messages: Messages) -> None:
     assert fake.fake
     fake.fake.admit = False
-    body = fake.body("echo done", queue="training")
+    body = fake.body("echo done", queue="training", runtime=runtime)
 
     def admit() -> None:
         fake.wait("the message", lambda: "suspended, waiting in Kueue's queue training" in messages.text)
@@ -436,6 +450,116 @@ def test_a_job_in_a_queue_is_waited_for(fake: World, messages: Messages) -> None
     thread = meanwhile(admit)
     see_through(fake, body)
     thread.join()
+
+
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
+def test_a_job_that_kueue_would_not_queue_is_refused(fake: World, runtime: str) -> None:
+    """A queue name on a kind whose integration is off is ignored in silence."""
+    assert fake.fake
+    fake.fake.kueue = False
+    body = fake.body("echo never", queue="training", runtime=runtime)
+    with pytest.raises(ClusterError, match=r"job.queue=training: Kueue does not manage a .*integrations.frameworks"):
+        see_through(fake, body)
+    assert all("dryRun=All" in path for method, path, _ in fake.fake.requests if method == "POST" and "jobs" in path)
+
+
+def test_the_place_in_the_queue_is_reported(fake: World, messages: Messages) -> None:
+    assert fake.fake
+    fake.fake.admit = False
+    body = fake.body("echo done", queue="training", runtime="trainjob")
+    for name, text in ((f"trainjob-{body['metadata']['name']}-4e1f2", "2 more needed"), ("trainjob-other", "not mine")):
+        event = {
+            "metadata": {"name": name},
+            "involvedObject": {"kind": "Workload", "name": name},
+            "reason": "Pending",
+            "message": f"insufficient unused quota for nvidia.com/gpu: {text}",
+        }
+        fake.cluster.request("POST", "/api/v1/namespaces/{namespace}/events", body=event)
+
+    def admit() -> None:
+        fake.wait("the message", lambda: "Pending: insufficient unused quota" in messages.text)
+        fake.fake.admit = True  # type: ignore[union-attr]
+
+    thread = meanwhile(admit)
+    see_through(fake, body)
+    thread.join()
+    assert "2 more needed" in messages.text and "not mine" not in messages.text
+
+
+def test_a_training_runtime_that_is_not_noticed_at_once_is_waited_for(fake: World, messages: Messages) -> None:
+    assert fake.fake
+    fake.fake.runtimes_unnoticed = 2
+    see_through(fake, fake.body("echo done", runtime="trainjob"))
+    assert "Trainer has not noticed TrainingRuntime" in messages.text and fake.fake.runtimes_unnoticed == 0
+    assert fake.fake.count("POST", "trainingruntimes", 200) == 1, "that of the first attempt is kept"
+
+
+def test_a_train_job_waits_until_the_job_set_of_an_earlier_one_is_gone(fake: World, messages: Messages) -> None:
+    """Trainer finds it by its name, and would copy the end of the earlier job into the new one."""
+    assert fake.fake
+    body = fake.body("echo done", runtime="trainjob")
+    fake.fake.store.create("jobsets", dying := {"metadata": {"name": body["metadata"]["name"]}, "spec": {}})
+    dying["spec"]["replicatedJobs"] = []
+    fake.fake.store.objects["jobsets", body["metadata"]["name"]]["status"] = {"terminalState": "Failed"}
+
+    def finish() -> None:
+        fake.wait("the message", lambda: "JobSet" in messages.text and "is being removed" in messages.text)
+        fake.fake.store.delete("jobsets", body["metadata"]["name"])  # type: ignore[union-attr]
+
+    thread = meanwhile(finish)
+    see_through(fake, body)
+    thread.join()
+
+
+def test_a_job_of_a_workflow_that_is_gone_is_replaced(fake: World, messages: Messages) -> None:
+    """Kubeflow makes the Workflow of a retried run anew once its time to live is over."""
+    body = fake.body("echo done", runtime="trainjob")
+    for uid in ("old", "new"):
+        for each in fake.objects(body):
+            each["metadata"]["ownerReferences"] = [  # type: ignore[index]
+                {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": uid}
+            ]
+        if uid == "old":
+            fake.create(body)
+    see_through(fake, body)
+    assert "its Workflow is gone" in messages.text
+
+
+@pytest.mark.parametrize(
+    ("missing", "forbidden", "settings", "runtime", "why"),
+    [
+        (set(), set(), {}, "trainjob", "as a TrainJob, which this cluster serves"),
+        (
+            {"trainjobs", "trainingruntimes"},
+            set(),
+            {},
+            "pytorchjob",
+            "no TrainJob: the cluster does not serve trainjobs",
+        ),
+        (set(), {"trainingruntimes"}, {}, "pytorchjob", "may not create trainingruntimes in namespace training"),
+        (set(), set(), {"workers": 2, "min_workers": 1}, "pytorchjob", "job.min_workers asks for less"),
+        ({"trainjobs", "pytorchjobs"}, set(), {}, "", "does not serve trainjobs .*does not serve pytorchjobs"),
+    ],
+)
+def test_the_cluster_decides_which_kind_of_job_it_is(
+    fake: World,
+    missing: set[str],
+    forbidden: set[str],
+    settings: dict[str, Any],
+    runtime: str,
+    why: str,
+    messages: Messages,
+) -> None:
+    assert fake.fake
+    fake.fake.missing, fake.fake.forbidden = missing, {("POST", plural) for plural in forbidden}
+    job = JobConfig(runtime="auto", **settings)
+    if not runtime:
+        with pytest.raises(ClusterError, match=f"job.runtime=auto: .*{why}.*Install Kubeflow Trainer"):
+            choose(fake.cluster, job)
+        return
+    assert choose(fake.cluster, job) == dataclasses.replace(job, runtime=runtime)
+    (line,) = [text for text in messages.messages if "job.runtime=auto" in text]
+    assert why in line
 
 
 def test_a_job_that_is_being_deleted_is_waited_for(fake: World, messages: Messages) -> None:

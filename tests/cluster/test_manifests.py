@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -164,7 +165,7 @@ def test_overlays_are_valid_and_apply_their_settings(overlay: str) -> None:
     assert demo(objects)["image"] == settings["demo-image"]
     registry = f"{settings['image-repository']}/hanflow-cpu:{settings['image-tag']}"
     assert settings["image"] == registry
-    assert settings["runtime"] == {"gke-gpu": "pytorchjob", "gke-tpu": "tpu"}[overlay]
+    assert settings["runtime"] == {"gke-gpu": "auto", "gke-tpu": "tpu"}[overlay]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -180,25 +181,32 @@ def test_an_overlay_of_another_project_has_its_name_everywhere(overlay: str, tmp
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     """The ConfigMap's settings of jobs pass the settings' own checks, and give a job that fits the queue."""
     from hanflow.cluster.job import Origin
-    from hanflow.cluster.runtimes import build, pod_templates
+    from hanflow.cluster.runtimes import AUTOMATIC, build, pod_templates
     from hanflow.config import TrainConfig
     from hanflow.config.worker_spec import WorkerSpec
-    from hanflow.experiment import parse_text, step_config
+    from hanflow.experiment import step_config
+    from hanflow.experiment.loading import parse_text
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held = pick(objects, "ConfigMap")["data"]
     names = ("runtime", "workers", "gpus", "accelerator", "spot", "queue")
     job = step_config("job", {name: parse_text("job", name, held[name]) for name in names})
-    body = build(job, WorkerSpec("summarization", TrainConfig(), "gs://b/shards", "gs://b/model"), Origin("run"))
-    assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == pick(objects, "LocalQueue")["metadata"]["name"]
+    work = WorkerSpec("summarization", TrainConfig(), "gs://b/shards", "gs://b/model")
+    kinds = AUTOMATIC if job.runtime == "auto" else (job.runtime,)
+    built = [build(dataclasses.replace(job, runtime=kind), work, Origin("run")) for kind in kinds]
+    for *_, body in built:
+        assert (
+            body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == pick(objects, "LocalQueue")["metadata"]["name"]
+        )
+    templates = [template for made in built for template in pod_templates(*made)]
     [group] = pick(objects, "ClusterQueue")["spec"]["resourceGroups"]
-    asked = {key for t in pod_templates(body) for key in t["spec"]["containers"][0]["resources"]["requests"]}
+    asked = {key for t in templates for key in t["spec"]["containers"][0]["resources"]["requests"]}
     assert asked <= set(group["coveredResources"]), "Kueue never admits a job that requests other resources"
     flavor = pick(objects, "ResourceFlavor", group["flavors"][0]["name"])["spec"]["nodeLabels"]
-    for template in pod_templates(body):
+    for template in templates:
         assert flavor.items() <= template["spec"]["nodeSelector"].items()
     policy = pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]["podSelector"]["matchLabels"]
-    for template in pod_templates(body):
+    for template in templates:
         assert policy.items() <= template["metadata"]["labels"].items(), "the policy selects the jobs' pods"
 
 
@@ -210,7 +218,7 @@ def test_the_jobs_to_apply_by_hand_fit_the_installation(overlay: str) -> None:
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     held, policy = pick(objects, "ConfigMap")["data"], pick(objects, "NetworkPolicy", "hanflow-jobs")["spec"]
     jobs = read("jobs")
-    assert {job["kind"] for job in jobs} == {"PyTorchJob", "JobSet"}
+    assert {job["kind"] for job in jobs} == {"TrainingRuntime", "TrainJob", "PyTorchJob", "JobSet"}
     for job in jobs:
         assert job["metadata"]["namespace"] == pick(objects, "ConfigMap")["metadata"]["namespace"]
         for template in pod_templates(job):
@@ -238,7 +246,7 @@ def test_the_demo_can_show_a_claim(tmp_path: Path) -> None:
 
 def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     """Every request in the launcher's source, by method and path."""
-    from hanflow.cluster.runtimes import BY_KIND
+    from hanflow.cluster.runtimes import BY_KIND, KINDS
 
     verbs = {"GET": {"get", "list", "watch"}, "POST": {"create"}, "DELETE": {"delete"}}
     source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "hanflow" / "cluster").glob("*.py"))
@@ -251,9 +259,11 @@ def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     jobs = {runtime.plural for runtime in BY_KIND.values()}
     for resource in jobs:
         assert allowed[resource] == set().union(*verbs.values())
+    templates = {kind.plural for kind in KINDS.values()} - jobs
+    assert templates == {"trainingruntimes"} and allowed["trainingruntimes"] == {"create", "get", "list", "delete"}
     assert allowed["pods"] == {"get", "list", "watch"}
     assert allowed["pods/log"] == {"get"} and allowed["events"] == {"list"}
-    assert set(allowed) == jobs | {"pods", "pods/log", "events", "workflowtaskresults", "configmaps"}
+    assert set(allowed) == jobs | templates | {"pods", "pods/log", "events", "workflowtaskresults", "configmaps"}
     core = set(re.findall(r"/api/v1/namespaces/\{+[a-z._]*namespace\}+/(\w+)", source))
     assert core == {"pods", "events"}, "a further request needs a further rule of the role"
 

@@ -29,6 +29,11 @@ def job(*conditions: str, **fields: Any) -> dict[str, Any]:
         (job(terminalState="Completed"), "succeeded"),
         (job(terminalState="Failed"), "failed"),
         (job("Completed"), "succeeded"),
+        (job("Complete"), "succeeded"),
+        (job("Suspended", jobsStatus=[{"name": "node", "ready": 0, "active": 0}]), "suspended"),
+        (job(jobsStatus=[{"name": "node", "ready": 1}]), "running"),
+        (job(jobsStatus=[{"name": "node", "active": 1, "ready": 0}]), "pending"),
+        (job("Failed", jobsStatus=[{"name": "node", "ready": 1}]), "failed"),
         (job(replicatedJobsStatus=[{"name": "slice", "ready": 1}]), "running"),
         (job(replicatedJobsStatus=[{"name": "slice", "ready": 0}]), "pending"),
         (
@@ -40,6 +45,13 @@ def job(*conditions: str, **fields: Any) -> dict[str, Any]:
 def test_the_phase_of_a_job(found: dict[str, Any], name: str) -> None:
     assert status.phase(found).name == name
     assert status.phase(found).finished == (name in ("succeeded", "failed"))
+
+
+def test_kueue_suspends_a_job_in_the_place_of_its_kind() -> None:
+    assert status.suspended({"spec": {"suspend": True}}) and status.suspended(
+        {"spec": {"runPolicy": {"suspend": True}}}
+    )
+    assert not status.suspended({"spec": {"suspend": False}}) and not status.suspended({"spec": {"runPolicy": {}}})
 
 
 def pod(phase: str, *, code: int | None = None, output: str = "", **fields: Any) -> dict[str, Any]:

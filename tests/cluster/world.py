@@ -22,9 +22,9 @@ import yaml
 
 from hanflow.cluster.client import Cluster, NotFound
 from hanflow.cluster.follow import Timing
-from hanflow.cluster.job import JOB_LABEL, Origin
+from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, Origin
 from hanflow.cluster.launcher import launch
-from hanflow.cluster.runtimes import BY_KIND, build, pod_templates
+from hanflow.cluster.runtimes import BY_KIND, KINDS, build, pod_templates
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from tests.cluster.fake import FakeCluster, fake_cluster
@@ -54,15 +54,17 @@ class World:
         self.cluster, self.fake, self.pace, self.timing = cluster, fake, pace, timing
         self.admin = admin or cluster
         self.run = f"test-{uuid.uuid4()}"
+        self._templates: dict[str, list[dict[str, Any]]] = {}
+        """Digest of a job → what is created before it."""
 
     def body(
         self, script: str, *, runtime: str = "pytorchjob", seed: int = 42, run: str = "", **job: Any
     ) -> dict[str, Any]:
-        """A job as hanflow builds it, small, with a shell script for its command.
+        """A job as hanflow builds it, small, with a shell script for its command; `launch` and `create` know its template.
 
         Args:
             script: for `sh -c`; `$NODE` is the number of the pod.
-            runtime: pytorchjob, or tpu (without the slice's topology and devices: few test clusters have TPUs).
+            runtime: trainjob, pytorchjob, or tpu (without the slice's topology and devices: few test clusters have TPUs).
             seed: a setting of the training; another one gives another job of the same name.
             run: another run's id.
             job: settings of the job.
@@ -77,9 +79,12 @@ class World:
             "accelerator": "v4-16" if runtime == "tpu" else "",
         }
         work = WorkerSpec("summarization", TrainConfig(seed=seed), "gs://b/shards", "gs://b/model")
-        body = build(JobConfig(runtime=runtime, **{**values, **job}), work, Origin(run or self.run))
+        *templates, body = objects = build(
+            JobConfig(runtime=runtime, **{**values, **job}), work, Origin(run or self.run)
+        )
+        self._templates[body["metadata"]["annotations"][DIGEST_ANNOTATION]] = templates
         body["metadata"]["annotations"].pop("alpha.jobset.sigs.k8s.io/exclusive-topology", None)
-        for template in pod_templates(body):
+        for template in pod_templates(*objects):
             spec = template["spec"]
             if self.fake is None:
                 spec["terminationGracePeriodSeconds"] = 5  # a shell that is process 1 ignores SIGTERM
@@ -93,16 +98,20 @@ class World:
 
     def launch(self, body: Mapping[str, Any], **options: Any) -> None:
         """Run the job to its end, as the train step does."""
-        launch(self.cluster, body, **{"timing": self.timing, **options})
+        launch(self.cluster, *self.objects(body), **{"timing": self.timing, **options})
+
+    def objects(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """All objects of a job, in the order in which they are created."""
+        return [*self._templates[body["metadata"]["annotations"][DIGEST_ANNOTATION]], body]
 
     def soon(self, paces: float = 1.0) -> int:
         """A time (seconds since the epoch) for scripts to wait for."""
         return int(time.time() + paces * self.pace) + 1
 
     def jobs(self) -> list[str]:
-        """Names of this test's jobs that exist."""
+        """Names of this test's jobs, and of their templates, that exist."""
         selector = {"labelSelector": f"hanflow/run={self.run}"}
-        found = [self.cluster.request("GET", kind.path, query=selector)["items"] for kind in BY_KIND.values()]
+        found = [self.cluster.request("GET", kind.path, query=selector)["items"] for kind in KINDS.values()]
         return [job["metadata"]["name"] for items in found for job in items]
 
     def job(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +122,8 @@ class World:
         return self.cluster.request("GET", PODS, query=query)["items"]
 
     def create(self, body: Mapping[str, Any]) -> None:
-        self.cluster.request("POST", BY_KIND[body["kind"]].path, body=body)
+        for each in self.objects(body):
+            self.cluster.request("POST", KINDS[each["kind"]].path, body=each)
 
     def delete(self, body: Mapping[str, Any]) -> None:
         path = f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}"
@@ -155,7 +165,7 @@ class World:
             text=True,
         )
         assert process.stdin
-        process.stdin.write(json.dumps(body))
+        process.stdin.write(json.dumps(self.objects(body)))
         process.stdin.close()
         process.stdin = None
         return process
@@ -183,7 +193,7 @@ def real(folder: Path) -> Iterator[World]:
     finally:
         os.environ["KUBECONFIG"] = given
         selector = {"labelSelector": f"hanflow/run={world.run}"}
-        for kind in BY_KIND.values():
+        for kind in KINDS.values():
             for job in admin.request("GET", kind.path, query=selector)["items"]:
                 with contextlib.suppress(NotFound):
                     admin.request("DELETE", f"{kind.path}/{job['metadata']['name']}")

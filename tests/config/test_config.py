@@ -1,4 +1,4 @@
-"""Settings: one declaration, and every mistake told at once."""
+"""Settings: one declaration, and every mistake reported at once."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 
 from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import STEPS, all_settings, load_experiment, parse_text, settings_of, step_config
+from hanflow.experiment import STEPS, all_settings, load_experiment, member_settings, settings_of, step_config
+from hanflow.experiment.loading import parse_text
 
 
 def experiment(folder: Path, text: str, name: str = "e.yaml") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_a_text_that_no_command_line_passes_on_is_refused() -> None:
+    with pytest.raises(ConfigError, match="wandb_project: '--' cannot be passed on"):
+        step_config("train", {"wandb_project": "--"})
 
 
 def test_a_base_lies_below_and_sections_merge(tmp_path: Path) -> None:
@@ -28,7 +34,7 @@ def test_a_base_lies_below_and_sections_merge(tmp_path: Path) -> None:
     assert loaded.train.architecture == {"type": "bart"}, "a mapping is one setting: replaced, not mixed"
 
 
-def test_a_base_circle_is_told(tmp_path: Path) -> None:
+def test_a_base_circle_is_reported(tmp_path: Path) -> None:
     experiment(tmp_path, "base: b.yaml\n", "a.yaml")
     experiment(tmp_path, "base: a.yaml\n", "b.yaml")
     with pytest.raises(UserError, match="circle"):
@@ -89,6 +95,33 @@ def test_settings_that_cannot_go_together(tmp_path: Path) -> None:
         load_experiment(path)
     with pytest.raises(ConfigError, match="needs its own tokenizer"):
         load_experiment(path, ["preprocess.test_ratio=0.1", "train.pretrained=x/y"])
+
+
+MEMBERS = "task: classification\npreprocess: {source: a.tsv}\ncombine: {members: [{name: a, %s}, {name: b}]}\n"
+
+
+def test_a_member_is_checked_together_with_the_settings_that_it_takes_over(tmp_path: Path) -> None:
+    path = experiment(tmp_path, MEMBERS % "architecture: {type: rnn}")
+    with pytest.raises(ConfigError, match="combine.members: a: train.pretrained and train.architecture exclude"):
+        load_experiment(path, ["train.pretrained=x/y", "tokenize.tokenizer=x/y"])
+    path = experiment(tmp_path, MEMBERS % "pretrained: x/y")
+    with pytest.raises(ConfigError, match="combine.members: a: train.pretrained='x/y' needs its own tokenizer"):
+        load_experiment(path)
+
+
+def test_members_have_checkpoints_of_their_own_and_paths_relative_to_the_file(tmp_path: Path) -> None:
+    path = experiment(tmp_path, MEMBERS % "pretrained: ./model")
+    loaded = load_experiment(path, ["train.checkpoints=gs://bucket/run/", "tokenize.tokenizer=x/y"])
+    one, other = member_settings(loaded)
+    assert one["settings"]["pretrained"] == str(tmp_path / "model")
+    assert [member["settings"]["checkpoints"] for member in (one, other)] == ["gs://bucket/run/a", "gs://bucket/run/b"]
+
+
+@pytest.mark.parametrize("key", ["train.seed.x", "combine.members.a.epochs"])
+def test_an_override_into_what_is_no_mapping_is_refused(key: str, tmp_path: Path) -> None:
+    path = experiment(tmp_path, MEMBERS % "epochs: 1" + "train: {seed: 3}\n")
+    with pytest.raises(ConfigError, match="is no mapping; set it as a whole"):
+        load_experiment(path, [f"{key}=3"])
 
 
 @pytest.mark.parametrize(("text", "said"), [("a: [1", "not valid YAML"), ("- 1\n", "expected `key: value` lines")])

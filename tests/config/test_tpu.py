@@ -51,7 +51,7 @@ def test_chips_hosts_and_shape(accelerator: str, topology: str, chips: int, host
         ("v4-32", "2x2xx4", "v4 slices have 3 sides"),
     ],
 )
-def test_what_does_not_exist_is_told(accelerator: str, topology: str, said: str) -> None:
+def test_what_does_not_exist_is_reported(accelerator: str, topology: str, said: str) -> None:
     with pytest.raises(ValueError) as caught:
         tpu_slice(accelerator, topology)
     assert said in str(caught.value)

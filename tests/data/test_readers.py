@@ -138,7 +138,7 @@ def test_unknown_columns(tmp_path: Path, name: str) -> None:
 
 def test_unknown_role(tmp_path: Path) -> None:
     path = write(tmp_path, "a.csv", "news,summary\n")
-    with pytest.raises(UserError, match=r"no role 'sorce', did you mean 'source'\? Roles: source, target, id"):
+    with pytest.raises(UserError, match=r"no role 'sorce'; did you mean source\? Roles: source, target, id"):
         rows_of(path, columns={"sorce": "news"})
 
 
@@ -265,7 +265,7 @@ def test_bad_bytes_lose_only_their_row(tmp_path: Path) -> None:
     assert rows[1].raw == "\\xff\\xfe bad\tx"
 
 
-def test_cp949_is_told_by_its_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_cp949_is_reported_by_its_bytes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     text = "news,summary\n기사 하나,요약 하나\n기사 둘,요약 둘\n"
     path = write(tmp_path, "a.csv", text.encode("cp949"))
     assert good(rows_of(path)) == PAIRS
@@ -411,7 +411,7 @@ def test_a_bad_aihub_record_loses_only_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reported"),
     [
         ('{"a": 1}', "neither a list 'data' nor a list 'documents'"),
         ('[{"news": "x"}]', "it is a list"),
@@ -421,9 +421,9 @@ def test_a_bad_aihub_record_loses_only_itself(tmp_path: Path) -> None:
         ("아무 글", "is no valid JSON"),
     ],
 )
-def test_json_of_another_layout(tmp_path: Path, content: str, told: str) -> None:
+def test_json_of_another_layout(tmp_path: Path, content: str, reported: str) -> None:
     message = refusal(write(tmp_path, "a.json", content), DIALOGUE_COLUMNS)
-    assert told in message
+    assert reported in message
     assert ".jsonl" in message or "fetch it again" in message
 
 
@@ -598,7 +598,7 @@ def test_the_only_column_is_taken_whatever_its_name(tmp_path: Path, caplog: pyte
     several = write(tmp_path, "c.csv", "번호|본문\n1|글\n")
     with pytest.raises(
         UserError,
-        match=r"columns found: 번호\|본문; its cells seem to be divided by '\|': save it as \.csv; or name it with --column",
+        match=r"columns found: 번호\|본문; its values seem to be separated by '\|': save it as \.csv; or name it with --column",
     ):
         list(read_texts(text_source(str(several))))
     assert r"columns found: 번호|본문" in refusal(several, TEXT)

@@ -13,10 +13,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, BartForConditionalGeneration
 
+from hanflow.config import SearchConfig
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.experiment import load_experiment
-from hanflow.generation import GenerationOptions, Generator, conversion_problem, convert
+from hanflow.generation import Generator, conversion_problem, convert
 from hanflow.generation.conversion import vocabulary
 from hanflow.generation.ctranslate2_engine import MOST_WORKERS, CTranslate2Engine
 from hanflow.progress import Progress
@@ -55,20 +56,20 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 SEARCHES = {
-    "greedy": GenerationOptions(beams=1, max_new_tokens=24),
-    "greedy, no repeated bigram, no shorter than 8": GenerationOptions(
+    "greedy": SearchConfig(beams=1, max_new_tokens=24),
+    "greedy, no repeated bigram, no shorter than 8": SearchConfig(
         beams=1, max_new_tokens=24, no_repeat_ngram=2, min_new_tokens=8
     ),
-    "beam": GenerationOptions(beams=4, max_new_tokens=24),
-    "beam, short texts preferred": GenerationOptions(beams=4, max_new_tokens=24, length_penalty=0.4),
-    "beam, no length penalty": GenerationOptions(beams=4, max_new_tokens=24, length_penalty=0.0),
-    "beam, long texts preferred, no repeated trigram": GenerationOptions(
+    "beam": SearchConfig(beams=4, max_new_tokens=24),
+    "beam, short texts preferred": SearchConfig(beams=4, max_new_tokens=24, length_penalty=0.4),
+    "beam, no length penalty": SearchConfig(beams=4, max_new_tokens=24, length_penalty=0.0),
+    "beam, long texts preferred, no repeated trigram": SearchConfig(
         beams=4, max_new_tokens=24, length_penalty=2.0, no_repeat_ngram=3
     ),
-    "beam, no repeated bigram, no shorter than 10": GenerationOptions(
+    "beam, no repeated bigram, no shorter than 10": SearchConfig(
         beams=4, max_new_tokens=24, length_penalty=0.8, no_repeat_ngram=2, min_new_tokens=10
     ),
-    "beam, cut short": GenerationOptions(beams=3, max_new_tokens=6),
+    "beam, cut short": SearchConfig(beams=3, max_new_tokens=6),
 }
 
 
@@ -132,13 +133,13 @@ def test_conversion_leaves_the_model_alone(trained: Trained, tmp_path: Path, com
 
 @pytest.mark.parametrize("engine", ["transformers", "float32"])
 def test_order_batches_and_odd_rows_change_nothing(trained: Trained, engine: str) -> None:
-    generator, options = trained.engines[engine], GenerationOptions(beams=2, max_new_tokens=12)
+    generator, options = trained.engines[engine], SearchConfig(beams=2, max_new_tokens=12)
     sources = [*trained.sources[:30], np.zeros(0, dtype=np.int32), trained.sources[0][-1:]]
     with Progress("generating", total=len(sources)) as progress:
         together = generator.generate(sources, options, progress)
         assert progress.done == len(sources)
     assert generator.generate(sources[::-1], options)[::-1] == together
-    small = GenerationOptions(beams=2, max_new_tokens=12, batch_tokens=200)
+    small = SearchConfig(beams=2, max_new_tokens=12, batch_tokens=200)
     assert generator.generate(sources, small) == together
     assert [text for source in sources for text in generator.generate([source], options)] == together
     assert generator.generate([], options) == []
@@ -155,10 +156,10 @@ def test_both_refuse_and_cut_alike(trained: Trained, caplog: pytest.LogCaptureFi
     for name in ("transformers", "float32"):
         generator = trained.engines[name]
         with pytest.raises(UserError, match="81 tokens, the model only 80 positions"):
-            generator.generate([np.ones(81, dtype=np.int32)], GenerationOptions())
+            generator.generate([np.ones(81, dtype=np.int32)], SearchConfig())
         with pytest.raises(UserError, match="min_new_tokens=90"):
-            generator.generate(trained.sources[:1], GenerationOptions(min_new_tokens=90))
-        long = GenerationOptions(beams=1, max_new_tokens=200, min_new_tokens=79)
+            generator.generate(trained.sources[:1], SearchConfig(min_new_tokens=90))
+        long = SearchConfig(beams=1, max_new_tokens=200, min_new_tokens=79)
         assert len(generator.search(trained.sources[:1], long)[0]) == 80
 
 
@@ -214,7 +215,7 @@ def test_more_embeddings_than_tokens_and_the_other_way_round(trained: Trained) -
     """Embeddings padded to a round number, and tokens added without resizing: both are common."""
     size = len(trained.tokenizer)
     padded = BartForConditionalGeneration(_changed(trained.model.config, vocab_size=size + 7)).eval()
-    sources, options = trained.sources[:10], GenerationOptions(beams=2, max_new_tokens=12)
+    sources, options = trained.sources[:10], SearchConfig(beams=2, max_new_tokens=12)
     texts = [
         Generator.of(padded, trained.tokenizer, engine).search(sources, options) for engine in ("auto", "transformers")
     ]
@@ -274,7 +275,7 @@ def test_an_interrupt_ends_a_long_search(trained: Trained) -> None:
             signal.raise_signal(signal.SIGINT)
 
     sources = trained.sources * 10
-    options = GenerationOptions(beams=4, max_new_tokens=24, batch_tokens=1600)
+    options = SearchConfig(beams=4, max_new_tokens=24, batch_tokens=1600)
     progress = Interrupting("generating", total=len(sources))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import BartConfig, BartForConditionalGeneration, PreTrainedTokenizerFast
 
+from hanflow.config import SearchConfig
 from hanflow.data.batches import batches
 from hanflow.errors import UserError
-from hanflow.generation import GenerationOptions, generate, generation_config
+from hanflow.generation import Generator, generation_config
 from hanflow.generation.options import even_batches
-from hanflow.tasks.summarization import SummarizationEvaluate
+from hanflow.generation.transformers_engine import TransformersEngine
 
 TEXTS = ["국민 청원에 답해 주십시오", "어린이집 교사의 처우를 개선해 주세요 ㅋㅋ", "#Person1#: 반대합니다"]
 
@@ -76,6 +77,15 @@ def encoded(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.nda
     ]
 
 
+def generate(
+    model: BartForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    sources: list[np.ndarray],
+    options: SearchConfig,
+) -> list[str]:
+    return Generator(TransformersEngine(model), tokenizer).generate(sources, options)
+
+
 class Parrot(BartForConditionalGeneration):
     """Says given tokens, one a step, whatever it reads: lets a test choose what is generated."""
 
@@ -93,7 +103,7 @@ def said(tokenizer: PreTrainedTokenizerFast, tokens: list[str], remove: tuple[st
     parrot = Parrot(bart(tokenizer).config).eval()
     ids = tokenizer.convert_tokens_to_ids([*tokens, "</s>", "국"])
     parrot.say = tuple(ids)
-    options = GenerationOptions(beams=1, max_new_tokens=20, remove_tokens=remove)
+    options = SearchConfig(beams=1, max_new_tokens=20, remove_tokens=list(remove))
     return generate(parrot, tokenizer, encoded(tokenizer, TEXTS[:1]), options)[0]
 
 
@@ -106,12 +116,12 @@ def test_batching_and_order_do_not_change_what_a_row_gets(
     model: BartForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, beams: int
 ) -> None:
     sources = encoded(tokenizer, [*TEXTS, "짧다", TEXTS[0] + TEXTS[1], "국민"])
-    options = GenerationOptions(beams=beams, max_new_tokens=8, batch_tokens=10_000)
+    options = SearchConfig(beams=beams, max_new_tokens=8, batch_tokens=10_000)
     together = generate(model, tokenizer, sources, options)
     alone = [generate(model, tokenizer, [source], options)[0] for source in sources]
     assert together == alone
     assert generate(model, tokenizer, sources[::-1], options)[::-1] == together
-    small = GenerationOptions(beams=beams, max_new_tokens=8, batch_tokens=64)
+    small = SearchConfig(beams=beams, max_new_tokens=8, batch_tokens=64)
     assert generate(model, tokenizer, sources, small) == together
     assert len(set(together)) > 1
 
@@ -119,7 +129,7 @@ def test_batching_and_order_do_not_change_what_a_row_gets(
 def test_it_is_plain_transformers_generation(tokenizer: PreTrainedTokenizerFast) -> None:
     model = bart(tokenizer, forced_eos_token_id=None)  # BartConfig's hidden default is 2, here <usr>
     source = encoded(tokenizer, TEXTS)[1]
-    options = GenerationOptions(beams=3, max_new_tokens=10, no_repeat_ngram=2, length_penalty=0.8)
+    options = SearchConfig(beams=3, max_new_tokens=10, no_repeat_ngram=2, length_penalty=0.8)
     theirs = model.generate(
         input_ids=torch.from_numpy(source.astype(np.int64))[None],
         num_beams=3,
@@ -139,7 +149,7 @@ def test_nothing_hides_in_the_models_own_generation_config(tokenizer: PreTrained
     plain, tricky = bart(tokenizer), bart(tokenizer)
     own = tricky.generation_config
     own.update(max_length=5, no_repeat_ngram_size=1, num_beams=3, repetition_penalty=5.0, forced_bos_token_id=9)
-    options = GenerationOptions(beams=1, max_new_tokens=15)
+    options = SearchConfig(beams=1, max_new_tokens=15)
     sources = encoded(tokenizer, TEXTS)
     assert generate(tricky, tokenizer, sources, options) == generate(plain, tokenizer, sources, options)
     assert tricky.generation_config is own
@@ -165,13 +175,13 @@ def test_an_unknown_token_to_remove_is_no_failure(tokenizer: PreTrainedTokenizer
 
 
 def test_no_sources_no_texts(model: BartForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert generate(model, tokenizer, [], GenerationOptions()) == []
+    assert generate(model, tokenizer, [], SearchConfig()) == []
 
 
 def test_the_models_mode_is_put_back(tokenizer: PreTrainedTokenizerFast) -> None:
     model = bart(tokenizer, dropout=0.5).train()
     sources = encoded(tokenizer, TEXTS)
-    options = GenerationOptions(beams=1, max_new_tokens=6)
+    options = SearchConfig(beams=1, max_new_tokens=6)
     assert generate(model, tokenizer, sources, options) == generate(model, tokenizer, sources, options)  # no dropout
     assert model.training
 
@@ -179,13 +189,13 @@ def test_the_models_mode_is_put_back(tokenizer: PreTrainedTokenizerFast) -> None
 def test_longer_than_the_models_positions(
     model: BartForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert generation_config(model, GenerationOptions(max_new_tokens=100)).max_new_tokens == 40
-    tall = GenerationOptions(beams=1, max_new_tokens=100, min_new_tokens=40, batch_tokens=64)
+    assert generation_config(model, SearchConfig(max_new_tokens=100)).max_new_tokens == 40
+    tall = SearchConfig(beams=1, max_new_tokens=100, min_new_tokens=40, batch_tokens=64)
     assert len(generate(model, tokenizer, encoded(tokenizer, TEXTS[:1]), tall)) == 1
     with pytest.raises(UserError, match="41 tokens, the model only 40 positions; set tokenize"):
-        generate(model, tokenizer, [np.zeros(41, dtype=np.int32)], GenerationOptions())
+        generate(model, tokenizer, [np.zeros(41, dtype=np.int32)], SearchConfig())
     with pytest.raises(UserError, match="min_new_tokens=50"):
-        generation_config(model, GenerationOptions(min_new_tokens=50, max_new_tokens=30))
+        generation_config(model, SearchConfig(min_new_tokens=50, max_new_tokens=30))
 
 
 def test_no_warning_reaches_the_user(
@@ -194,18 +204,8 @@ def test_no_warning_reaches_the_user(
     for beams in (1, 2):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            generate(model, tokenizer, encoded(tokenizer, TEXTS), GenerationOptions(beams=beams, max_new_tokens=6))
+            generate(model, tokenizer, encoded(tokenizer, TEXTS), SearchConfig(beams=beams, max_new_tokens=6))
     assert capfd.readouterr().err == ""
-
-
-def test_options_are_the_settings_of_evaluate() -> None:
-    config = SummarizationEvaluate(
-        beams=2, max_new_tokens=7, min_new_tokens=1, no_repeat_ngram=3, remove_tokens=["<usr>"]
-    )
-    assert GenerationOptions.of(config) == GenerationOptions(
-        beams=2, max_new_tokens=7, min_new_tokens=1, no_repeat_ngram=3, remove_tokens=("<usr>",)
-    )
-    assert GenerationOptions.of(SummarizationEvaluate()) == GenerationOptions()
 
 
 @given(st.lists(st.integers(0, 512), max_size=60), st.integers(16, 4096), st.integers(1, 5), st.integers(0, 99))

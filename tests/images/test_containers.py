@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cli.main import EXPERIMENTS
 from hanflow.cluster.job import USER
-from hanflow.experiment import load_experiment
+from hanflow.experiment import EXPERIMENTS, load_experiment
 from hanflow.storage.artifacts import KINDS, read_manifest
 from images.pins import normalized, pinned
 from tests.images.containers import ROOT, SAMPLE_DATA, image, locked_up, podman, run_in, writable_by
@@ -162,7 +161,8 @@ def test_an_image_holds_what_it_should_and_no_more(kind: str) -> None:
     )
     assert tools == []
     assert left == ["hanflow"], "a build's mounts and secrets leave nothing"
-    pins = pinned((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    files = (ROOT / "constraints.txt", ROOT / "images" / "gpu" / "constraints.txt")
+    pins = pinned([line for file in files for line in file.read_text(encoding="utf-8").splitlines()])
     packages.pop("hanflow")
     assert {normalized(name): version.split("+")[0] for name, version in packages.items()}.items() <= pins.items()
     assert ("streamlit" in packages) == (kind == "demo") and "pip" not in packages and "pytest" not in packages

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from hanflow import images
-from hanflow.cli.main import PIPELINES, main
+from hanflow.cli.main import main
+from hanflow.cli.options import PIPELINES
 from hanflow.errors import UserError
 from hanflow.images import Images
 from hanflow.version import image_tag

@@ -89,7 +89,7 @@ def test_tied_weights_follow_from_any_one_of_them(tmp_path: Path) -> None:
         load_weights(ours, torn, "w")
 
 
-def test_what_does_not_fit_is_told_and_nothing_is_changed(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_reported_and_nothing_is_changed(tmp_path: Path) -> None:
     ours, before = model(2), model(2)
     deeper = model(1, decoder_layers=3).state_dict()
     with pytest.raises(UserError) as caught:

@@ -95,7 +95,7 @@ def test_metrics_share_resamples() -> None:
     assert found["gain"].low == pytest.approx(0.01, abs=1e-12)
 
 
-def test_misuse_is_told() -> None:
+def test_misuse_is_reported() -> None:
     for confidence in (0.0, 1.0, 95):
         with pytest.raises(ValueError, match="between 0 and 1"):
             interval([0.5], confidence=confidence)

@@ -144,7 +144,7 @@ def test_no_rows_no_scores() -> None:
     assert {values.shape for values in rouge.f1_rows([], []).values()} == {(0,)}
 
 
-def test_misuse_is_told() -> None:
+def test_misuse_is_reported() -> None:
     with pytest.raises(ValueError, match="known: morpheme"):
         rouge.f1_rows(["가"], ["가"], "syllable")
     with pytest.raises(ValueError, match="model_tokenization"):

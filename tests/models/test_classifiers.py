@@ -14,14 +14,15 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
+from hanflow.config import TrainConfig
 from hanflow.errors import UserError
 from hanflow.loading import initial
-from hanflow.loading.pretrained import CLASSIFIER, load_members, load_model
+from hanflow.loading.pretrained import CLASSIFIER, load_model
 from hanflow.models import classifiers, ensemble
 from hanflow.models.cnn import CnnConfig, CnnForSequenceClassification
 from hanflow.models.rnn import RnnConfig, RnnForSequenceClassification
 from hanflow.progress import Progress
-from hanflow.tasks.classification import ClassificationEvaluate, ClassificationTrain, Classifier
+from hanflow.tasks.classification import Classification, ClassificationEvaluate, ClassificationTrain, Classifier
 
 TINY: dict[str, dict[str, Any]] = {
     "rnn": {"type": "rnn", "embedding_size": 8, "hidden_size": 6, "n_layers": 3, "initializer_range": 1.0},
@@ -48,7 +49,8 @@ def tokenizer_of(words: int = 40, **settings: Any) -> PreTrainedTokenizerFast:
 
 
 def new(kind: str, seed: int = 0, **settings: Any) -> Any:
-    return classifiers.new_model({**TINY[kind], **settings}, tokenizer_of(), seed, LABELS)
+    config = TrainConfig(architecture={**TINY[kind], **settings}, seed=seed)
+    return initial.classifier(config, tokenizer_of(), LABELS)
 
 
 def rows_of(*lengths: int) -> list[tuple[np.ndarray, int]]:
@@ -137,7 +139,7 @@ def test_the_cnn_is_kims() -> None:
 
 @pytest.mark.parametrize("kind", ["rnn", "cnn"])
 def test_the_described_shapes_are_the_defaults(kind: str) -> None:
-    model = classifiers.new_model({"type": kind}, tokenizer_of(), 0, ["a", "b"])
+    model = initial.classifier(TrainConfig(architecture={"type": kind}, seed=0), tokenizer_of(), ["a", "b"])
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert model.config.dropout == 0.3
     if kind == "rnn":
@@ -267,15 +269,18 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
 
 
 def test_mistakes_are_reported() -> None:
-    assert [classifiers.check(settings) for settings in TINY.values()] == [[], [], []]
-    assert "known: rnn, cnn, bert" in classifiers.check({"type": "gpt"})[0]
-    assert "did you mean n_layers?" in classifiers.check({"type": "rnn", "n_layer": 2})[0]
-    assert "[3, 3] names one twice" in classifiers.check({"type": "cnn", "windows": [3, 3]})[0]
+    assert [classifiers.ARCHITECTURES.problems(settings) for settings in TINY.values()] == [[], [], []]
+    assert "known: rnn, cnn, bert" in classifiers.ARCHITECTURES.problems({"type": "gpt"})[0]
+    assert "did you mean n_layers?" in classifiers.ARCHITECTURES.problems({"type": "rnn", "n_layer": 2})[0]
+    assert "[3, 3] names one twice" in classifiers.ARCHITECTURES.problems({"type": "cnn", "windows": [3, 3]})[0]
     for wrong in ([], [3, 0], 3):
-        assert "does not fit; for example [3, 4, 5]" in classifiers.check({"type": "cnn", "windows": wrong})[0]
+        assert (
+            "does not fit; for example [3, 4, 5]"
+            in classifiers.ARCHITECTURES.problems({"type": "cnn", "windows": wrong})[0]
+        )
     assert (
         "does not divide hidden_size=10 evenly"
-        in classifiers.check({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
+        in classifiers.ARCHITECTURES.problems({"type": "bert", "hidden_size": 10, "num_attention_heads": 4})[0]
     )
     with pytest.raises(UserError, match="set one, e.g."):
         initial.classifier(ClassificationTrain(), tokenizer_of(), LABELS)
@@ -325,8 +330,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
     for kind in ("rnn", "cnn"):
         new(kind).save_pretrained(tmp_path / kind)
         tokenizer_of().save_pretrained(tmp_path / kind)
-    members = load_members({"rnn": tmp_path / "rnn", "cnn": tmp_path / "cnn"})
-    combined = ensemble.combine(members)
+    combined = Classification().combine({kind: str(tmp_path / kind) for kind in ("rnn", "cnn")}, [])
     inputs = inputs_of(rows_of(5), 5, combined)
     expected = sum(new(kind)(**inputs).logits.softmax(-1) for kind in ("rnn", "cnn")) / 2
     torch.testing.assert_close(combined(**inputs).logits.exp(), expected, rtol=1e-5, atol=1e-6)
@@ -335,7 +339,7 @@ def test_ensemble_members_are_loaded_from_folders(tmp_path: Path) -> None:
 
 def test_members_that_do_not_fit_together_are_refused() -> None:
     model, tokenizer = new("rnn"), tokenizer_of()
-    other = classifiers.new_model(TINY["cnn"], tokenizer, 0, ["긍정", "부정", "모름"])
+    other = initial.classifier(TrainConfig(architecture=TINY["cnn"]), tokenizer, ["긍정", "부정", "모름"])
     with pytest.raises(UserError, match="b: its classes are 긍정, 부정, 모름, those of a are 부정, 긍정, 모름"):
         ensemble.combine({"a": (model, tokenizer), "b": (other, tokenizer)})
     with pytest.raises(UserError, match="b: its tokenizer is not that of a"):

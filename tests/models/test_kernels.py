@@ -16,6 +16,7 @@ from hanflow.models.architecture import Architectures
 from hanflow.models.ffn import FfnConfig, FfnForCausalLM
 from hanflow.models.kernels import attention, cross_entropy, dropout
 from hanflow.training.backends.torch import TorchBackend
+from tests.models.test_classifiers import tokenizer_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -216,6 +217,7 @@ def test_an_unknown_architecture_is_reported() -> None:
     assert "set one, e.g. x=y" in known.problems({})[0]
     assert "did you mean rnn?" in known.problems({"type": "rnnn"})[0]
     assert "known: rnn, cnn" in known.problems({"type": 5})[0]
-    assert type(known.build({"n_layers": 2}, vocab_size=9)) is rnn.RnnForSequenceClassification
+    made = known.build({"n_layers": 2}, tokenizer_of(), 0, ["pad_token_id"])
+    assert type(made) is rnn.RnnForSequenceClassification
     with pytest.raises(UserError, match="did you mean rnn?"):
-        known.build({"type": "rnnn"})
+        known.build({"type": "rnnn"}, tokenizer_of(), 0, [])

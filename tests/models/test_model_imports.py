@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from hanflow.models import causal_lm as language
-from hanflow.models import classifiers
+from hanflow.config import TrainConfig
+from hanflow.loading import initial
 from tests.models import test_causal_lm, test_classifiers
 
 
@@ -27,11 +27,11 @@ def test_register_lets_the_auto_classes_load_everything(tmp_path: Path) -> None:
     """In a process that knows nothing of us but `register`, as the model card tells its readers."""
     tokenizer = test_classifiers.tokenizer_of()
     for kind, settings in test_causal_lm.TINY.items():
-        language.new_model(settings, tokenizer, 0).save_pretrained(tmp_path / kind)
+        initial.language_model(TrainConfig(architecture=settings), tokenizer).save_pretrained(tmp_path / kind)
         tokenizer.save_pretrained(tmp_path / kind)
     for kind in ("rnn", "cnn"):
-        settings = test_classifiers.TINY[kind]
-        classifiers.new_model(settings, tokenizer, 0, ["a", "b"]).save_pretrained(tmp_path / kind)
+        config = TrainConfig(architecture=test_classifiers.TINY[kind])
+        initial.classifier(config, tokenizer, ["a", "b"]).save_pretrained(tmp_path / kind)
     code = f"""
 from hanflow.models import register
 register(); register()

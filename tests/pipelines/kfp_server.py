@@ -31,15 +31,15 @@ KINDS = {
 
 def task(name: str, state: str, seconds: int = 0, error: str = "") -> dict[str, Any]:
     """A task as the server lists it."""
-    told: dict[str, Any] = {
+    reported: dict[str, Any] = {
         "display_name": name,
         "state": state,
         "create_time": "2026-11-21T10:00:00Z",
         "start_time": "2026-11-21T10:00:00Z",
     }
     if seconds:
-        told["end_time"] = f"2026-11-21T10:{seconds // 60:02d}:{seconds % 60:02d}Z"
-    return told | ({"error": {"code": 2, "message": error}} if error else {})
+        reported["end_time"] = f"2026-11-21T10:{seconds // 60:02d}:{seconds % 60:02d}Z"
+    return reported | ({"error": {"code": 2, "message": error}} if error else {})
 
 
 @dataclass
@@ -79,8 +79,8 @@ class KfpServer:
     Attributes:
         token: what has to be in the Authorization header; empty: nobody is asked.
         script: what the next run lives through; the last look stays.
-        cancelled: what a run lives through that is told to end.
-        retried: what a run lives through that is told to go on.
+        cancelled: what a run lives through that is asked to end.
+        retried: what a run lives through that is asked to continue.
         multi_user: whether experiments belong to namespaces.
         login_page: answer everything with a page for people, as an identity proxy does.
     """
@@ -120,8 +120,8 @@ class KfpServer:
         look = looks.pop(0) if len(looks) > 1 else looks[0]
         if look.status != 200:
             return look.status, {"code": 14, "message": "upstream connect error"}
-        told = {**self.runs[run], "state": look.state, "run_details": {"task_details": list(look.tasks)}}
-        return 200, told | ({"error": {"code": 2, "message": look.error}} if look.error else {})
+        reported = {**self.runs[run], "state": look.state, "run_details": {"task_details": list(look.tasks)}}
+        return 200, reported | ({"error": {"code": 2, "message": look.error}} if look.error else {})
 
     def add_run(self, *looks: Look) -> str:
         """A run that somebody started; returns its id."""
@@ -133,8 +133,8 @@ class KfpServer:
     def _experiments(self, method: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         namespace = (query if method == "GET" else body).get("namespace", "")
         if bool(namespace) != self.multi_user:
-            told = "Invalid input error: In single-user mode, experiments have no namespace"
-            return 400, {"code": 3, "message": "namespace is missing" if self.multi_user else told}
+            reported = "Invalid input error: In single-user mode, experiments have no namespace"
+            return 400, {"code": 3, "message": "namespace is missing" if self.multi_user else reported}
         if method == "POST":
             made = {**body, "experiment_id": str(uuid.uuid4())}
             self.experiments[made["display_name"]] = made
@@ -186,8 +186,8 @@ def serve(server: KfpServer) -> Iterator[KfpServer]:
                 self._send(401, json.dumps({"code": 16, "message": "Request header error: no valid user"}).encode())
             else:
                 query = dict(urllib.parse.parse_qsl(where.query))
-                status, told = server.answer(self.command, where.path, query, json.loads(sent) if sent else None)
-                self._send(status, json.dumps(told).encode())
+                status, reported = server.answer(self.command, where.path, query, json.loads(sent) if sent else None)
+                self._send(status, json.dumps(reported).encode())
 
         def _send(self, status: int, body: bytes, kind: str = "application/json") -> None:
             self.send_response(status)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hanflow.cli.main import EXPERIMENTS, main
+from hanflow.cli.main import main
 from hanflow.errors import ConfigError
-from hanflow.experiment import load_experiment, member_settings
+from hanflow.experiment import EXPERIMENTS, load_experiment, member_settings
 
 SMALL = [
     "--limit-rows=300",
@@ -82,7 +82,7 @@ def test_its_bundle_predicts(output: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "classes.tsv").read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_reported_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sample = EXPERIMENTS / "sample-ensemble.yaml"
     for members, message in (
         ("[{epochs: 3}]", "give a mapping with its `name`"),
@@ -106,7 +106,7 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.C
         load_experiment(sample, ["evaluate.untrained=true"])
     output = ["--output", str(tmp_path / "out")]
     assert main(["run", "classification", "--experiment", "sample-ensemble", *output]) == 1
-    assert "run `hanflow run ensemble`" in capsys.readouterr().err
+    assert "not of classification; give ensemble" in capsys.readouterr().err
     assert main(["run", "ensemble", "--set=combine.members=[{name: a, architecture: {type: rnm}}]", *output]) == 1
     assert "a: train.architecture.type: 'rnm'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -114,6 +114,6 @@ def test_mistakes_are_told_before_anything_runs(tmp_path: Path, capsys: pytest.C
 
 def test_members_take_over_what_the_train_section_sets() -> None:
     rnn, cnn = member_settings(load_experiment(EXPERIMENTS / "sample-ensemble.yaml", ["train.epochs=9"]))
-    assert (rnn["name"], rnn["epochs"], rnn["batch_size"]) == ("rnn", 3, 64)
-    assert cnn["learning_rate"] == 1e-3
-    assert "seed" not in rnn and "job" not in rnn, "defaults stay out of the pipeline's parameter"
+    assert (rnn["name"], rnn["settings"]["epochs"], rnn["settings"]["batch_size"]) == ("rnn", 3, 64)
+    assert cnn["settings"]["learning_rate"] == 1e-3
+    assert "seed" not in rnn["settings"], "defaults stay out of the pipeline's parameter"

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from hanflow.errors import UserError
 from hanflow.serving.bundle import answer, open_bundle
 from hanflow.tasks import chosen_task, get_task, known_tasks, register_task
-from hanflow.tasks.common import CommonTask
+from hanflow.tasks.base import Task
 from tests.support import tasks
 from tests.toy.stars import Guesser, Stars
 
@@ -105,7 +105,7 @@ def test_a_name_in_a_file_loads_no_code() -> None:
             get_task(name)
 
 
-class WithoutScores(CommonTask):
+class WithoutScores(Task):
     name = "unfinished"
     columns, sequences, verb = Stars.columns, Stars.sequences, Stars.verb
     clean, longest, predictor = Stars.clean, Stars.longest, Stars.predictor

@@ -16,12 +16,13 @@ import psutil
 import pytest
 import yaml
 
-from hanflow.cli.main import EXPERIMENTS, main
-from hanflow.errors import ConfigError
-from hanflow.experiment import STEPS, Experiment, load_experiment
-from hanflow.experiment.form import from_form
+from hanflow.cli.main import main
+from hanflow.errors import ConfigError, UserError
+from hanflow.experiment import EXPERIMENTS, STEPS, Experiment, load_experiment
+from hanflow.experiment.form import form_values, from_form, settings_off_form
 from hanflow.images import TAG
 from hanflow.pipelines.packages import ANY, PIPELINES, Package
+from hanflow.steps.configure import job_namespaces, outputs_of
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
@@ -81,7 +82,7 @@ def test_the_form_is_short_typed_and_documented(name: str) -> None:
         # Kubeflow's form shows an empty, zero or false default as missing.
         assert parameter.get("defaultValue", "given") not in ("", 0, [], {}) or parameter["parameterType"] == "BOOLEAN"
     choices = parameters["runtime"]["description"]
-    assert all(runtime in choices for runtime in ("local", "pytorchjob", "tpu"))
+    assert all(runtime in choices for runtime in ("local", "auto", "trainjob", "pytorchjob", "tpu"))
 
 
 def test_the_form_says_every_setting() -> None:
@@ -107,6 +108,9 @@ def test_the_form_says_every_setting() -> None:
         ({"runtime": "tpu", "node_type": "v9-1"}, {}, "job.accelerator"),
         ({"model": "new"}, {"train": {"architecture": {"d_modle": 8}}}, "did you mean d_model"),
         ({"data": ""}, {}, "preprocess.source"),
+        ({}, {"task": "classification"}, "task: this pipeline learns summarization"),
+        ({}, {"combine": {"members": [{"name": "a"}]}}, "combine.members: this pipeline trains one model"),
+        ({"members": [{"name": "a", "architecture": {"d_modle": 8}}]}, {}, "combine.members: a: train.architecture"),
     ],
 )
 def test_a_wrong_form_is_refused(form: dict[str, Any], settings: dict[str, Any], message: str) -> None:
@@ -122,6 +126,42 @@ def test_what_stands_in_settings_wins_and_kubeflows_floats_are_numbers() -> None
     assert (made.preprocess.test_source, made.train.pretrained, made.job.accelerator) == ("", "", "")
     tuned = from_form("summarization", {"train": {"architecture": {"d_model": 8}}}, {**form, "model": "a/b"}, {})
     assert (tuned.train.pretrained, tuned.tokenize.tokenizer, tuned.train.architecture) == ("a/b", "a/b", {})
+    empty = from_form("summarization", base, form, {"train": None})
+    assert empty.train.seed == 1, "nothing was set"
+
+
+def test_a_model_chosen_in_the_form_brings_its_tokenizer() -> None:
+    overrides = ["preprocess.source=x", "train.pretrained=a/model", "tokenize.tokenizer=a/tokenizer"]
+    experiment = load_experiment(EXPERIMENTS / "kobart-news.yaml", overrides)
+    form = {name: value for name, value in form_values(experiment).items() if name != "settings"}
+    base = settings_off_form(experiment, form)
+    assert from_form("summarization", base, form, {}) == experiment
+    other = from_form("summarization", base, {**form, "model": "another/model"}, {})
+    assert other.tokenize.tokenizer == "another/model"
+    explicit = {"tokenize": {"tokenizer": "a/third"}}
+    assert (
+        from_form("summarization", base, {**form, "model": "another/model"}, explicit).tokenize.tokenizer == "a/third"
+    )
+
+
+def test_jobs_are_removed_wherever_a_member_trained() -> None:
+    members = [{"name": "a"}, {"name": "b", "job": {"runtime": "pytorchjob", "namespace": "team"}}]
+    assert job_namespaces("local", {}, members, None) == ["team"]
+    assert job_namespaces("pytorchjob", {"job": {"namespace": "lab"}}, members, {}) == ["lab", "team"]
+    assert job_namespaces("local", {}, [], {"job": {"runtime": "tpu"}}) == [""]
+    assert job_namespaces("local", {}, ["no mapping"], {"job": 3}) == []
+
+
+def test_a_bundle_is_named_after_the_experiment_wherever_it_is_made() -> None:
+    experiment = load_experiment(EXPERIMENTS / "kobart-news.yaml", ["preprocess.source=x", "name=news"])
+    assert outputs_of(experiment)["export"]["title"] == "news"
+
+
+def test_an_ensemble_of_another_task_is_refused() -> None:
+    with pytest.raises(
+        UserError, match="hanflow-ensemble trains models of the task classification, the experiment sets task=summ"
+    ):
+        Package.of(load_experiment(EXPERIMENTS / "summarization.yaml", ["combine.members=[{name: a}]"], require=False))
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -206,7 +246,7 @@ def test_every_pod_has_its_place_on_a_cluster(name: str) -> None:
         ("cluster.tolerations=[team]", "cluster.tolerations: expected mappings"),
     ],
 )
-def test_places_that_no_cluster_has_are_told(text: str, said: str) -> None:
+def test_places_that_no_cluster_has_are_reported(text: str, said: str) -> None:
     from hanflow.errors import ConfigError
     from hanflow.experiment import load_experiment
 
@@ -245,7 +285,7 @@ def test_bundled_experiments_load() -> None:
         assert Package.of(experiment).arguments(experiment)["data"] == experiment.preprocess.source
 
 
-def test_unknown_things_are_told(tmp_path: Path) -> None:
+def test_unknown_things_are_reported(tmp_path: Path) -> None:
     run = hanflow("run", "summarization", "--experiment", "sample-sumarization", cwd=tmp_path)
     assert run.returncode == 1
     assert "no such experiment file" in run.stderr and "sample-summarization" in run.stderr
@@ -320,6 +360,7 @@ def test_the_experiment_that_was_run_can_be_run_again(finished: tuple[Path, Any]
     again = load_experiment(output / "experiment.yaml")
     assert isinstance(again, Experiment)
     assert again.train.epochs == 1 and again.preprocess.source.endswith("petitions.tsv.gz")
+    assert not again.train.checkpoints, "in another folder it must not resume from these"
 
 
 def test_another_runs_folder_is_not_touched(finished: tuple[Path, Any]) -> None:
@@ -361,9 +402,9 @@ def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, signum: signal
     while not (metrics.is_file() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.kill(process.pid, signum)
-    told, _ = process.communicate(timeout=300)
-    assert process.returncode == 130, told
-    assert "interrupted" in told
+    reported, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, reported
+    assert "interrupted" in reported
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
     assert record["status"] == "interrupted"
     assert [step["status"] for step in record["steps"]][:2] == ["done", "done"]

@@ -243,7 +243,7 @@ def test_what_the_server_refuses_is_reported(server: KfpServer, capsys: pytest.C
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--endpoint=localhost:8080", SOURCE], "is no URL"),
+        (["--endpoint=localhost:8080", SOURCE], "is not a URL"),
         (["--endpoint=", SOURCE], "--endpoint: is missing"),
         (["--endpoint=http://127.0.0.1:9"], "preprocess.source: is required"),
         (["--endpoint=http://127.0.0.1:9", SOURCE, "--set=train.epoch=3"], "did you mean train.epochs?"),
@@ -261,7 +261,7 @@ def test_mistakes_are_reported_before_anything_is_sent(
 
 def test_a_local_source_is_pointed_at(server: KfpServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(server, "--set=preprocess.source=/data/raw.tsv") == 0
-    assert "/data/raw.tsv is no gs:// URI" in capsys.readouterr().err
+    assert "/data/raw.tsv is not a gs:// URI" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["create", "submit"])

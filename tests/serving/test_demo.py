@@ -140,7 +140,7 @@ def test_mistakes_are_reported_before_a_server_starts(
 
     assert "holds no bundle, run or model" in error_of(tmp_path)
     assert "give one or two" in error_of(bundle, bundle, bundle)
-    assert "--port: 70000 is no port" in error_of(bundle, "--port", "70000")
+    assert "--port: 70000 is not a port" in error_of(bundle, "--port", "70000")
     assert "cannot be read" in error_of(bundle, "--examples", tmp_path / "nowhere.txt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "pip install 'hanflow[demo]'" in error_of(bundle)

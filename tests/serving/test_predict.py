@@ -162,7 +162,7 @@ def test_the_search_can_be_changed(bundle: Path, tmp_path: Path) -> None:
     assert opened.settings.remove_tokens == [removed] and opened.settings.beams == EVALUATE.beams
 
 
-def test_what_the_model_does_not_read_is_told(bundle: Path) -> None:
+def test_what_the_model_does_not_read_is_reported(bundle: Path) -> None:
     opened = open_bundle(str(bundle))
     predictor = opened.predictor()
     found = answer(opened, predictor, ["", "짧은 글", "긴 글 " * 500])
@@ -311,24 +311,24 @@ def test_mistakes_show_before_the_model_is_loaded(
     (tmp_path / "broken.jsonl").write_text('{"source": "가"}\n{"source": "나"\n')
     out = tmp_path / "out.csv"
 
-    def told(*options: str | Path) -> str:
+    def reported(*options: str | Path) -> str:
         return failed(capsys, *options)
 
-    assert "is a shards artifact, which cannot predict" in told(scored[0].shards, "--input", good)
-    assert "nowhere: no such folder; give a bundle, a run" in told(Path("nowhere"), "--input", good)
-    assert "is a part of a bundle; give the bundle itself" in told(bundle / "huggingface", "--input", good)
-    assert "no such file or folder" in told(bundle, "--input", tmp_path / "nowhere.csv")
-    assert "is empty" in told(bundle, "--input", tmp_path / "empty.txt", "--output", out)
-    assert "columns found: a, b; name it with --column" in told(bundle, "--input", tmp_path / "two.csv")
-    assert "has no column for source (--column names 'c'); columns found: a, b" in told(
+    assert "is a shards artifact, which cannot predict" in reported(scored[0].shards, "--input", good)
+    assert "nowhere: no such folder; give a bundle, a run" in reported(Path("nowhere"), "--input", good)
+    assert "is a part of a bundle; give the bundle itself" in reported(bundle / "huggingface", "--input", good)
+    assert "no such file or folder" in reported(bundle, "--input", tmp_path / "nowhere.csv")
+    assert "is empty" in reported(bundle, "--input", tmp_path / "empty.txt", "--output", out)
+    assert "columns found: a, b; name it with --column" in reported(bundle, "--input", tmp_path / "two.csv")
+    assert "has no column for source (--column names 'c'); columns found: a, b" in reported(
         bundle, "--input", tmp_path / "two.csv", "--column", "c"
     )
-    assert "line 2: not valid JSON" in told(bundle, "--input", tmp_path / "broken.jsonl", "--output", out)
-    assert "its folder does not exist" in told(bundle, "--input", good, "--output", tmp_path / "no" / "out.csv")
-    assert "is a folder" in told(bundle, "--input", good, "--output", tmp_path)
-    assert "is one of the input files" in told(bundle, "--input", good, "--output", good, "--force")
-    assert "evaluate.beams: must be at least 1" in told(bundle, "--input", good, "--beams", "0")
-    assert "--chunk-rows" in told(bundle, "--input", good, "--chunk-rows", "0")
+    assert "line 2: not valid JSON" in reported(bundle, "--input", tmp_path / "broken.jsonl", "--output", out)
+    assert "its folder does not exist" in reported(bundle, "--input", good, "--output", tmp_path / "no" / "out.csv")
+    assert "is a folder" in reported(bundle, "--input", good, "--output", tmp_path)
+    assert "is one of the input files" in reported(bundle, "--input", good, "--output", good, "--force")
+    assert "evaluate.beams: must be at least 1" in reported(bundle, "--input", good, "--beams", "0")
+    assert "--chunk-rows" in reported(bundle, "--input", good, "--chunk-rows", "0")
     assert not out.exists()
 
 

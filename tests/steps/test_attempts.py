@@ -65,11 +65,11 @@ def test_what_other_code_made_is_not_kept(
 ) -> None:
     output = tmp_path / "corpus"
     assert preprocess(source, output) == 0
-    monkeypatch.setattr("hanflow.steps.reuse.program_version", lambda step: f"hanflow 0.2.0 (other {step})")
+    monkeypatch.setattr("hanflow.steps.reuse.program_version", lambda step, task: f"hanflow 0.2.0 (other {step})")
     capsys.readouterr()
     assert preprocess(source, output, "--keep-finished") == 1
-    told = capsys.readouterr().err
-    assert "preprocess runs again: the code changed since" in told and "already exists" in told
+    reported = capsys.readouterr().err
+    assert "preprocess runs again: the code changed since" in reported and "already exists" in reported
 
 
 def test_a_damaged_artifact_is_not_kept(source: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_damaged_artifact_is_not_kept(source: Path, tmp_path: Path) -> None:
     assert preprocess(source, output, "--keep-finished") == 1
 
 
-def test_a_retried_pod_of_kubeflow_keeps_it_and_tells_its_figures(source: Path, tmp_path: Path) -> None:
+def test_a_retried_pod_of_kubeflow_keeps_it_and_reports_its_figures(source: Path, tmp_path: Path) -> None:
     def attempt() -> tuple[str, dict[str, Any], str]:
         corpus = dsl.Dataset(name="corpus", uri=str(tmp_path / "out" / "corpus"))
         metrics = dsl.Metrics(name="metrics", uri=str(tmp_path / "out" / "metrics"))
@@ -93,12 +93,12 @@ def test_a_retried_pod_of_kubeflow_keeps_it_and_tells_its_figures(source: Path, 
             "report": report,
             "settings": settings,
         }
-        told = in_pipeline("preprocess", run, arguments, inputs=(), output="corpus")
-        return told, metrics.metadata, Path(report.path).read_text(encoding="utf-8")
+        reported = in_pipeline("preprocess", run, arguments, inputs=(), output="corpus")
+        return reported, metrics.metadata, Path(report.path).read_text(encoding="utf-8")
 
     uri, figures, report = attempt()
     before = contents(Path(uri))
-    again, told, page = attempt()
+    again, reported, page = attempt()
     assert (again, page) == (uri, report) and contents(Path(uri)) == before
     counts = read_manifest(Path(uri), "corpus").counts
-    assert figures["rows"] == told["read"] == counts["read"] == 40, "what the manifest counts can still be told"
+    assert figures["rows"] == reported["read"] == counts["read"] == 40, "what the manifest counts can still be reported"

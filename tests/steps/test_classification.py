@@ -98,7 +98,7 @@ def test_a_single_class_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_column_that_holds_no_classes_is_refused(tmp_path: Path) -> None:
-    """A million different labels: told after the first thousand, not after a model of a million classes."""
+    """A million different labels: reported after the first thousand, not after a model of a million classes."""
     from hanflow.tasks.classification import MOST_CLASSES
 
     rows = [(str(number), f"글 {number}") for number in range(3000)]

@@ -17,7 +17,7 @@ from hanflow.config import to_mapping
 from hanflow.data.delimited import safe_cell
 from hanflow.errors import UserError
 from hanflow.metrics import rouge
-from hanflow.reports.evaluation import thinned
+from hanflow.reports.html import thinned
 from hanflow.reports.step_report import Report
 from hanflow.steps.evaluate import run, spread
 from hanflow.steps.gate import passed
@@ -95,13 +95,14 @@ def test_every_system_is_scored_on_the_same_rows(chain: Chain, done: tuple[Path,
         assert sum(float(row[name]) for row in rows) / 6 == pytest.approx(value, abs=1e-6)  # six digits in the file
 
 
-def test_a_gate_is_kept_or_told(chain: Chain, tmp_path: Path) -> None:
+def test_a_gate_is_kept_or_reported(chain: Chain, tmp_path: Path) -> None:
     evaluated(chain, tmp_path / "good", minimum={"rougeL_morpheme": 0.0})
     assert passed(str(tmp_path / "good"))
     report = evaluated(chain, tmp_path / "bad", minimum={"rougeL_morpheme": 0.99}, maximum={"rouge_sum": -1})
     assert not passed(str(tmp_path / "bad"))
     assert "below evaluate.minimum 0.99" in report.figures["gate"]
     assert "above evaluate.maximum -1" in report.figures["gate"]
+    assert read_manifest(tmp_path / "bad", "evaluation").details["figures"] == json.loads(json.dumps(report.figures))
     assert "Not good enough to export" in (tmp_path / "bad" / "report.html").read_text(encoding="utf-8")
     for wrong, message in (
         ({"rougeL": 0.3}, "no score 'rougeL'; known: rouge1_morpheme"),

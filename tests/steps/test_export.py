@@ -72,7 +72,7 @@ def test_weights_are_the_trained_ones_bit_by_bit(chain: tuple[Chain, Path], tmp_
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_card_tells_what_a_stranger_needs(
+def test_the_card_reports_what_a_stranger_needs(
     chain: tuple[Chain, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = exported(chain, tmp_path / "bundle")

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from hanflow.config import ExportConfig, PreprocessConfig
+from hanflow.config import ExportConfig, PreprocessConfig, SamplingConfig
 from hanflow.data.readers import raw_files
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
@@ -22,7 +22,6 @@ from hanflow.steps.export import run as export
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
-from hanflow.tasks.language_modeling import LanguageModelingEvaluate
 from tests.support import tasks
 from tests.support.model_fixtures import Chain
 
@@ -38,7 +37,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 @pytest.fixture(scope="module")
 def evaluation(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    evaluate(LanguageModelingEvaluate(untrained=True), task=TASK, output=str(output), **chain.inputs)
+    evaluate(SamplingConfig(untrained=True), task=TASK, output=str(output), **chain.inputs)
     return output
 
 
@@ -103,12 +102,12 @@ def test_sources_are_merged_deduplicated_and_split(tmp_path: Path) -> None:
     assert raw_files(str(named)) == [str(named)], "a comma in a name separates nothing"
 
 
-def test_a_prompt_longer_than_the_context_is_told(
+def test_a_prompt_longer_than_the_context_is_reported(
     chain: Chain, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("hanflow"), "propagate", True)
     task = get_task(TASK)
-    predictor = task.open_predictor(str(chain.model), LanguageModelingEvaluate(max_new_tokens=8, greedy=True))
+    predictor = task.open_predictor(str(chain.model), SamplingConfig(max_new_tokens=8, greedy=True))
     rows = task.inputs(["길고 긴 이야기 " * 40, "짧은 글"], predictor.tokenizer, tasks.ENCODING[TASK])
     with caplog.at_level(logging.WARNING, logger="hanflow"):
         texts = predictor(rows).texts
@@ -133,7 +132,7 @@ def test_the_score_of_a_text_is_transformers_own(chain: Chain) -> None:
     tokenizer = AutoTokenizer.from_pretrained(chain.model)
     texts = ["재미있는 영화", "최고", "아주 긴 글입니다. " * 20, ""]
     rows = task.inputs(texts, tokenizer, tasks.ENCODING[TASK])
-    measures = task.predictor(model, tokenizer, LanguageModelingEvaluate(), scoring=True)(rows).measures
+    measures = task.predictor(model, tokenizer, SamplingConfig(), scoring=True)(rows).measures
     for number, (row,) in enumerate(rows):
         tokens = [*row.tolist(), tokenizer.eos_token_id]
         expected = 0.0
@@ -145,9 +144,7 @@ def test_the_score_of_a_text_is_transformers_own(chain: Chain) -> None:
         # float32 sums of up to 200 terms around 6
         assert measures["nats"][number] == pytest.approx(expected, rel=1e-5)
         assert measures["tokens"][number] == len(tokens) - 1
-    scores = task.overall(
-        task.score(task.predictor(model, tokenizer, LanguageModelingEvaluate(), scoring=True)(rows), texts)
-    )
+    scores = task.overall(task.score(task.predictor(model, tokenizer, SamplingConfig(), scoring=True)(rows), texts))
     size = sum(len(text.encode()) for text in texts)
     assert scores["bits_per_byte"] == pytest.approx(measures["nats"].sum() / math.log(2) / size)
 
@@ -156,7 +153,7 @@ def test_a_bundle_continues_prompts_of_any_length(chain: Chain, evaluation: Path
     inputs = {"model": str(chain.model), "shards": str(chain.shards), "evaluation": str(evaluation)}
     export(ExportConfig(), task=TASK, output=str(tmp_path / "bundle"), **inputs)
     task = get_task(TASK)
-    config = LanguageModelingEvaluate(max_new_tokens=8, greedy=True)
+    config = SamplingConfig(max_new_tokens=8, greedy=True)
     predictor = task.open_predictor(str(tmp_path / "bundle"), config)
     texts = ["이 영화는", "", "길고 긴 이야기 " * 40]
     found = predictor(task.inputs(texts, predictor.tokenizer, tasks.ENCODING[TASK])).texts

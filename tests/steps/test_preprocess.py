@@ -224,7 +224,7 @@ def test_mixed_folders_and_hostile_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         (["--source", "{dir}/none.tsv"], "none.tsv: no such file or folder"),
         (["--source", "{dir}/a.xlsx"], "a.xlsx: no reader for files of this ending"),
@@ -232,14 +232,14 @@ def test_mixed_folders_and_hostile_rows(tmp_path: Path) -> None:
         (["--source", "{dir}/a.tsv", "--task", "summarisation"], "did you mean summarization"),
     ],
 )
-def test_the_command_line_tells_what_is_wrong(tmp_path: Path, arguments: list[str], told: str) -> None:
+def test_the_command_line_reports_what_is_wrong(tmp_path: Path, arguments: list[str], reported: str) -> None:
     tsv(tmp_path / "a.tsv", numbered(0, 50))
     (tmp_path / "a.xlsx").write_text("x")
     done = command(
         *(text.replace("{dir}", str(tmp_path)) for text in arguments), "--output", str(tmp_path / "out" / "c")
     )
     assert done.returncode == 1
-    assert told in done.stderr and "Traceback" not in done.stderr
+    assert reported in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "c").exists()
 
 

@@ -3,7 +3,7 @@
 Run as a script it is the server; `Emulator` starts, commands and asks it. A fault is a mapping:
 
 - `kind`: `503` (refused), `drop` (connection closed, nothing done), `lost` (done, connection closed before the answer),
-  `truncate` (the body ends in the middle), `short` (half of the body, honestly told so), `flip` (one bit differs),
+  `truncate` (the body ends in the middle), `short` (half of the body, with the right length in the header), `flip` (one bit differs),
   `hold` (waits for `release`), `kill` (SIGKILL to the process that `pid_file` names, nothing done), `deny` (403);
 - `match`: regular expression that must be found in the event, e.g. `^upload .*train.arrow$`; an event is one of list, stat,
   download, start (of a resumable upload), upload, compose, delete, and the object's name;
@@ -129,8 +129,8 @@ def _name(request: server.Request, storage: Storage) -> str:
         except NotFound:
             return ""
     if request.path.startswith("/upload/"):
-        told = request.data or {}
-        return request.query.get("name", [told.get("meta", told).get("name", "")])[0]
+        reported = request.data or {}
+        return request.query.get("name", [reported.get("meta", reported).get("name", "")])[0]
     return request.params.get("object_id", "")
 
 
@@ -231,12 +231,12 @@ def _answer(response: server.Response, handler: Any, kind: str) -> None:
 
 
 def _control(request: server.Request, response: server.Response) -> None:
-    told = request.data if request.method == "POST" else {}
+    reported = request.data if request.method == "POST" else {}
     with _lock:
-        if "faults" in told:
+        if "faults" in reported:
             _state.released.set()
-            _state.order(told["faults"])
-        if "release" in told:
+            _state.order(reported["faults"])
+        if "release" in reported:
             _state.released.set()
         response.json({"fired": _state.fired, "events": _state.events})
     response.close()

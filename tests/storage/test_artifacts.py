@@ -118,7 +118,7 @@ def test_raw_files_are_found(tmp_path: Path) -> None:
     assert find_raw(f"file://{tmp_path}/note.md", endings) == [str(tmp_path / "note.md")]
 
 
-def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported_with_what_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"the nearest folder that exists is {tmp_path}"):
         find_raw(str(tmp_path / "no" / "such.csv"), (".csv",))
     with pytest.raises(UserError, match="holds no readable file among 0"):
@@ -132,7 +132,7 @@ def test_what_is_not_there_is_told_with_what_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [None, "", "[]", '{"settings": {}, "steps": 1}', '{"members": {"rnn": {"steps": 1}}}']
 )
-def test_what_tells_no_training_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_what_reports_no_training_is_refused(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "training.json").write_text(content, encoding="utf-8")
     with pytest.raises(

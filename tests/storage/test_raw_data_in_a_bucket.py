@@ -211,14 +211,16 @@ def test_a_service_that_cannot_be_reached(bucket: str, emulator: Emulator, monke
     assert emulator.fired[0] >= 2, "it was asked again"
 
 
-def test_no_credentials_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_no_credentials_is_reported_in_a_sentence(tmp_path: Path) -> None:
     words = ["hanflow.steps.preprocess", "--source", "gs://some-bucket/raw.csv", "--output", str(tmp_path / "corpus")]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE", "STORAGE", "GCLOUD"))}
     env = {**kept, "HOME": str(tmp_path), "NO_GCE_CHECK": "true", "CLOUDSDK_CONFIG": str(tmp_path)}
     ended = subprocess.run([sys.executable, "-m", *words], env=env, capture_output=True, text=True)
     assert ended.returncode == 1
-    told = ended.stderr.strip().splitlines()[-1]
-    assert told.startswith("error: gs://some-bucket/raw.csv: no Google Cloud credentials were found; run `gcloud auth")
+    reported = ended.stderr.strip().splitlines()[-1]
+    assert reported.startswith(
+        "error: gs://some-bucket/raw.csv: no Google Cloud credentials were found; run `gcloud auth"
+    )
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "corpus").exists()
 
@@ -228,5 +230,5 @@ def test_who_stays_local_does_not_load_google() -> None:
         "import sys, hanflow.storage, hanflow.steps.runner, hanflow.cli.main;"
         "print([m for m in sys.modules if m.startswith(('google.cloud', 'google.auth', 'requests'))])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told == "[]\n"
+    reported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert reported == "[]\n"

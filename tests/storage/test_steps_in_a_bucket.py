@@ -125,7 +125,7 @@ def test_hanflow_run_with_its_artifacts_in_a_bucket(
     monkeypatch.chdir(tmp_path)
     small = ["--set", "train.epochs=1", "--set", "evaluate.limit_rows=8", "--limit-rows", "200"]
     assert main(["run", "classification", "--output", f"{bucket}/실행", *small]) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     names = {name.split("/")[0] for name in gcs.listing(f"{bucket}/실행")}
     kinds = set(artifacts.KINDS)
     assert names == {*kinds, "checkpoints", "experiment.yaml", "run.json", "run.log"}
@@ -135,7 +135,7 @@ def test_hanflow_run_with_its_artifacts_in_a_bucket(
     assert record["status"] == "succeeded"
     assert record["steps"][0]["artifact"] == f"{bucket}/실행/corpus"
     (report,) = Path("runs").glob("*/report.html")
-    assert str(report) in told.replace("\n", "")
+    assert str(report) in reported.replace("\n", "")
     assert not [path for path in tmp_path.rglob("*.safetensors") if "cache" not in path.parts], (
         "no weights beside the cache"
     )

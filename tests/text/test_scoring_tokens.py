@@ -20,10 +20,16 @@ from hanflow.errors import UserError
 from hanflow.loading.pretrained import load_tokenizer
 from hanflow.metrics import rouge
 from hanflow.text import morphemes
-from hanflow.text.scoring_tokens import NAMES, TOKENIZATIONS, model_tokenization, normalise
+from hanflow.text.scoring_tokens import NAMES, TOKENIZATIONS, model_tokenization
+from hanflow.text.scoring_tokens import normalise as normalise_lines
 from tests.support import nasty
 
 PETITIONS = Path(__file__).parents[2] / "pipelines" / "sample_data" / "petitions.tsv.gz"
+
+
+def normalise(text: str) -> str:
+    """One line, as `morphemes` takes it."""
+    return normalise_lines(text).replace("\n", " ")
 
 
 def petitions(rows: int) -> list[str]:

@@ -19,9 +19,9 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from hanflow.config import PreprocessConfig
 from hanflow.config.fields import setting
 from hanflow.data.schema import Column, RejectedRow
-from hanflow.tasks.base import Config
-from hanflow.tasks.common import CommonTask, ModelPredictor, TextTokenizeConfig
-from hanflow.tasks.data import Encoded, Lines, Metric, Predictions, ReportPart
+from hanflow.tasks.base import Config, Task, TextTokenizeConfig
+from hanflow.tasks.data import Encoded, Facts, Lines, Measures, Metric, Predictions, ReportPart, Rest, Rows, ShardRow
+from hanflow.tasks.predictor import ModelPredictor
 
 
 class StarsConfig(PretrainedConfig):
@@ -59,7 +59,7 @@ class StarsPreprocess(PreprocessConfig):
     most_stars: int = setting(5, "Rows with more stars than this are rejected.", at_least=1)
 
 
-class Stars(CommonTask):
+class Stars(Task):
     name = "tests.toy.stars:Stars"
     settings: Mapping[str, type] = {"preprocess": StarsPreprocess, "tokenize": TextTokenizeConfig}
     columns = (Column("stars", ("stars", "label")), Column("text", ("text", "document"), text=True, input=True))
@@ -77,28 +77,21 @@ class Stars(CommonTask):
             raise RejectedRow("no text or no stars")
         return {"stars": row["stars"], "text": text}
 
-    def facts(self, rows: Iterable[Mapping[str, Sequence[str]]]) -> dict[str, Any]:
+    def facts(self, rows: Iterable[Rows]) -> dict[str, Any]:
         stars = [int(value) for batch in rows for value in batch["stars"]]
         return {"mean": sum(stars) / len(stars)}
 
     def longest(self, config: Config) -> dict[str, int]:
         return {"text": config.max_source_tokens, "stars": 1}
 
-    def encode(
-        self,
-        rows: Mapping[str, Sequence[str]],
-        tokenizer: Any,
-        config: Config,
-        facts: Mapping[str, Any],
-        rest: Mapping[str, list[int]] | None = None,
-    ) -> Encoded:
+    def encode(self, rows: Rows, tokenizer: Any, config: Config, facts: Facts, rest: Rest | None = None) -> Encoded:
         texts = super().encode(rows, tokenizer, config, facts)
         return replace(texts, columns={**texts.columns, "stars": [[int(value)] for value in rows["stars"]]})
 
     def check_model(self, config: Config) -> list[str]:
         return []
 
-    def new_model(self, config: Config, tokenizer: Any, facts: Mapping[str, Any]) -> PreTrainedModel:
+    def new_model(self, config: Config, tokenizer: Any, facts: Facts) -> PreTrainedModel:
         torch.manual_seed(config.seed)
         ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
         return StarsModel(StarsConfig(**ids, **config.architecture)).eval()
@@ -107,12 +100,7 @@ class Stars(CommonTask):
         return StarsModel.from_pretrained(folder).eval()
 
     def collate(
-        self,
-        rows: Sequence[Sequence[np.ndarray]],
-        shape: Sequence[int],
-        model: PreTrainedModel,
-        *,
-        static: bool = False,  # it always is
+        self, rows: Sequence[ShardRow], shape: Sequence[int], model: PreTrainedModel, *, static: bool = False
     ) -> dict[str, torch.Tensor]:
         ids = torch.full(tuple(shape[:2]), model.config.pad_token_id)
         mask, stars = torch.zeros_like(ids), torch.full((shape[0],), float("nan"))
@@ -133,27 +121,25 @@ class Stars(CommonTask):
     def predictor(self, model: Any, tokenizer: Any, config: Config, *, scoring: bool = False) -> Guesser:
         return Guesser(model, tokenizer, config)
 
-    def references(self, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    def references(self, rows: Rows) -> list[str]:
         return list(rows["stars"])
 
-    def reference_of(self, row: Sequence[np.ndarray], tokenizer: Any, model: PreTrainedModel) -> str:
+    def reference_of(self, row: ShardRow, tokenizer: Any, model: PreTrainedModel) -> str:
         return str(int(row[1][0]))
 
-    def baselines(
-        self, rows: Mapping[str, Sequence[str]], config: Config, facts: Mapping[str, Any]
-    ) -> dict[str, Predictions]:
+    def baselines(self, rows: Rows, config: Config, facts: Facts) -> dict[str, Predictions]:
         return {"mean": Predictions([f"{facts['mean']:.2f}"] * len(rows["text"]))}
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
         found, right = (np.array(list(map(float, values))) for values in (predictions.texts, references))
         return {"closeness": -np.abs(found - right)}
 
-    def overall(self, measures: Mapping[str, np.ndarray]) -> dict[str, float]:
+    def overall(self, measures: Measures) -> dict[str, float]:
         closeness = measures["closeness"]
         within = float((closeness >= -1).mean()) if len(closeness) else 0.0
         return {"within_one": within, "mean_error": float(-closeness.mean()) if len(closeness) else 0.0}
 
-    def sections(self, measures: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> list[ReportPart]:
+    def sections(self, measures: Measures, facts: Facts) -> list[ReportPart]:
         errors = sorted(-measures["closeness"])
         points = [(float(at), float(error)) for at, error in enumerate(errors)]
         return [Lines("Errors", {"all rows": points}, "rows, best first", "stars")]
@@ -164,7 +150,7 @@ class Stars(CommonTask):
 
 
 class Guesser(ModelPredictor):
-    def __call__(self, rows: Sequence[Sequence[np.ndarray]], progress: Any = None) -> Predictions:
+    def __call__(self, rows: Sequence[ShardRow], progress: Any = None) -> Predictions:
         batch = Stars().collate([row[:1] for row in rows], (len(rows), max(len(row[0]) for row in rows)), self.model)
         with torch.inference_mode():
             found = self.model(batch["input_ids"], batch["attention_mask"]).logits[:, 0]

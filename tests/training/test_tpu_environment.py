@@ -28,7 +28,7 @@ V4_32 = {"PJRT_DEVICE": "TPU", "TPU_WORKER_ID": "2", "TPU_WORKER_HOSTNAMES": HOS
 def test_a_slice_as_gke_describes_it() -> None:
     slice_ = TpuEnvironment.read(V4_32)
     assert (slice_.rank, slice_.hosts, slice_.topology) == (2, 4, "2x2x4")
-    assert slice_.meeting_place == "tcp://slice-0-0.hanflow:8478"
+    assert slice_.rendezvous == "tcp://slice-0-0.hanflow:8478"
     assert slice_.problem("2x2x4", 16, 4) is None and slice_.problem("", 16, 4) is None
 
 
@@ -39,7 +39,7 @@ def test_several_slices() -> None:
         "MEGASCALE_COORDINATOR_ADDRESS": "slice-0-0.hanflow:8080",
     }
     slice_ = TpuEnvironment.read({**V4_32, **megascale})
-    assert (slice_.rank, slice_.hosts, slice_.meeting_place) == (6, 8, "tcp://slice-0-0.hanflow:8478")
+    assert (slice_.rank, slice_.hosts, slice_.rendezvous) == (6, 8, "tcp://slice-0-0.hanflow:8478")
     assert slice_.problem("2x2x4", 32, 8) is None
     assert "32 chips in 2 slices" in str(slice_.problem("2x2x4", 16, 8))
     with pytest.raises(ValueError, match="MEGASCALE_NUM_SLICES=2 does not fit MEGASCALE_SLICE_ID=2"):

@@ -169,15 +169,15 @@ def test_vectors_are_exempt_from_weight_decay() -> None:
 
 
 def test_architecture_mistakes_are_reported() -> None:
-    assert bart.check({"type": "bart", **TINY}) == []
-    problems = bart.check({"d_modle": 4, "dropout": "much", "type": "t5", "encoder_layers": 0})
+    assert bart.ARCHITECTURES.problems({"type": "bart", **TINY}) == []
+    problems = bart.ARCHITECTURES.problems({"d_modle": 4, "dropout": "much", "type": "t5", "encoder_layers": 0})
     assert len(problems) == 4
     assert "did you mean d_model?" in problems[1]
     assert (
         "does not divide d_model=10 evenly"
-        in bart.check({"d_model": 10, "encoder_attention_heads": 4, "decoder_attention_heads": 2})[0]
+        in bart.ARCHITECTURES.problems({"d_model": 10, "encoder_attention_heads": 4, "decoder_attention_heads": 2})[0]
     )
-    assert "set one" in bart.check({})[0]
+    assert "set one" in bart.ARCHITECTURES.problems({})[0]
 
 
 def tokenizer_of(pad: int, eos: int) -> PreTrainedTokenizerFast:

@@ -227,8 +227,8 @@ def job_command(task: str, shards: Path, folder: Path) -> list[str]:
         architecture=ARCHITECTURES[task], max_steps=3, batch_tokens=512, checkpoints=str(folder / "checkpoints")
     )
     job = JobConfig(runtime="tpu", accelerator="v4-32")
-    body = build(job, WorkerSpec(task, config, str(shards), str(folder / "model")), Origin("a-run"))
-    (template,) = pod_templates(body)
+    objects = build(job, WorkerSpec(task, config, str(shards), str(folder / "model")), Origin("a-run"))
+    (template,) = pod_templates(*objects)
     (container,) = template["spec"]["containers"]
     command = [*container["command"], *container.get("args", [])]
     assert command[:3] == ["python", "-m", "hanflow.training.workers.worker"]

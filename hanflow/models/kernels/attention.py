@@ -28,7 +28,7 @@ MAX_PROBABILITIES = 2**26
 
 
 def use_on_cpu(model: PreTrainedModel) -> None:
-    """Let a transformers model train with this attention; where it does not help, it calls torch's own.
+    """Train a transformers model with this attention, which calls torch's own where that is faster.
 
     Models that cannot use torch's fused attention are left unchanged.
     """

@@ -1,6 +1,6 @@
 """The loss of a language model's head, without ever holding the logits of all positions.
 
-What it buys: 8,192 positions of a vocabulary of 30,000 are 1 GB of float32 logits, written and read several times a step
+Why: 8,192 positions of a vocabulary of 30,000 are 1 GB of float32 logits, written and read several times a step
 by torch's `linear` and `cross_entropy`; here some 60 MB are reused (bf16).
 
 Shapes: N positions, D model width, V vocabulary.

@@ -17,7 +17,7 @@ NAME = "hanflow_static"
 
 
 def use(model: PreTrainedModel) -> None:
-    """Let a transformers model train with such masks; a model without attention is left unchanged."""
+    """Train a transformers model with static masks; a model without attention is left unchanged."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -43,35 +43,27 @@ class Backend(Protocol):
     @property
     def is_main(self) -> bool:
         """Whether this worker logs and saves."""
-        ...
 
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
-        """The module on the device, ready for `backward`: compiled and replicated over the workers as the settings say."""
-        ...
+        """The module on the device, ready for `backward`: compiled and replicated over the workers if the settings ask for it."""
 
     def pin(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch in main memory, where the device can fetch it without waiting."""
-        ...
 
     def put(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """A batch on the device."""
-        ...
 
     def autocast(self) -> AbstractContextManager:
         """Context of a forward pass in the chosen precision."""
-        ...
 
     def accumulate(self, module: torch.nn.Module, last: bool) -> AbstractContextManager:
         """Context of one forward and backward pass; gradients are exchanged in the last of a step only."""
-        ...
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a loss, scaled as the precision needs."""
-        ...
 
     def gradient_scale(self) -> float:
         """What `backward` has multiplied the gradients by, until `step` undoes it."""
-        ...
 
     def step(
         self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], clip_norm: float
@@ -83,64 +75,49 @@ class Backend(Protocol):
         Returns:
             The global norm before clipping: float32 scalar on the device, not finite if the step was skipped.
         """
-        ...
 
     def send(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor from main memory on every device, to be updated there."""
-        ...
 
     def settle(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Called once before the first step: weights and the optimizer's state are what training begins with."""
-        ...
 
     def number(self, value: float) -> Any:
         """A number that differs from step to step as the device takes it: itself, or a float32 tensor of shape (1,)."""
-        ...
 
     def flush(self) -> None:
         """Called after a step or a part of one: where operations are only recorded, have the device run them."""
-        ...
 
     def on_cpu(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with its weights in main memory: moved there, or a copy that a later call renews."""
-        ...
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a tensor over all workers."""
-        ...
 
     def sum_of_readers(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over all processes of a tensor in main memory, in main memory."""
-        ...
 
     def agree(self, *flags: int) -> tuple[int, ...]:
         """The largest of each flag over all workers, without waiting for the device."""
-        ...
 
     def seed(self, *position: int) -> None:
         """Seed dropout from a position: a worker's random numbers follow from where it is, so none need saving."""
-        ...
 
     def memory_bytes(self) -> int:
         """Most memory used so far, of the device or, on a CPU, of the process."""
-        ...
 
     def state(self) -> dict[str, Any]:
         """Plain data that a resumed run needs (the fp16 scaler's)."""
-        ...
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Restore what `state` gave."""
-        ...
 
     def barrier(self) -> None:
         """Wait for all workers, with a long timeout: one of them may be saving or fetching for longer than `agree` and the
         sums of gradients wait."""
-        ...
 
     def close(self) -> None:
         """Leave the group of workers."""
-        ...
 
 
 def uses_xla(config: TrainConfig) -> bool:
@@ -149,7 +126,7 @@ def uses_xla(config: TrainConfig) -> bool:
 
 
 def open_backend(config: TrainConfig) -> Backend:
-    """The device layer that the settings and this machine ask for.
+    """The device layer for the settings and this machine.
 
     Raises:
         UserError: it is not installed, or does not fit the settings.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=5)
-"""How long a worker waits for the others; a rank that died must not hold the rest for torch's ten minutes."""
+"""How long a worker waits for the others; a lost rank must not block the others for torch's ten minutes."""
 
 SAVE_TIMEOUT = datetime.timedelta(hours=1)
 """How long a worker waits for the one that saves or fetches: every request to a bucket is retried for minutes."""
@@ -38,10 +38,10 @@ def system_compiler(device: str) -> str | None:
 
 
 def compiles(setting: str, device: str, compiler: str | None) -> bool:
-    """Whether a model is compiled, as `train.compile` says (auto: on GPUs, where there is a compiler).
+    """Whether a model is compiled, by `train.compile` (auto: on GPUs, if there is a compiler).
 
     Raises:
-        UserError: it is asked for, and there is no compiler.
+        UserError: `train.compile=on`, and there is no compiler.
     """
     if setting == "on" and compiler is None:
         raise UserError(
@@ -77,7 +77,7 @@ class TorchBackend:
         self.saves_in_background = cuda
         if cuda:
             torch.cuda.set_device(self.device)
-            torch.set_float32_matmul_precision("high")  # TF32 where fp32 is asked for
+            torch.set_float32_matmul_precision("high")  # TF32 for fp32
         if precision == "bf16" and cuda and not torch.cuda.is_bf16_supported():
             raise UserError("train.precision=bf16: this GPU has no bf16; set train.precision=fp32 or fp16")
         self.precision = native_precision(self.device) if precision == "auto" else precision

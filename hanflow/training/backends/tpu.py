@@ -13,7 +13,7 @@ from hanflow.progress import log
 from hanflow.storage import copy_file, is_remote, join, local_path, object_names, publish_file, work_folder
 
 HOST_PORT = 8478
-"""TCP port of the first host on which the hosts agree about stops and saves; the TPU runtime itself uses 8471 to 8477."""
+"""TCP port on the first host, over which the hosts agree on stops and saves; the TPU runtime itself uses 8471 to 8477."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class TpuEnvironment:
         return self.slice * max(len(self.hostnames), 1) + self.worker
 
     @property
-    def meeting_place(self) -> str:
-        """Where the hosts meet, as torch.distributed wants it."""
+    def rendezvous(self) -> str:
+        """Address of the hosts' rendezvous, as torch.distributed takes it."""
         return f"tcp://{self.coordinator or self.hostnames[0]}:{HOST_PORT}"
 
     @classmethod
@@ -85,9 +85,9 @@ class TpuEnvironment:
         """Why the slice is not the one that training expects; None: it is.
 
         Args:
-            expected: `train.topology`; empty: whatever is there.
+            expected: `train.topology`; empty: any.
             devices: devices of all processes, as the runtime counts them (one a chip).
-            processes: processes that the runtime knows.
+            processes: processes that the runtime found.
         """
         if expected and not re.fullmatch(r"[0-9]+(x[0-9]+){1,2}", expected):
             return f"train.topology={expected}: expected chips along each side, e.g. 2x2x4"
@@ -107,10 +107,10 @@ class TpuEnvironment:
         chips = math.prod(map(int, (expected or self.topology).split("x"))) * self.slices
         if chips == devices:
             return None
-        cure = f"set CPU_NUM_DEVICES={chips}" if self.device == "CPU" else "look for hosts that are not up"
+        remedy = f"set CPU_NUM_DEVICES={chips}" if self.device == "CPU" else "check that every host has started"
         return (
             f"{named} has {chips} chips in {self.slices} slices, the runtime found {devices} devices in {processes} "
-            f"processes (PJRT_DEVICE={self.device or 'not set'}); {cure}"
+            f"processes (PJRT_DEVICE={self.device or 'not set'}); {remedy}"
         )
 
 
@@ -135,9 +135,9 @@ class CompilationCache:
             self.folder = work_folder(place)
             for name in object_names(place):
                 if not (self.folder / name).exists():
-                    beside = self.folder / f".{name}.partial"
-                    copy_file(join(place, name), beside)
-                    beside.replace(self.folder / name)
+                    partial = self.folder / f".{name}.partial"
+                    copy_file(join(place, name), partial)
+                    partial.replace(self.folder / name)
                 self._kept.add(name)
             log.info("%s: %d compiled graphs", place, len(self._kept))
         elif place:

@@ -85,11 +85,11 @@ class XlaBackend:
         self._mesh = spmd.Mesh(np.arange(self.devices), (self.devices,), ("rows",))
         self._parts = config.accumulation
         self._compilations = Compilations(self.is_main)
-        self._twin: PreTrainedModel | None = None
+        self._cpu_copy: PreTrainedModel | None = None
         if self.readers > 1:
             dist.init_process_group(
                 "gloo",
-                init_method=environment.meeting_place,
+                init_method=environment.rendezvous,
                 rank=environment.rank,
                 world_size=self.readers,
                 timeout=HOSTS_TIMEOUT,
@@ -180,13 +180,13 @@ class XlaBackend:
     def on_cpu(self, model: PreTrainedModel) -> PreTrainedModel:
         if model.device.type == "cpu":
             return model
-        if self._twin is None:
-            self._twin = type(model)(model.config)
+        if self._cpu_copy is None:
+            self._cpu_copy = type(model)(model.config)
         theirs = model.state_dict()
-        self._twin.load_state_dict({name: tensor.cpu() for name, tensor in theirs.items()})
+        self._cpu_copy.load_state_dict({name: tensor.cpu() for name, tensor in theirs.items()})
         if hasattr(model, "generation_config"):
-            self._twin.generation_config = model.generation_config
-        return self._twin.eval()
+            self._cpu_copy.generation_config = model.generation_config
+        return self._cpu_copy.eval()
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         return value

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are, which of them it resumes from, and which one is the best."""
+"""Where a run's checkpoints are, which of them it resumes from, and the best one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FREE_SETTINGS = (
     "wandb_project",
     "wandb_tags",
 )
-"""Settings that may differ between a run and its continuation: they do not change what is learnt."""
+"""Settings that may differ between a run and its continuation: they do not change the model."""
 
 
 def checkpoint_place(config: TrainConfig, output: str) -> str:
@@ -111,7 +111,7 @@ def _check_may_resume(place: str, config: TrainConfig, found: dict[str, Any], id
     if differing:
         raise UserError(
             f"{place}: holds the checkpoints of another run (it differs in {', '.join(differing)}); "
-            "give another train.checkpoints folder, or remove this one to start anew"
+            "give another train.checkpoints folder, or remove this one to start again"
         )
 
 

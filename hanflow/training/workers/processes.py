@@ -15,27 +15,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 
 from hanflow import system
 from hanflow.config import TrainConfig
 from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import UserError
 from hanflow.progress import EVENTS_VARIABLE, log
+from hanflow.signals import handled
 from hanflow.training.backends.base import uses_xla
 from hanflow.training.workers.exits import EXITS_VARIABLE, WorkerExit, read_exits
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 15.0
 """How long workers may take to end by themselves when one of them has failed."""
-
-
-class WorkersStopped(UserError):
-    """The workers have stopped on a signal."""
-
-    def __init__(self, message: str, exit_status: int):
-        self.exit_status = exit_status
-        super().__init__(message)
 
 
 def count(config: TrainConfig) -> int:
@@ -53,24 +45,38 @@ def run(spec: WorkerSpec, workers: int) -> None:
     """Train with that many workers; returns when the model is saved.
 
     Raises:
-        WorkersStopped: they stopped on a signal; everything is saved.
-        UserError: a worker failed; names it and gives its error.
+        UserError: a worker failed; the message names it and gives its error. Or they stopped on a signal, everything is
+            saved: the exit status is that of the workers then.
     """
     with tempfile.TemporaryDirectory(prefix="hanflow-") as exits:
         port = _free_port()
         command = [sys.executable, "-m", "hanflow.training.workers.worker", *train_arguments(spec)]
-        processes = [
-            subprocess.Popen(command, env={**_environment(rank, workers, port), EXITS_VARIABLE: exits})
-            for rank in range(workers)
-        ]
-        with _forwarded_signals(processes):
-            failed = _wait(processes)
+        processes: list[subprocess.Popen] = []
+
+        def forward(signum: int, _: object) -> None:
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    process.send_signal(signum)
+
+        try:  # from the first worker on: none outlives this process
+            with handled(forward, signal.SIGTERM, signal.SIGINT):
+                for rank in range(workers):
+                    env = {**_environment(rank, workers, port), EXITS_VARIABLE: exits}
+                    processes.append(subprocess.Popen(command, env=env))
+                failed = _wait(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                    process.wait()
         if failed is None:
             return
         rank, status = failed
         error = read_exits(exits).get(rank, WorkerExit(status)).error
     if status > 128 and error:  # it stopped on a signal, all saved
-        raise WorkersStopped(error, status)
+        stopped = UserError(error)
+        stopped.exit_status = status
+        raise stopped
     if status < 0:
         name = signal.Signals(-status).name
         hint = " (out of memory?)" if -status == signal.SIGKILL else ""
@@ -99,25 +105,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def _forwarded_signals(workers: list[subprocess.Popen]) -> Iterator[None]:
-    def forward(signum: int, _: object) -> None:
-        for worker in workers:
-            with contextlib.suppress(ProcessLookupError):
-                worker.send_signal(signum)
-
-    before = {signum: signal.signal(signum, forward) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-        for worker in workers:
-            if worker.poll() is None:
-                worker.kill()
-                worker.wait()
 
 
 def _wait(workers: list[subprocess.Popen]) -> tuple[int, int] | None:

@@ -1,8 +1,8 @@
-"""One pod of a PyTorchJob: torchrun as the operator's PET_* variables say, and an exit status that says why it ended.
+"""One pod of a TrainJob or a PyTorchJob: torchrun with the operator's PET_* variables, and an exit status that gives the reason.
 
-torchrun ends with 1 whatever happened to its workers. The operator restarts a pod for statuses from 128 on and fails
-the job for lower ones, so: 1 and 2 where a worker reported an error that a person must fix, 143 where a signal stopped
-the workers, 128 + N where signal N killed one, 198 for everything else (a lost peer, a crash).
+torchrun ends with 1 whatever happened to its workers. The training operator restarts a pod for statuses from 128 on and
+fails the job for lower ones (a TrainJob names its statuses itself), so: 1 and 2 where a worker reported an error that a
+person must fix, 143 where a signal stopped the workers, 128 + N where signal N killed one, 198 for everything else (a lost peer, a crash).
 """
 
 from __future__ import annotations

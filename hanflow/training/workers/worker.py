@@ -1,8 +1,9 @@
 """One worker of a training run: shards in, and on the main rank a model out.
 
 `python -m hanflow.training.workers.worker --task … --shards … --output … --<setting>=…` is what every launcher starts,
-once per rank: `hanflow.training.workers.processes` on this machine, torchrun in the pods of a PyTorchJob, Kubernetes in
-those of a JobSet. A single worker can run in the caller's process: `train`. A worker starts no other.
+once per rank: `hanflow.training.workers.processes` on this machine, torchrun in the pods of a TrainJob or a
+PyTorchJob, Kubernetes in those of a JobSet. A single worker can run in the caller's process: `train`. A worker starts no
+other.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ from hanflow.config import to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.data.shards import Shard
 from hanflow.errors import UNEXPECTED, UserError
-from hanflow.experiment import parse_text, settings_of, step_config
+from hanflow.experiment import add_settings, given_settings, step_config
 from hanflow.progress import setup_logging
 from hanflow.reports.training import render
-from hanflow.signals import obey_sigterm
+from hanflow.signals import raise_on_sigterm
 from hanflow.storage import artifacts, fetched, staged, with_fetched_model
 from hanflow.storage.artifacts import Manifest
 from hanflow.tasks import get_task
 from hanflow.training.allocator import keep_freed_memory
 from hanflow.training.checkpoints.resume import checkpoint_place, identity_of
-from hanflow.training.engine import ENGINES
+from hanflow.training.engine import load_engine
 from hanflow.training.state import TrainingResult, TrainingRun
 from hanflow.training.workers.exits import record_exit
 from hanflow.version import check_launcher
@@ -48,7 +49,7 @@ def train(spec: WorkerSpec) -> Manifest | None:
     keep_freed_memory()
     from hanflow.loading.pretrained import load_tokenizer
 
-    config, task, engine = spec.config, get_task(spec.task), ENGINES[spec.config.engine]()
+    config, task, engine = spec.config, get_task(spec.task), load_engine(spec.config.engine)
     problems = [*engine.check(config, task), *task.check_model(config)]
     if problems:
         raise UserError("\n".join(problems))
@@ -56,7 +57,9 @@ def train(spec: WorkerSpec) -> Manifest | None:
     tokenizer = load_tokenizer(folder / "tokenizer")
     train, validation = (Shard(folder / f"{split}.arrow", task.sequences) for split in ("train", "validation"))
     if not len(train):
-        raise UserError(f"{spec.shards}: its train split is empty: there is nothing to learn from")
+        raise UserError(
+            f"{spec.shards}: its train split is empty: there is nothing to train on; give preprocess more data"
+        )
     run = TrainingRun(
         task=task,
         config=config,
@@ -87,7 +90,7 @@ def _check_lengths(run: TrainingRun) -> None:
             if longest > positions:
                 raise UserError(
                     f"the shards have rows of {longest} tokens, the model takes {positions}: set tokenize.{setting} to at most "
-                    f"{positions}, or raise train.architecture.max_position_embeddings for a model made from nothing"
+                    f"{positions}, or raise train.architecture.max_position_embeddings for a model with random weights"
                 )
 
 
@@ -144,19 +147,16 @@ def parse_arguments(argv: Sequence[str]) -> WorkerSpec:
     parser = argparse.ArgumentParser("python -m hanflow.training.workers.worker", parents=[first], allow_abbrev=False)
     for name in ("shards", "output"):
         parser.add_argument(f"--{name}", required=True)
-    names = [s.name for s in settings_of("train", task)]
-    for name in names:
-        parser.add_argument(f"--{name.replace('_', '-')}", dest=f"set_{name}")
+    add_settings(parser, "train", task)
     options = vars(parser.parse_args(argv))
-    texts = {name: options[f"set_{name}"] for name in names if options[f"set_{name}"] is not None}
-    values = {name: parse_text("train", name, text, task) for name, text in texts.items()}
-    return WorkerSpec(task, step_config("train", values, task), options["shards"], options["output"])
+    config = step_config("train", given_settings(options, "train", task), task)
+    return WorkerSpec(task, config, options["shards"], options["output"])
 
 
 def main(argv: Sequence[str]) -> int:
     """Run one worker; returns its exit status, see `hanflow.errors`."""
     setup_logging()
-    obey_sigterm()
+    raise_on_sigterm()
     status, error = 0, ""
     try:
         check_launcher()

@@ -15,9 +15,11 @@ from tests.cluster.fake import server
 from tests.cluster.fake.job_set_controller import operate_job_set
 from tests.cluster.fake.kubelet import Kubelet
 from tests.cluster.fake.store import NAMESPACE, Store
+from tests.cluster.fake.trainer import operate_train_job
 from tests.cluster.fake.training_operator import operate_pytorch_job
 
 TICK_SECONDS = 0.02
+CONTROLLERS = {"trainjobs": operate_train_job, "pytorchjobs": operate_pytorch_job, "jobsets": operate_job_set}
 
 
 class FakeCluster:
@@ -59,6 +61,10 @@ class FakeCluster:
         """How a watch that is too old is refused: by an ERROR event, or by an HTTP `status`."""
         self.admit = True
         """False: jobs stay suspended, as in a full Kueue queue."""
+        self.kueue = True
+        """Whether Kueue suspends jobs that have a queue name."""
+        self.runtimes_unnoticed = 0
+        """Next so many TrainJobs are refused: Trainer has not noticed their TrainingRuntime yet."""
         self._stop = threading.Event()
 
     def __enter__(self) -> FakeCluster:
@@ -97,7 +103,11 @@ class FakeCluster:
     def _reconcile(self) -> None:
         while not self._stop.wait(TICK_SECONDS):
             with self.store.changed:
-                for plural, operate in (("pytorchjobs", operate_pytorch_job), ("jobsets", operate_job_set)):
+                uids = {job["metadata"]["uid"] for job in self.store.all("trainjobs")}
+                for job in self.store.all("jobsets"):
+                    if not {owner["uid"] for owner in job["metadata"].get("ownerReferences", ())} <= uids:
+                        self.store.delete("jobsets", job["metadata"]["name"])  # garbage collection
+                for plural, operate in CONTROLLERS.items():
                     for job in self.store.all(plural):
                         operate(self.store, job, self.admit)
                 names = {job["metadata"]["name"] for plural in server.JOBS for job in self.store.all(plural)}

@@ -61,8 +61,8 @@ def operate_job_set(store: Store, job: dict[str, Any], admit: bool) -> None:
                 "batch.kubernetes.io/job-completion-index": str(h),
             }
             template = copy.deepcopy(batch["template"])
-            template["spec"]["containers"][0]["env"].append({"name": "JOB_COMPLETION_INDEX", "value": str(h)})
-            make_pod(store, job, f"{name}-slice-{s}-{h}-{uuid.uuid4().hex[:5]}", template, labels)
+            template["spec"]["containers"][0]["env"].insert(0, {"name": "JOB_COMPLETION_INDEX", "value": str(h)})
+            make_pod(store, job, f"{name}-{replicated['name']}-{s}-{h}-{uuid.uuid4().hex[:5]}", template, labels)
         return
     ready = sum(pod["status"]["phase"] == "Running" for pod in pods)
     if len(pods) == len(wanted) and all(pod["status"]["phase"] == "Succeeded" for pod in pods):

@@ -144,7 +144,7 @@ class Kubelet:
                 secret = self.store.get("secrets", reference["name"])
                 environment[variable["name"]] = secret["stringData"][reference["key"]]
             else:
-                environment[variable["name"]] = variable["value"]
+                environment[variable["name"]] = _expanded(variable["value"], environment)
         command = [_expanded(argument, environment) for argument in container["command"]]
         return Run(command, environment, self.store.changed)
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import socketserver
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from hanflow.cluster import runtimes
+from hanflow.cluster.job import QUEUE_LABEL
 from tests.cluster.fake.store import NAMESPACE, Refused, now, selected
 from tests.cluster.fake.streams import Streams
 from tests.cluster.schemas import problems
 
-JOBS = ("pytorchjobs", "jobsets")
-KINDS = {"pytorchjobs": "PyTorchJob", "jobsets": "JobSet", "pods": "Pod", "secrets": "Secret", "events": "Event"}
+JOBS = ("trainjobs", "pytorchjobs", "jobsets")
+KINDS = {
+    **{kind.plural: kind.kind for kind in runtimes.KINDS.values()},
+    "pods": "Pod",
+    "secrets": "Secret",
+    "events": "Event",
+}
 ROUTE = re.compile(
-    r"/(?:api/v1|apis/(?:kubeflow\.org/v1|jobset\.x-k8s\.io/v1alpha2))/namespaces/(?P<namespace>[^/]+)"
+    r"/(?:api|apis/(?:kubeflow\.org|trainer\.kubeflow\.org|jobset\.x-k8s\.io))/v1\w*/namespaces/(?P<namespace>[^/]+)"
     r"/(?P<plural>[a-z]+)(?:/(?P<name>[^/]+)(?:/(?P<sub>log|eviction))?)?"
 )
 
@@ -58,6 +66,13 @@ class Handler(Streams):
             token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
             if token not in self.api.tokens:
                 raise Refused(401, "Unauthorized", "Unauthorized")
+            if url.path.count("/") == 3 and url.path.startswith("/apis/"):
+                self._send(200, {"resources": self._served(url.path)})
+                return
+            if url.path.endswith("/selfsubjectaccessreviews"):
+                plural = body["spec"]["resourceAttributes"]["resource"]
+                self._send(200, {"status": {"allowed": ("POST", plural) not in self.api.forbidden}})
+                return
             found = ROUTE.fullmatch(url.path)
             if not found or found["plural"] in self.api.missing or found["plural"] not in KINDS:
                 raise Refused(404, "NotFound", "the server could not find the requested resource")
@@ -79,6 +94,24 @@ class Handler(Streams):
                 return
             self._send(200, result)
 
+    def _served(self, path: str) -> list[dict[str, str]]:
+        kinds = [kind for kind in runtimes.KINDS.values() if f"/apis/{kind.api_version}" == path]
+        served = [{"name": kind.plural} for kind in kinds if kind.plural not in self.api.missing]
+        if not served:
+            raise Refused(404, "NotFound", "the server could not find the requested resource")
+        return served
+
+    def _admitted(self, plural: str, body: dict[str, Any], query: dict[str, str]) -> dict[str, Any]:
+        """The object as the webhooks leave it; stored unless this is a dry run."""
+        body = copy.deepcopy(body)
+        if plural == "trainjobs" and self.api.runtimes_unnoticed:
+            self.api.runtimes_unnoticed -= 1
+            message = "denied the request: specified trainingRuntime must be created before the TrainJob is created"
+            raise Refused(403, "Forbidden", f'admission webhook "validator.trainjob.trainer.kubeflow.org" {message}')
+        if self.api.kueue and QUEUE_LABEL in body["metadata"].get("labels", {}):
+            body["spec"].get("runPolicy", body["spec"])["suspend"] = True
+        return body if query.get("dryRun") == "All" else self.api.store.create(plural, body)
+
     def _route(
         self, method: str, plural: str, name: str | None, sub: str | None, query: dict[str, str], body: Any
     ) -> dict[str, Any] | None:
@@ -89,10 +122,10 @@ class Handler(Streams):
             return {"kind": "Status", "status": "Success"}
         if method == "POST" and name is None:
             self._check_fields(body, query)
-            found = problems(body) if plural in JOBS else []
+            found = problems(body) if body.get("kind") in runtimes.KINDS else []
             if found:
                 raise Refused(422, "Invalid", f"{plural} is invalid: {'; '.join(found)}")
-            return store.create(plural, body)
+            return self._admitted(plural, body, query)
         if method == "GET" and sub == "log":
             self._log(store.get("pods", name or ""), query)
             return None
