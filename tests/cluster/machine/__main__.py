@@ -85,6 +85,15 @@ def load(archive: Path) -> None:
         subprocess.run(inside(*command), stdin=stream, stdout=subprocess.DEVNULL, check=True)
 
 
+def load_images() -> None:
+    """Make the images of the tests and the operators, and give them to the node."""
+    archive = STATE / "image.tar"
+    for image in [*images.standard(), *operators.images()]:
+        images.write(image, archive)
+        load(archive)
+        archive.unlink()
+
+
 def start() -> None:
     """Start the node and wait until the API server answers."""
     shutil.rmtree(STATE, ignore_errors=True)
@@ -112,11 +121,7 @@ def start() -> None:
     ):
         subprocess.run(command.split(), check=True)
     wait("containerd", lambda: subprocess.run(inside("ctr", "version"), capture_output=True).returncode == 0)
-    for number, image in enumerate([*images.standard(), *operators.images()]):
-        archive = STATE / f"image-{number}.tar"
-        images.write(image, archive)
-        load(archive)
-        archive.unlink()
+    load_images()
     wait("a ready node", lambda: "True" in kubectl("get", "nodes", "-o", READY, check=False))
 
 
@@ -135,11 +140,14 @@ def wait(what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
 
 def up() -> None:
     check_requirements()
+    changed = builds.missing()
     builds.build_all()
     started = time.monotonic()
     if not running():
         start()
         print(f"the node is ready after {time.monotonic() - started:.0f} s", flush=True)
+    elif changed:
+        load_images()
     operators.install()
     kubectl("create", "namespace", TEST_NAMESPACE, check=False)
     for namespace in ("default", TEST_NAMESPACE):  # pods are refused before it exists
@@ -153,6 +161,8 @@ def down() -> None:
     pid = running()
     if pid:
         os.kill(pid, signal.SIGKILL)
+    # the kernel would remove it, too, but takes its time
+    subprocess.run(["ip", "link", "delete", node.LINK], check=False, capture_output=True)
     until = time.monotonic() + 30
     while any(group.exists() for group in node.control_groups()) and time.monotonic() < until:
         for group in node.control_groups():

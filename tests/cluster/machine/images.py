@@ -14,19 +14,20 @@ from pathlib import Path
 
 BUSYBOX = Path("/bin/busybox")
 
-# The training operator's init container loops over `nslookup MASTER` in a shell. Two mends: as process 1 a shell ignores
-# SIGTERM, so that the pod of a removed job would stay for its whole grace period; and nslookup of busybox 1.35 fails
-# when one of the search domains does not know the name.
-SHELL = b"""#!/bin/busybox sh
-/bin/busybox sh "$@" &
+# The training operator's init container loops over `nslookup MASTER` in `sh -c SCRIPT`. Two mends: as process 1 a shell
+# ignores SIGTERM, so that the pod of a removed job would stay for its whole grace period; and nslookup of busybox fails when
+# one of the search domains does not know the name. (A function, since this shell prefers its own commands to files.)
+SHELL = rb"""#!/bin/busybox sh
+/bin/busybox sh -c '
+nslookup() {
+    for domain in $(sed -n "s/^search //p" /etc/resolv.conf); do
+        /bin/busybox nslookup "$1.$domain." && return
+    done
+    return 1
+}
+'"$2" &
 trap "kill $!" TERM
 wait $!
-"""
-NSLOOKUP = b"""#!/bin/busybox sh
-for domain in $(/bin/busybox sed -n 's/^search //p' /etc/resolv.conf); do
-    /bin/busybox nslookup "$1.$domain" && exit 0
-done
-exit 1
 """
 
 
@@ -60,7 +61,7 @@ def busybox() -> dict[str, bytes | Path | str]:
 def standard() -> list[Image]:
     """The images that pods of the tests and of the cluster itself ask for."""
     commands = busybox()
-    waits = {**commands, "bin/sh": SHELL, "bin/nslookup": NSLOOKUP}
+    waits = {**commands, "bin/sh": SHELL}
     return [
         Image(["hanflow.test/pause:1"], commands, command=["sleep", "2147483647"]),
         Image(["busybox:1.36"], commands, command=["sh"]),

@@ -93,6 +93,7 @@ KUBELET = {
     "maxPods": 250,
     "resolvConf": "/etc/resolv.conf",
     "serializeImagePulls": False,
+    "syncFrequency": "5s",  # also how soon a pod sees a Secret change: the operators write their certificates into one
 }
 
 
