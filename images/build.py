@@ -155,6 +155,9 @@ class Build:
         if self.base:
             command += ["--build-arg", f"BASE={self.base}"]
         command += ["--build-arg", f"VERSION={self.images.tag}", "--build-arg", f"REVISION={self.revision}"]
+        # podman 4.3 takes a LABEL line from its cache although the arguments in it have changed.
+        for name, value in (("version", self.images.tag), ("revision", self.revision)):
+            command += ["--label", f"org.opencontainers.image.{name}={value}"]
         command += ["--secret", f"id=pip.conf,src={conf}"]
         if pip.certificates:
             command += ["--secret", f"id=ca.crt,src={pip.certificates}"]
