@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -172,6 +172,7 @@ class _Run:
             contextlib.redirect_stdout(log),  # what kfp prints, the output of the steps included
             contextlib.redirect_stderr(log),
         ):
+            _keep_paths()
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(self.output / "kfp"))
             worker = _Worker(lambda: pipeline(**package.arguments(self.experiment)))
             # SIGTERM stops the run as Ctrl-C does: steps clean up, the record is written.
@@ -314,6 +315,23 @@ class _Worker(threading.Thread):
         except BaseException as error:
             self.error = error
             print(f"{type(error).__name__}: {error}")
+
+
+def _keep_paths() -> None:
+    """Let kfp put this Python's path in the place of `python3` in a step's command only, and not in what the step is given.
+
+    kfp 2.17 replaces the word everywhere, so that a path such as `/usr/lib/python3.11/…` leads nowhere.
+    """
+    from kfp.local import subprocess_task_handler as handler
+
+    replace: Callable[[list[str], str], list[str]] = handler.replace_python_executable
+
+    def replace_in_command(command: list[str], executable: str) -> list[str]:
+        end = command.index("--executor_input") if "--executor_input" in command else len(command)
+        return [*replace(command[:end], executable), *command[end:]]
+
+    if replace.__module__ != __name__:  # not done by an earlier run of this process
+        handler.replace_python_executable = replace_in_command
 
 
 @contextlib.contextmanager
