@@ -85,6 +85,14 @@ def load(archive: Path) -> None:
         subprocess.run(inside(*command), stdin=stream, stdout=subprocess.DEVNULL, check=True)
 
 
+def has_image(reference: str) -> bool:
+    """Whether the node has this image."""
+    listed = subprocess.run(
+        inside("ctr", "--namespace=k8s.io", "images", "list", "-q"), check=True, capture_output=True
+    )
+    return reference in listed.stdout.decode().split()
+
+
 def load_images() -> None:
     """Make the images of the tests and the operators, and give them to the node."""
     archive = STATE / "image.tar"
