@@ -293,7 +293,7 @@ def test_hanflow_run_takes_it(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "pipelines",
+        "hanflow",
         "run",
         "classification",
         "--limit-rows=300",
