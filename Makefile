@@ -7,13 +7,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
+.PHONY: run test fuzz test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # more threads than cores would wait for each other
+
+# The properties of `make test` with many more cases: minutes.
+fuzz: $(INSTALLED)
+	HANFLOW_FUZZ=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m fuzz
 
 # The TPU backend on virtual devices of this machine, in an environment of its own: torch_xla 2.9 wants torch 2.9
 # (7 GB, a few minutes to install).
