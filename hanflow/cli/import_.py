@@ -77,21 +77,15 @@ def _import(options: argparse.Namespace) -> int:
 
 def _architecture(path: Path) -> PreTrainedModel:
     """A model of that config, in float32, its weights still random."""
-    import torch
-    import transformers
-
-    from hanflow.loading.pretrained import load_config
+    from hanflow.loading.pretrained import load_config, untrained
 
     config_file = path / "config.json" if path.is_dir() else path
     if not config_file.is_file():
         raise UserError(f"{config_file}: no such file; give the config.json of the model that was saved, or its folder")
+    config = load_config(config_file)
     try:
-        config = load_config(config_file)
-        auto = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
-        if (config.architectures or [""])[0].endswith("ForSequenceClassification"):
-            auto = transformers.AutoModelForSequenceClassification
-        return auto.from_config(config, dtype=torch.float32).eval()
-    except (OSError, ValueError, KeyError) as error:
+        return untrained(config)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reason = first_line(error)
         raise UserError(
             f"{config_file}: no model can be made of it ({reason}); give the config.json of a transformers model"

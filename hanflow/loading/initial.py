@@ -73,8 +73,7 @@ def classifier(
         )
     names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
     if config.pretrained:
-        names["ignore_mismatched_sizes"] = True
-        model = load_for_training(config, CLASSIFIER, tokenizer, ["pad_token_id"], **names)
+        model = load_for_training(config, CLASSIFIER, tokenizer, ["pad_token_id"], names, ignore_mismatched_sizes=True)
     else:
         build = classifiers.ARCHITECTURES.build
         model = build(config.architecture, tokenizer, config.seed, ["pad_token_id"], **names)

@@ -1,18 +1,20 @@
-"""Models, tokenizers and configs in Hugging Face format, from a folder or the hub: the only callers of `from_pretrained`.
+"""The door to models, tokenizers and configs in Hugging Face format, of a folder or the hub: nobody else opens any.
 
-Nothing that a folder names is executed: its own code is refused (`trust_remote_code=False`), and weights are read as
-safetensors or by torch's weights-only unpickler. An existing folder is preferred to a hub name, and read without asking
-the hub.
+Nothing that a folder names is imported, called or looked up: its JSON files are checked before transformers sees them,
+classes are those that transformers or hanflow lists for a kind of model, code of its own (`auto_map`) is refused, and
+weights are read as safetensors alone. An existing folder is preferred to a hub name, and read without asking the hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError, first_line
+from hanflow.loading.files import CONFIG, TOKENIZER, TOKENIZER_CONFIG, check_weights, read_json, revision_of
 from hanflow.models import register
 from hanflow.text.vocabulary import add_tokens
 
@@ -36,21 +38,23 @@ TOKEN_ROLES = {
 """Role of a special token → its usual names, for a tokenizer.json that comes without a configuration."""
 
 
-def load_model(name: str | Path, auto_class: str, **settings: Any) -> PreTrainedModel:
+def load_model(
+    name: str | Path, auto_class: str, fields: Mapping[str, Any] | None = None, **settings: Any
+) -> PreTrainedModel:
     """A model in float32 and evaluation mode; hanflow's own architectures too.
 
     Args:
         name: folder or hub name.
         auto_class: name of the transformers class that finds the architecture, e.g. ENCODER_DECODER.
+        fields: of its config, instead of those in config.json.
         settings: passed on to `from_pretrained`.
 
     Raises:
         UserError: no such model can be loaded; says why.
     """
     import torch
-    import transformers
+    from safetensors import SafetensorError
 
-    register()
     name = str(name)
     if _is_missing(name):
         raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
@@ -59,10 +63,17 @@ def load_model(name: str | Path, auto_class: str, **settings: Any) -> PreTrained
             f"{name}: is a file, expected a folder in Hugging Face format; make one of a checkpoint with "
             f"`hanflow import {name} --model CONFIG --tokenizer DIR --output DIR`"
         )
+    config = load_config(name, fields)
+    check_weights(name)
+    if not fits(config, auto_class):
+        raise UserError(
+            f"{name}: no pretrained {KINDS.get(auto_class, 'model')} can be loaded from there, {CONFIG} describes a "
+            f"model of type {config.model_type}; give one of the task, or set another task"
+        )
+    auto, safely = _auto(auto_class), {**_safely(name, config), "use_safetensors": True}
     try:
-        found = getattr(transformers, auto_class)
-        return found.from_pretrained(name, dtype=torch.float32, **_safely(name), **settings).eval()
-    except (OSError, ValueError) as error:
+        return auto.from_pretrained(name, config=config, dtype=torch.float32, **safely, **settings).eval()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{name}: no pretrained {KINDS.get(auto_class, 'model')} can be loaded from there ({first_line(error)}); give "
             "a folder in Hugging Face format, or the name of a model on the hub with network or a filled cache"
@@ -78,30 +89,80 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: none can be loaded; says why.
     """
-    from transformers import AutoTokenizer
-
+    name = str(name)
     try:
-        return AutoTokenizer.from_pretrained(str(name), **_safely(name))
-    except (OSError, ValueError) as error:
+        return _tokenizer(name)
+    except UserError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise UserError(
             f"{name}: no tokenizer can be loaded from there ({first_line(error)}); give a bundle, or a folder with a "
             "model and its tokenizer"
         ) from error
 
 
-def load_config(name: str | Path) -> PretrainedConfig:
+def load_config(name: str | Path, fields: Mapping[str, Any] | None = None) -> PretrainedConfig:
     """A model's config.
 
     Args:
         name: folder, its config.json, or hub name.
+        fields: instead of those in config.json.
 
     Raises:
-        OSError, ValueError, KeyError: it is not the config of a transformers model.
+        UserError: it is not the config of a model that transformers or hanflow has.
     """
-    from transformers import AutoConfig
-
+    mapping = _transformers().CONFIG_MAPPING
     register()
-    return AutoConfig.from_pretrained(str(name), **_safely(name))
+    place = str(name)
+    values = read_json(place, CONFIG)
+    if values is None:
+        raise UserError(
+            f"{place}: no {CONFIG} can be read from there; give a folder in Hugging Face format, or the name of a model on "
+            "the hub with network or a filled cache"
+        )
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in mapping:
+        raise UserError(
+            f"{place}: no model can be loaded from there: {CONFIG} has the model_type {kind!r}, which neither transformers "
+            "nor hanflow has; give a model of another architecture"
+        )
+    if values.get("quantization_config") is not None:
+        raise UserError(
+            f"{place}: {CONFIG} describes quantized weights (quantization_config); give the model as trained"
+        )
+    if not _is_tokenizer_class(values.get("tokenizer_class")):
+        del values["tokenizer_class"]
+    if fields:
+        values = {key: value for key, value in values.items() if key != "num_labels"} | dict(fields)
+    try:
+        config = mapping[kind].from_dict(values)
+    except Exception as error:  # of a class's own checks, which raise what they like
+        raise UserError(
+            f"{place}: no model can be made of its {CONFIG} ({first_line(error)}); fetch it again"
+        ) from error
+    config._commit_hash = revision_of(place)
+    return config
+
+
+def untrained(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of a config from `load_config`, in float32 and evaluation mode, its weights still random.
+
+    Raises:
+        ValueError, KeyError, TypeError: its architecture is none that a task has.
+    """
+    import torch
+
+    auto_class = ENCODER_DECODER if config.is_encoder_decoder else CAUSAL_LM
+    if (config.architectures or [""])[0].endswith("ForSequenceClassification"):
+        auto_class = CLASSIFIER
+    return _auto(auto_class).from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
+
+
+def fits(config: PretrainedConfig, auto_class: str, architecture: str = "") -> bool:
+    """Whether an auto class has a model for a config; with an architecture, whether it is that one."""
+    models = _auto(auto_class)._model_mapping.get(type(config), ())
+    names = [model.__name__ for model in (models if isinstance(models, tuple) else (models,))]
+    return architecture in names if architecture else bool(names)
 
 
 def load_with_tokenizer(
@@ -127,13 +188,18 @@ def huggingface_folder(folder: str | Path) -> Path:
 
 
 def load_for_training(
-    config: TrainConfig, auto_class: str, tokenizer: PreTrainedTokenizerBase, shared_ids: Sequence[str], **settings: Any
+    config: TrainConfig,
+    auto_class: str,
+    tokenizer: PreTrainedTokenizerBase,
+    shared_ids: Sequence[str],
+    fields: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> PreTrainedModel:
     """The model `config.pretrained`, with an embedding for every token that was added to its vocabulary.
 
     Args:
         config: its `seed` is that of the weights that are new: a classifier's head, added embeddings.
-        auto_class, settings: as in `load_model`.
+        auto_class, fields, settings: as in `load_model`.
         tokenizer: the one that the training data was encoded with.
         shared_ids: ids that model and tokenizer must agree on where the model has them, e.g. `pad_token_id`.
 
@@ -144,7 +210,7 @@ def load_for_training(
 
     name = config.pretrained
     torch.manual_seed(config.seed)
-    model = load_model(name, auto_class, **settings)
+    model = load_model(name, auto_class, fields, **settings)
     for role in shared_ids:
         ours, theirs = getattr(tokenizer, role), getattr(model.config, role)
         if theirs is not None and ours != theirs:
@@ -168,16 +234,12 @@ def load_encoding_tokenizer(name: str, special_tokens: Iterable[str] = ()) -> Pr
     Raises:
         UserError: nothing loads from there, or it has no end-of-sequence or padding token.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     if _is_missing(name):
         raise UserError(f"tokenize.tokenizer={name}: no such folder; give one with a tokenizer.json, or a hub name")
     try:
-        bare = Path(name) / "tokenizer.json"
-        if bare.is_file() and not (Path(name) / "tokenizer_config.json").is_file():
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(bare))
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, **_safely(name))
+        tokenizer = _tokenizer(name)
+    except UserError:
+        raise
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
         raise UserError(
             f"tokenize.tokenizer={name}: no tokenizer can be loaded from there ({first_line(error)}); give a folder with a "
@@ -204,9 +266,54 @@ def load_encoding_tokenizer(name: str, special_tokens: Iterable[str] = ()) -> Pr
     return tokenizer
 
 
-def _safely(name: str | Path) -> dict[str, bool]:
-    """Arguments of every `from_pretrained`."""
-    return {"trust_remote_code": False, "local_files_only": Path(name).exists()}
+def _auto(auto_class: str) -> Any:
+    """The class of transformers that a task's code names."""
+    register()
+    return getattr(_transformers(), auto_class)
+
+
+def _transformers() -> ModuleType:
+    """transformers, which asks nobody whether to run code: without time to wait for an answer it refuses."""
+    import transformers
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    return transformers
+
+
+def _tokenizer(name: str) -> Any:
+    """The tokenizer of a folder or hub name; one whose class transformers does not list is read from tokenizer.json alone."""
+    transformers = _transformers()
+    values, model = read_json(name, TOKENIZER_CONFIG), read_json(name, CONFIG)
+    bare = Path(name) / TOKENIZER
+    if values is None and bare.is_file():
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(bare))
+    if values is None and model is None:
+        raise OSError("no tokenizer.json, tokenizer_config.json or config.json")
+    register()
+    known = model is not None and model.get("model_type") in transformers.CONFIG_MAPPING
+    config = load_config(name) if known else transformers.PretrainedConfig()  # else the file would be read unchecked
+    safely = _safely(name, config)
+    if values is not None and not _is_tokenizer_class(values.get("tokenizer_class")):
+        return transformers.PreTrainedTokenizerFast.from_pretrained(name, **safely)
+    return transformers.AutoTokenizer.from_pretrained(name, config=config, **safely)
+
+
+def _is_tokenizer_class(name: Any) -> bool:
+    """Whether a file's `tokenizer_class` is one that transformers lists as a tokenizer, or is not there (None)."""
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
+
+    known = {*TOKENIZER_MAPPING_NAMES.values(), "PreTrainedTokenizer", "TokenizersBackend"}
+    return name is None or (
+        isinstance(name, str) and name.removesuffix("Fast") in {k and k.removesuffix("Fast") for k in known}
+    )
+
+
+def _safely(name: str, config: PretrainedConfig | None = None) -> dict[str, Any]:
+    """Arguments of every `from_pretrained`; a model on the hub is read at the commit of its checked config."""
+    local = Path(name).exists()
+    revision = None if local or config is None else getattr(config, "_commit_hash", None)
+    return {"trust_remote_code": False, "local_files_only": local, **({"revision": revision} if revision else {})}
 
 
 def _is_missing(name: str) -> bool:

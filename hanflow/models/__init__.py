@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,8 +15,7 @@ def register() -> None:
 
     Imports torch and transformers; may be called any number of times.
     """
-    for module in ("cnn", "ensemble", "ffn", "gpt", "rnn"):
-        importlib.import_module(f"hanflow.models.{module}")
+    from hanflow.models import cnn, ensemble, ffn, gpt, rnn  # noqa: F401  (each registers its own)
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class EnsembleForSequenceClassification(TextClassifier):
         # Attributes, not a ModuleList: transformers gathers tied weights from children that are models themselves.
         for number, member in enumerate(config.members):
             own = AutoConfig.for_model(**member)
-            setattr(self, f"member_{number}", AutoModelForSequenceClassification.from_config(own))
+            built = AutoModelForSequenceClassification.from_config(own, trust_remote_code=False)
+            setattr(self, f"member_{number}", built)
         self.post_init()
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanflow.errors import UserError, first_line
+from hanflow.errors import UserError
 from hanflow.experiment import load_experiment, step_config
 from hanflow.progress import log
 from hanflow.serving.bundle import Bundle, cleaning_of, open_bundle
@@ -76,7 +76,9 @@ def _scored_with(uri: str, model: Manifest) -> Mapping[str, Any]:
     if exists(experiment):
         with tempfile.TemporaryDirectory() as folder:
             copy_file(experiment, Path(folder) / "experiment.yaml")
-            return vars(load_experiment(Path(folder) / "experiment.yaml", require=False).evaluate)
+            # The task is the model's, which is known: whatever the file names as one is not imported.
+            task = get_task(model.task).name
+            return vars(load_experiment(Path(folder) / "experiment.yaml", [f"task={task}"], require=False).evaluate)
     log.info("%s: there is no evaluation beside this model, so it predicts with the default settings", uri)
     return {}
 
@@ -101,11 +103,8 @@ def _pretrained(uri: str, changes: Mapping[str, Any], task: str | None) -> Bundl
         )
     try:
         config = load_config(place)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{uri}: is not a bundle, run or model ({first_line(error)}); give the folder of one, or the name of a model on the "
-            "Hugging Face hub with network or a filled cache"
-        ) from None
+    except UserError as error:
+        raise UserError(f"{uri}: is not a bundle or run, and as a model: {error}") from None
     chosen = chosen_task(task or _task_of(config, uri))
     name = task or chosen.name
     encoding, positions = step_config("tokenize", {}, name), getattr(config, "max_position_embeddings", None)
@@ -123,13 +122,12 @@ def _task_of(config: PretrainedConfig, uri: str) -> str:
     Raises:
         UserError: it is none of them.
     """
-    import transformers
+    from hanflow.loading.pretrained import fits
 
     architecture = (config.architectures or [""])[0]
     tasks = [get_task(name) for name in known_tasks()]
     for task in tasks:
-        models = getattr(transformers, task.card()["auto_class"])._model_mapping.get(type(config), ())
-        if architecture in [model.__name__ for model in (models if isinstance(models, tuple) else (models,))]:
+        if architecture and fits(config, task.card()["auto_class"], architecture):
             return task.name
     generating = next((task.name for task in tasks if task.generates), "")
     if config.is_encoder_decoder and generating:  # saved without its head, as the base models of BART are
