@@ -112,6 +112,9 @@ def _add_predict(commands: Commands) -> None:
         ("--top-k", int, "sample among the N likeliest tokens only; 0: all"),
         ("--top-p", float, "sample among the likeliest tokens of this total probability; 1: all"),
     )
+    sampling.add_argument(
+        "--with-prompt", action="store_true", default=None, help="write each text before its continuation"
+    )
     work = predict.add_argument_group("processing")
     work.add_argument(
         "--chunk-rows", type=int, default=2_000, metavar="N", help="rows in memory at once (default: %(default)s)"

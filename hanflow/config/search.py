@@ -45,3 +45,4 @@ class SamplingConfig(EvaluateConfig):
     top_p: float = setting(
         1.0, "Only the likeliest tokens that together have this probability (1: all).", above=0, at_most=1
     )
+    with_prompt: bool = setting(False, "Write the text that is continued before its continuation.")

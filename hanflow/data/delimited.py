@@ -21,10 +21,11 @@ from hanflow.errors import UserError
 LOOKAHEAD = 100_000
 """Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""Beginnings of a cell that spreadsheets take for a formula."""
+_RUN = r"[\t\r]|[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]*[=+\-@＝＋－＠]"
+"""Beginning of a cell that spreadsheets take for a formula, after what one or the other of them passes over first."""
 
-_GUARDED = re.compile(r"'+[=+\-@\t\r]")
+_FORMULA = re.compile(rf"'*(?:{_RUN})")
+_GUARDED = re.compile(rf"'+(?:{_RUN})")
 """Beginning of a cell that `safe_cell` may have written."""
 
 _RETURN = "\ufdd1"
@@ -33,8 +34,11 @@ point that Unicode keeps for such inner uses."""
 
 
 def safe_cell(text: str) -> str:
-    """A text that no spreadsheet takes for a formula: such a one gets an apostrophe, which reading takes away again."""
-    return f"'{text}" if text.startswith(FORMULA) or _GUARDED.match(text) else text
+    """A text that no spreadsheet takes for a formula: such a one gets an apostrophe, which reading takes away again.
+
+    So does one that begins with apostrophes before a formula, or reading would take one of its own.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 def unguarded(cell: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import html
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,14 +82,14 @@ def main() -> None:
     try:
         loaded = [opened(path) for path in options.bundles]
     except UserError as error:
-        st.error(str(error))
+        st.error(as_text(str(error)))
         return
     first = loaded[0][0]
     names = _names([bundle for bundle, _ in loaded])
-    st.title(names[0] if len(loaded) == 1 else "Side by side")
+    st.title(as_text(names[0]) if len(loaded) == 1 else "Side by side")
     st.caption(
         " · ".join(
-            ", ".join([bundle.task.name, *_parameters(bundle.manifest.counts.get("parameters"))])
+            ", ".join([as_text(bundle.task.name), *_parameters(bundle.manifest.counts.get("parameters"))])
             for bundle, _ in loaded
         )
     )
@@ -110,8 +111,13 @@ def main() -> None:
         for column, name, result in zip(st.columns(len(results)), names, results, strict=True):
             with column:
                 if len(results) > 1:
-                    st.subheader(name)
+                    st.subheader(as_text(name))
                 _show(result)
+
+
+def as_text(text: str) -> str:
+    """A text that Streamlit shows as it is, not as Markdown."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _options() -> argparse.Namespace:
@@ -195,7 +201,7 @@ def _predicted(bundle: Bundle, predictor: Predictor, text: str, changes: dict[st
 
 def _show(result: Result | str) -> None:
     if isinstance(result, str):
-        st.error(result)
+        st.error(as_text(result))
         return
     answers = result.answers
     if answers.empty[0]:
@@ -225,9 +231,9 @@ def _show_columns(columns: dict[str, Any]) -> None:
         shares = _shares(value)
         if shares:
             for label, share in shares.items():
-                st.progress(min(max(share, 0.0), 1.0), text=f"{label}: {share:.1%}")
+                st.progress(min(max(share, 0.0), 1.0), text=f"{as_text(label)}: {share:.1%}")
         elif isinstance(value, float) and 0 <= value <= 1 and not any(map(_shares, columns.values())):
-            st.progress(value, text=f"{name}: {value:.1%}")
+            st.progress(value, text=f"{as_text(name)}: {value:.1%}")
         elif not isinstance(value, float):
             st.text(f"{name}: {value}")
 

@@ -39,6 +39,7 @@ SEARCH = (
     "temperature",
     "top_k",
     "top_p",
+    "with_prompt",
 )
 """Settings of the evaluate step that predictions depend on (batch_tokens only decides how fast they come)."""
 

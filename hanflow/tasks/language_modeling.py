@@ -15,7 +15,7 @@ from hanflow.progress import log
 from hanflow.tasks.base import Config, Task, check_length
 from hanflow.tasks.data import Encoded, Facts, Measures, Metric, Predictions, Rest, Rows, ShardRow
 from hanflow.tasks.predictor import ModelPredictor
-from hanflow.text.encoding import plain_ids, plain_text
+from hanflow.text.encoding import continuation, plain_ids, plain_text
 from hanflow.text.normalize import clean_text
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class LikelihoodPredictor(ModelPredictor):
 class ContinuationPredictor(ModelPredictor):
     """Continuations of texts."""
 
-    adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p")
+    adjusts = ("max_new_tokens", "greedy", "temperature", "top_k", "top_p", "with_prompt")
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, config: Config):
         super().__init__(model, tokenizer, config)
@@ -219,4 +219,8 @@ class ContinuationPredictor(ModelPredictor):
         found = sampling.generate(self.model, [row[0] for row in rows], self.options)
         if progress is not None:
             progress.update(len(rows))
-        return Predictions([plain_text(ids, self.tokenizer) for ids in found])
+        prompts = [row[0][1:].tolist() for row in rows]  # without the end token of the document before
+        texts = [continuation(prompt, ids.tolist(), self.tokenizer) for prompt, ids in zip(prompts, found, strict=True)]
+        if self.config.with_prompt:
+            texts = [plain_text(prompt, self.tokenizer) + text for prompt, text in zip(prompts, texts, strict=True)]
+        return Predictions(texts)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Sequence, Set
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedTokenizerBase
+
+
+_REPLACEMENT = "\ufffd"
+"""What decoders write for bytes that are no character."""
+
+_WHOLE_REPLACEMENTS = (_REPLACEMENT, "ï¿½")
+"""The same as a character of the text itself: as a token, and as byte-level tokens spell its three bytes."""
+
+
+_NEVER = -1e6
+"""Log-probability of a piece that no text is cut into."""
 
 
 def cut_into_morphemes(texts: Sequence[str]) -> list[str]:
@@ -20,9 +32,36 @@ def cut_into_morphemes(texts: Sequence[str]) -> list[str]:
 
 
 def plain_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Token ids of texts without any special token: KoBART's post-processor adds none, others add several."""
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    return [encoding.ids for encoding in encodings]
+    """Token ids of texts without any that has a role (begin, end, padding …), not even where a text spells its name.
+
+    KoBART's post-processor adds none, others add several.
+    """
+    texts = list(texts)
+    ids = [e.ids for e in tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    roles = {role for role in tokenizer.special_tokens_map.values() if isinstance(role, str)}
+    spelt = [row for row, text in enumerate(texts) if any(role in text for role in roles)]
+    if spelt:
+        blind = _without_roles(tokenizer, roles)
+        for row in spelt:
+            ids[row] = blind.encode(texts[row], add_special_tokens=False).ids
+    return ids
+
+
+def _without_roles(tokenizer: PreTrainedTokenizerBase, roles: Set[str]) -> Any:
+    """The same tokenizer, which reads the names of tokens with a role like any other text.
+
+    KoBART marks emojis and speakers as special too, which belong to the text: only those with a role are left so.
+    """
+    from tokenizers import Tokenizer
+
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in parts["added_tokens"]:
+        token["special"] = token["content"] in roles
+    if parts["model"]["type"] == "Unigram":  # whose pieces they are too, and the likeliest
+        parts["model"]["vocab"] = [[p, _NEVER if p in roles else score] for p, score in parts["model"]["vocab"]]
+    blind = Tokenizer.from_str(json.dumps(parts))
+    blind.encode_special_tokens = True
+    return blind
 
 
 def framed(
@@ -46,5 +85,21 @@ def framed(
 
 
 def plain_text(ids: Sequence[int] | np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of token ids of shape (length,), special tokens included and spaces unchanged."""
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    """The text of token ids of shape (length,), special tokens included and spaces unchanged.
+
+    Tokens of bytes may end within a character, where a limit has cut them: such a half is left out.
+    """
+    ids = [int(token) for token in ids]
+    while True:
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if not text.endswith(_REPLACEMENT):
+            return text
+        if "".join(tokenizer.convert_ids_to_tokens(ids)).endswith(_WHOLE_REPLACEMENTS):
+            return text
+        ids.pop()
+
+
+def continuation(prompt: Sequence[int], new: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text of new token ids after those of a prompt, with the space before it that a decoder takes from a first word."""
+    before, whole = plain_text(prompt, tokenizer), plain_text([*prompt, *new], tokenizer)
+    return whole[len(before) :] if whole.startswith(before) else plain_text(new, tokenizer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hanflow.config import TokenizeConfig
 from hanflow.errors import UserError
@@ -43,9 +44,10 @@ def train_tokenizer(texts: Iterable[str], config: TokenizeConfig) -> PreTrainedT
         )
     else:
         tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer = normalizers.NFKC()
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-        tokenizer.decoder = decoders.Metaspace()
+        # A text's own ▁ would become a space. No space is put before a text, so none has to be taken away again.
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("▁", "_")])
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme="never")
         trainer = trainers.UnigramTrainer(
             vocab_size=config.vocabulary_size, special_tokens=special, unk_token="<unk>", show_progress=False
         )
@@ -81,7 +83,34 @@ def add_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[str]) -> Non
     """
     from tokenizers import AddedToken
 
+    tokens = list(tokens)
     wrong = [token for token in tokens if not isinstance(token, str) or not token.strip()]
     if wrong:
         raise UserError(f"tokenize.special_tokens: {wrong[0]!r} is not a token; give non-empty texts")
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+    if tokens:
+        _put_no_space_after_tokens(tokenizer)
+
+
+def _put_no_space_after_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Let a pre-tokenizer that puts a space before each piece of a text do so before the first alone.
+
+    Else `#Person1#은`, cut at the token, is read and comes back as `#Person1# 은`.
+    """
+    from tokenizers import Tokenizer
+
+    parts = json.loads(tokenizer.backend_tokenizer.to_str())
+    if _first_alone(parts["pre_tokenizer"]) | _first_alone(parts["decoder"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(parts))
+
+
+def _first_alone(part: Any) -> bool:
+    """Change every Metaspace in a part of a tokenizer.json; returns whether there was one to change."""
+    if isinstance(part, list):
+        return sum(map(_first_alone, part)) > 0
+    if not isinstance(part, dict):
+        return False
+    if part.get("type") == "Metaspace" and part.get("prepend_scheme", "always") == "always":
+        part["prepend_scheme"] = "first"
+        return True
+    return sum(map(_first_alone, part.values())) > 0

@@ -67,10 +67,8 @@ def found_in(path: Path) -> Iterator[tuple[str, str]]:
         elif isinstance(node, ast.Attribute):
             if node.attr in ("from_pretrained", "from_config", "for_model", "import_module"):
                 yield node.attr, place
-            if ast.unparse(node) in ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load"):
-                yield ast.unparse(node), place
-            if node.attr == "load" and "entry_points" in ast.unparse(node):
-                yield "import_module", place
+            if node.attr.endswith("load") and ast.unparse(node.value) in ("torch", "yaml") and node.attr != "safe_load":
+                yield f"{ast.unparse(node.value)}.{node.attr}", place
             if isinstance(node.value, ast.Name) and node.value.id.startswith("Auto") and node.attr != "register":
                 yield "Auto", place
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from hanflow.errors import UserError
 from hanflow.storage import artifacts, find_raw, local_path, staged
 from hanflow.storage.artifacts import Manifest, check_parent, lineage, read_manifest, read_training, write_manifest
+from hanflow.storage.cache import cache_folder
 
 
 def corpus(folder: Path, text: str = "하나") -> Manifest:
@@ -146,3 +149,28 @@ def test_a_training_is_read(tmp_path: Path) -> None:
     for whole in (training, {**training, "members": {"rnn": training}}):
         (tmp_path / "training.json").write_text(json.dumps(whole), encoding="utf-8")
         assert read_training(tmp_path) == whole
+
+
+def test_the_cache_is_the_user_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared machine somebody else may have made the folder first, or laid a link in its place."""
+    monkeypatch.delenv("HANFLOW_CACHE", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = tmp_path / f"hanflow-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    mine.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link; remove it"):
+        cache_folder()
+    mine.unlink()
+    mine.mkdir(0o777)
+    mine.chmod(0o777)
+    assert cache_folder() == mine and mine.stat().st_mode & 0o777 == 0o700
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    monkeypatch.setenv("HANFLOW_CACHE", str(shared))
+    assert cache_folder() == shared / mine.name and (shared / mine.name).stat().st_mode & 0o777 == 0o700
+    if os.getuid() == 0:
+        os.chown(mine, 1, 1)
+        monkeypatch.delenv("HANFLOW_CACHE")
+        with pytest.raises(UserError, match="belongs to another user"):
+            cache_folder()
