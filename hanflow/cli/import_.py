@@ -55,7 +55,8 @@ def _import(options: argparse.Namespace) -> int:
         raise UserError(f"--tokenizer: {options.tokenizer}: no such folder; give the folder with the model's tokenizer")
     tokenizer = load_tokenizer(options.tokenizer)
     model = _architecture(local_path(options.model))
-    done = load_weights(model, read_weights(checkpoint), str(checkpoint), options.ignore)
+    weights = read_weights(checkpoint)
+    done = load_weights(model, weights.tensors, str(checkpoint), options.ignore)
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(
@@ -68,7 +69,14 @@ def _import(options: argparse.Namespace) -> int:
     print(f"{done.keys} tensors, {model.num_parameters():,} parameters → {options.output}")
     if done.prefix:
         print(f"  prefix of the keys: {done.prefix}")
-    for title, keys in (("not in the file, derived", done.derived), ("skipped", done.ignored)):
+    if weights.under:
+        print(f"  taken from: {weights.under}")
+    left = (
+        ("not in the file, derived", done.derived),
+        ("skipped", done.ignored),
+        ("in the file, not imported", weights.passed_over),
+    )
+    for title, keys in left:
         if keys:
             print(f"  {title}: {', '.join(keys)}")
     print(f"  use it with: --set train.pretrained={options.output} --set tokenize.tokenizer={options.output}")

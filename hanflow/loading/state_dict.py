@@ -10,7 +10,7 @@ import argparse
 import fnmatch
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,20 @@ class Imported:
     """Keys of the file that the caller asked to ignore."""
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint file by their keys, on the CPU; nothing in the file is executed.
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint file."""
+
+    tensors: dict[str, torch.Tensor]
+    """By their keys, on the CPU."""
+    under: str = ""
+    """Where in the file they are: `state_dict`; empty: at its top."""
+    passed_over: list[str] = field(default_factory=list)
+    """What else the file holds, each with its number of tensors: `ema_state_dict (52 tensors)`."""
+
+
+def read_weights(path: Path) -> Weights:
+    """The tensors of a checkpoint file; nothing in it is executed.
 
     Args:
         path: `.safetensors`, else anything that `torch.save` wrote: a state dict, or a mapping that holds one under a
@@ -59,7 +71,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         try:
-            return load_file(path)
+            return Weights(load_file(path))
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: cannot be read as safetensors ({error}); fetch or save it again") from error
     return _state_dict(_unpickled(path), path)
@@ -159,23 +171,38 @@ def _joined(*parts: str) -> str:
     return "/".join(parts)
 
 
-def _state_dict(content: Any, path: Path) -> dict[str, torch.Tensor]:
+def _state_dict(content: Any, path: Path) -> Weights:
     """The mapping of tensors in a file's content: the content itself, or what is stored under a key in NESTS."""
-    found, looked = content, 0
-    while isinstance(found, Mapping) and looked < len(NESTS):
-        inner = next((found[key] for key in NESTS if isinstance(found.get(key), Mapping)), None)
+    found, under, others = content, [], []
+    while isinstance(found, Mapping) and len(under) < len(NESTS):
+        inner = next((key for key in NESTS if isinstance(found.get(key), Mapping)), None)
         if inner is None:
             break
-        found, looked = inner, looked + 1
+        others += [_described(".".join([*under, str(key)]), value) for key, value in found.items() if key != inner]
+        under.append(inner)
+        found = found[inner]
     if isinstance(found, Mapping):
         tensors = {str(key): value for key, value in found.items() if isinstance(value, torch.Tensor)}
         if tensors:
-            return tensors
+            others += [_described(".".join([*under, str(k)]), v) for k, v in found.items() if str(k) not in tensors]
+            return Weights(tensors, ".".join(under), others)
     held = ", ".join(map(str, list(content)[:SHOWN])) if isinstance(content, Mapping) else type(content).__name__
     raise UserError(
         f"{path}: holds no weights (found {held or 'nothing'}); expected a state dict, by itself or under one of "
         f"{', '.join(NESTS)}"
     )
+
+
+def _described(key: str, value: Any) -> str:
+    """A key of a file, with the number of tensors below it."""
+    count = _tensors_in(value)
+    return f"{key} ({count} {'tensor' if count == 1 else 'tensors'})" if count else key
+
+
+def _tensors_in(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return sum(map(_tensors_in, value.values()))
+    return sum(map(_tensors_in, value)) if isinstance(value, (list, tuple)) else int(isinstance(value, torch.Tensor))
 
 
 def _fitted(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from importlib import metadata
 from typing import Any
 
 import yaml
@@ -70,6 +71,9 @@ def model_card(
         *_use(card, formats),
         "## Formats",
         *_formats(formats, skipped),
+        "Written, opened again and compared with "
+        + ", ".join(f"{name} {version}" for name, version in libraries(formats).items())
+        + ". Later versions of the same main number open it too.",
         "## Intended use",
         config.intended_use or "Not stated.",
         "## Scores",
@@ -100,6 +104,13 @@ def model_card(
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def libraries(formats: Iterable[str]) -> dict[str, str]:
+    """Name → version of each library that a bundle of these formats was written and opened again with."""
+    ready = any(name.startswith("ctranslate2") for name in formats)
+    names = ["transformers", "tokenizers", "torch", *(["ctranslate2"] if ready else [])]
+    return {name: metadata.version(name).partition("+")[0] for name in names}
 
 
 def _training(name: str, facts: Mapping[str, Any]) -> list[str]:

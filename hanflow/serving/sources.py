@@ -50,8 +50,10 @@ def open_source(uri: str, changes: Mapping[str, Any] | None = None, *, task: str
         raise UserError(f"{uri}: is a {other} artifact, which cannot predict; give a bundle, a model or a run's folder")
     if exists(join(uri, "experiment.yaml")):
         raise UserError(f"{uri}: is a run that has no model yet; wait until its train step has finished")
-    if exists(join(_above(uri), "bundle.json")):
-        raise UserError(f"{uri}: is a part of a bundle; give the bundle itself, {_above(uri)}")
+    for place in (_above(uri), _above(_above(uri))):  # huggingface/, or ctranslate2/int8/
+        if exists(join(uri, "config.json")) and exists(join(place, "bundle.json")):
+            log.info("%s: is a part of the bundle %s, which is opened", uri, place)
+            return open_source(place, changes, task=task)
     return _pretrained(uri, changes, task)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
 from hanflow.progress import log
-from hanflow.reports.model_card import model_card
+from hanflow.reports.model_card import libraries, model_card
 from hanflow.reports.step_report import Report
 from hanflow.steps.runner import main
 from hanflow.storage import artifacts, fetched, nothing, staged
@@ -53,7 +54,7 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     search = step_config("evaluate", of_evaluation.config, task)
     training = artifacts.read_training(model_at)
     trained = chosen_task.load_model(str(model_at))
-    tokenizer = pretrained.load_tokenizer(model_at)
+    tokenizer = _tokenizer_for_others(chosen_task, pretrained.load_tokenizer(model_at), trained, of_shards)
     shard = Shard(shards_at / f"{_check_split(of_shards)}.arrow", chosen_task.sequences)
     rows = shard.rows(range(min(config.check_rows, len(shard))))
     chosen_task.prepare_export(trained, search)
@@ -77,6 +78,7 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
                     "generation": of_evaluation.config,
                     "formats": written,
                     "skipped": skipped,
+                    "libraries": libraries(written),
                     **artifacts.text_settings(of_shards),
                 },
                 artifacts.lineage(of_model, of_evaluation, of_shards),
@@ -84,6 +86,18 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
         )
     figures = {"size_mb": round(size / 1e6, 2), "parameters": parameters, "checked_rows": len(rows)}
     return Report({**figures, "formats": ", ".join(written)})
+
+
+def _tokenizer_for_others(
+    task: Task, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, shards: Manifest
+) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, which by itself puts the frame around a text and knows how much the model reads."""
+    from hanflow.text.vocabulary import for_others
+
+    encoding = step_config("tokenize", shards.config, task.name)
+    limits = (task.input_limit(encoding), getattr(model.config, "max_position_embeddings", None))
+    longest = min((limit for limit in limits if limit is not None), default=None)
+    return for_others(tokenizer, task.frame(tokenizer), longest, inspect.signature(model.forward).parameters)
 
 
 def chosen_formats(config: ExportConfig, task: Task, model: PreTrainedModel) -> tuple[list[str], dict[str, str]]:

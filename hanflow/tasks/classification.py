@@ -55,11 +55,9 @@ from hanflow.models import register  # of hanflow: the architectures that are no
 register()
 tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
 model = AutoModelForSequenceClassification.from_pretrained("huggingface").eval()
-ids = tokenizer("분류할 글을 여기에 넣습니다.", add_special_tokens=False)["input_ids"]
-begin, end = [tokenizer.cls_token_id], [tokenizer.sep_token_id or tokenizer.eos_token_id]  # as it was trained
-ids = [token for token in begin if token is not None] + ids + end
+inputs = tokenizer("분류할 글을 여기에 넣습니다.", truncation=True, return_tensors="pt")
 with torch.inference_mode():
-    probabilities = model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0]
+    probabilities = model(**inputs).logits.softmax(-1)[0]
 print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))"""
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from hanflow.progress import Progress
 
 _EXAMPLE = """\
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hanflow.models import register  # of hanflow: the architectures that are not in transformers
@@ -34,8 +33,8 @@ from hanflow.models import register  # of hanflow: the architectures that are no
 register()
 tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
 model = AutoModelForCausalLM.from_pretrained("huggingface").eval()
-ids = [tokenizer.eos_token_id, *tokenizer("이 영화는", add_special_tokens=False)["input_ids"]]
-output = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=40, do_sample=True, top_p=0.9)
+inputs = tokenizer("이 영화는", return_tensors="pt")  # the end token of the document before comes first
+output = model.generate(**inputs, max_new_tokens=40, do_sample=True, top_p=0.9)
 print(tokenizer.decode(output[0][1:]))"""
 
 

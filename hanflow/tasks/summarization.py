@@ -32,9 +32,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("huggingface")  # this folder
 model = AutoModelForSeq2SeqLM.from_pretrained("huggingface")
-text = "요약할 글을 여기에 넣습니다." + tokenizer.eos_token  # it was trained with the end of sequence on its sources
-inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-output = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+inputs = tokenizer("요약할 글을 여기에 넣습니다.", truncation=True, return_tensors="pt")
+output = model.generate(**inputs)
 # Not skip_special_tokens: some tokenizers (KoBART's) mark emojis special, which belong to the text.
 frame = {model.config.decoder_start_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 print(tokenizer.decode([token for token in output[0].tolist() if token not in frame]))"""
@@ -48,8 +47,7 @@ folder = "ctranslate2/float32"  # this folder
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = ctranslate2.Translator(folder, compute_type="default")
 search = json.load(open(f"{folder}/config.json", encoding="utf-8"))["hanflow"]["search"]  # as it was scored
-text = "요약할 글을 여기에 넣습니다." + tokenizer.eos_token
-tokens = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+tokens = tokenizer.convert_ids_to_tokens(tokenizer("요약할 글을 여기에 넣습니다.", truncation=True)["input_ids"])
 output = tokenizer.convert_tokens_to_ids(model.translate_batch([tokens], **search)[0].hypotheses[0])
 frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
 print(tokenizer.decode([token for token in output if token not in frame]))"""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hanflow.config import TokenizeConfig
@@ -114,3 +115,34 @@ def _first_alone(part: Any) -> bool:
         part["prepend_scheme"] = "first"
         return True
     return sum(map(_first_alone, part.values())) > 0
+
+
+def for_others(
+    tokenizer: PreTrainedTokenizerFast,
+    frame: tuple[Sequence[int], Sequence[int]],
+    longest: int | None,
+    inputs: Container[str],
+) -> PreTrainedTokenizerFast:
+    """A copy that, called plainly (`tokenizer(text, truncation=True)`), encodes a text as training did.
+
+    Args:
+        frame: ids before and after every text.
+        longest: tokens of the longest text that the model reads, the frame included; None: unlimited.
+        inputs: names of the arguments that the model takes.
+    """
+    from tokenizers import processors
+
+    copied = copy.deepcopy(tokenizer)
+    begin, end = ([str(token) for token in copied.convert_ids_to_tokens(list(ids))] for ids in frame)
+    core = copied.backend_tokenizer
+    if core.encode("가").ids != [*frame[0], *core.encode("가", add_special_tokens=False).ids, *frame[1]]:
+        core.post_processor = processors.TemplateProcessing(
+            single=[*begin, "$A", *end],
+            pair=[*begin, "$A", *end, "$B:1", *(f"{token}:1" for token in end)],
+            special_tokens=list(zip([*begin, *end], [*frame[0], *frame[1]], strict=True)),
+        )
+    names = [name for name in copied.model_input_names if name in inputs]
+    copied.model_input_names = copied.init_kwargs["model_input_names"] = names
+    if longest is not None:
+        copied.model_max_length = copied.init_kwargs["model_max_length"] = longest
+    return copied

@@ -201,8 +201,6 @@ def test_what_cannot_be_loaded(run_folder: Path, classifier: Chain, tmp_path: Pa
         hanflow.load(classifier.model, task="summarization")
     with pytest.raises(UserError, match="is a shards artifact, which cannot predict"):
         hanflow.load(run_folder / "shards")
-    with pytest.raises(UserError, match="is a part of a bundle; give the bundle itself"):
-        hanflow.load(run_folder.joinpath("bundle").resolve() / "huggingface")
     with pytest.raises(UserError, match="no such folder; give a bundle, a run"):
         hanflow.load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="device='gpu': no such device"):

@@ -61,7 +61,7 @@ def test_every_weight_arrives_whatever_stands_before_its_name(tmp_path: Path, pr
     saved, ours = model(1), model(2)
     state = prefixed(saved.state_dict(), prefix)
     torch.save({nest: state, "epoch": 3, "global_step": 9} if nest else state, tmp_path / "w.ckpt")
-    done = load_weights(ours, read_weights(tmp_path / "w.ckpt"), "w.ckpt")
+    done = load_weights(ours, read_weights(tmp_path / "w.ckpt").tensors, "w.ckpt")
     assert same(ours, saved)
     assert done.prefix == (f"-{prefix}" if prefix else "")
     assert (done.derived, done.ignored) == ([], [])
@@ -70,7 +70,7 @@ def test_every_weight_arrives_whatever_stands_before_its_name(tmp_path: Path, pr
 def test_the_bare_base_model_and_half_precision_are_taken(tmp_path: Path) -> None:
     saved, ours = model(1).half(), model(2)
     torch.save(prefixed(saved.model.state_dict(), "module."), tmp_path / "base.pt")
-    done = load_weights(ours, read_weights(tmp_path / "base.pt"), "base.pt")
+    done = load_weights(ours, read_weights(tmp_path / "base.pt").tensors, "base.pt")
     assert same(ours, saved.float())
     assert done.prefix == "-module. +model."
     assert done.derived == ["final_logits_bias", "lm_head.weight"]
@@ -81,7 +81,7 @@ def test_tied_weights_follow_from_any_one_of_them(tmp_path: Path) -> None:
     tied = ("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight")
     state = {key: value.clone() for key, value in saved.state_dict().items() if key not in tied}
     save_file(state, tmp_path / "w.safetensors")
-    done = load_weights(ours, read_weights(tmp_path / "w.safetensors"), "w")
+    done = load_weights(ours, read_weights(tmp_path / "w.safetensors").tensors, "w")
     assert same(ours, saved)
     assert sorted(done.derived) == sorted(tied)
     torn = {**saved.state_dict(), "lm_head.weight": saved.lm_head.weight + 1}
@@ -126,14 +126,18 @@ def test_settings_that_lightning_saves_beside_the_weights_do_no_harm(
     content = {
         "state_dict": prefixed(saved.state_dict(), "model."),
         "hyper_parameters": module.AttributeDict(lr=3e-5, folder=tmp_path / "data"),
+        "ema_state_dict": saved.state_dict(),
         "hparams": argparse.Namespace(batch_size=8),
         "callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": {"best_model_score": torch.tensor(1.5)}},
         "pytorch-lightning_version": "2.5.0",
     }
     torch.save(content, tmp_path / "last.ckpt")
     monkeypatch.undo()
-    load_weights(ours, read_weights(tmp_path / "last.ckpt"), "last.ckpt")
+    read = read_weights(tmp_path / "last.ckpt")
+    load_weights(ours, read.tensors, "last.ckpt")
     assert same(ours, saved)
+    assert read.under == "state_dict" and f"ema_state_dict ({len(saved.state_dict())} tensors)" in read.passed_over
+    assert "callbacks (1 tensor)" in read.passed_over and "hparams" in read.passed_over
 
 
 class Malice:

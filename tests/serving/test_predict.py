@@ -316,7 +316,6 @@ def test_mistakes_show_before_the_model_is_loaded(
 
     assert "is a shards artifact, which cannot predict" in reported(scored[0].shards, "--input", good)
     assert "nowhere: no such folder; give a bundle, a run" in reported(Path("nowhere"), "--input", good)
-    assert "is a part of a bundle; give the bundle itself" in reported(bundle / "huggingface", "--input", good)
     assert "no such file or folder" in reported(bundle, "--input", tmp_path / "nowhere.csv")
     assert "is empty" in reported(bundle, "--input", tmp_path / "empty.txt", "--output", out)
     assert "columns found: a, b; name it with --column" in reported(bundle, "--input", tmp_path / "two.csv")

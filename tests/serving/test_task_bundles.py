@@ -96,6 +96,19 @@ def test_special_tokens_stay_whole_from_shards_to_bundle(either: Path) -> None:
             assert token in tokenizer.decode(ids, skip_special_tokens=True), "content, not a mark to be dropped"
 
 
+def test_the_tokenizer_alone_encodes_as_training_did(either: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer, opened = AutoTokenizer.from_pretrained(either / "huggingface"), open_bundle(str(either))
+    texts = [*TEXTS, "길고 긴 글 " * 60]
+    rows = opened.task.inputs(texts, opened.predictor().tokenizer, opened.encoding)
+    limit = tokenizer.model_max_length
+    assert limit == {"classification": 40, "language_modeling": 32}[opened.task.name]
+    for text, row in zip(texts, rows, strict=True):
+        encoded = tokenizer(text, truncation=True)
+        assert encoded["input_ids"] == row[0][:limit].tolist() and set(encoded) <= {"input_ids", "attention_mask"}
+
+
 def test_settings_change_without_loading_again(either: Path) -> None:
     opened = open_bundle(str(either))
     predictor = opened.predictor()
