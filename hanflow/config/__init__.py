@@ -5,6 +5,7 @@ What a single task needs is declared by that task (`hanflow.tasks`), which exten
 
 from hanflow.config.cluster import ClusterConfig, JobConfig, job_problems
 from hanflow.config.fields import build, changed, to_mapping
+from hanflow.config.places import last_part, without_places
 from hanflow.config.search import SamplingConfig, SearchConfig
 from hanflow.config.steps import CombineConfig, EvaluateConfig, ExportConfig, PreprocessConfig, TokenizeConfig
 from hanflow.config.training import TrainConfig
@@ -23,5 +24,7 @@ __all__ = [
     "build",
     "changed",
     "job_problems",
+    "last_part",
     "to_mapping",
+    "without_places",
 ]

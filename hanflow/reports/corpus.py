@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from hanflow.config import PreprocessConfig, to_mapping
+from hanflow.config import PreprocessConfig, last_part, to_mapping
 from hanflow.reports.html import Section, histogram, page, settings, table
 
 
@@ -45,11 +45,12 @@ def render(
                 "Every rejected row is in rejected.parquet, with its file, row number, reason and raw text.",
             )
         )
+    sources = [[last_part(v) if isinstance(v, str) else v for v in source.values()] for source in details["sources"]]
     sections += [
-        Section("Sources", table(["split", "file", "bytes"], [tuple(s.values()) for s in details["sources"]])),
+        Section("Sources", table(["split", "file", "bytes"], sources)),
         Section("Settings", settings(to_mapping(config))),
     ]
-    return page("Corpus", sections, f"{task}: {sum(counts['rows'].values()):,} rows from {config.source}")
+    return page("Corpus", sections, f"{task}: {sum(counts['rows'].values()):,} rows from {last_part(config.source)}")
 
 
 def _percent(count: int, whole: int) -> str:

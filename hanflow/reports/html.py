@@ -18,6 +18,8 @@ from html import escape as _escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hanflow.config import without_places
+
 if TYPE_CHECKING:
     from jinja2 import Template
     from matplotlib.axes import Axes
@@ -99,8 +101,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def settings(values: Mapping[str, Any]) -> str:
-    """A table of settings, values but texts as JSON."""
-    rows = [[name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)] for name, v in values.items()]
+    """A table of settings, values but texts as JSON; reports are passed on, so places are shown by their last part."""
+    shown = without_places(dict(values))
+    rows = [[name, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)] for name, v in shown.items()]
     return table(["setting", "value"], rows)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hanflow.config import ExportConfig
+from hanflow.config import ExportConfig, without_places
 from hanflow.storage.artifacts import Manifest, trainings
 from hanflow.tasks.base import Task
 
@@ -115,7 +115,7 @@ def libraries(formats: Iterable[str]) -> dict[str, str]:
 
 def _training(name: str, facts: Mapping[str, Any]) -> list[str]:
     """How the model, or one member of an ensemble, was trained."""
-    settings = facts["settings"]
+    settings = without_places(facts["settings"])
     return [
         (f"The member {name}: " if name else "") + f"{facts['steps']:,} optimizer steps in {facts['precision']} on "
         f"{facts['world_size']} × {facts['device']} (torch {facts['torch']}); the saved model is that of step "

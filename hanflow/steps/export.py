@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hanflow.config import ExportConfig, to_mapping
+from hanflow.config import ExportConfig, to_mapping, without_places
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
@@ -75,7 +75,7 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
                 {"parameters": parameters, "bytes": size, "checked_rows": len(rows)},
                 {
                     "scores": of_evaluation.details["systems"],
-                    "generation": of_evaluation.config,
+                    "generation": without_places(of_evaluation.config),
                     "formats": written,
                     "skipped": skipped,
                     "libraries": libraries(written),

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hanflow.config import without_places
 from hanflow.errors import UserError
 from hanflow.version import __version__, program_version
 
@@ -214,8 +215,8 @@ def text_settings(shards: Manifest) -> dict[str, Any]:
     cleaning = shards.details["cleaning"]
     return {
         # Where the corpus came from is of no use to readers, and may be a path of somebody's machine.
-        "cleaning": {name: value for name, value in cleaning.items() if not name.endswith("source")},
-        "encoding": shards.config,
+        "cleaning": without_places({name: value for name, value in cleaning.items() if not name.endswith("source")}),
+        "encoding": without_places(shards.config),
         "facts": shards.details["facts"],
     }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hanflow.config import TrainConfig, to_mapping
+from hanflow.config import TrainConfig, to_mapping, without_places
 from hanflow.errors import UserError
 from hanflow.progress import log
 from hanflow.training.state import LoopState
@@ -103,7 +103,7 @@ def _start_wandb(folder: Path, config: TrainConfig, run_id: str) -> Any:
         project=config.wandb_project,
         tags=config.wandb_tags,
         dir=str(folder),
-        config=to_mapping(config),
+        config=without_places(to_mapping(config)),
         id=run_id,
         resume="allow",
     )

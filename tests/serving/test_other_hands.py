@@ -113,7 +113,7 @@ def test_a_folder_of_transformers_predicts(theirs: Path, tmp_path: Path) -> None
 def test_a_prompt_is_written_before_its_continuation(tmp_path: Path, theirs: Path) -> None:
     if theirs.name != "gpt2":
         pytest.skip("continues nothing")
-    text = "국민 <s> 청원에"
+    text = "국민 [PAD] 청원에"
     (tmp_path / "texts.txt").write_text(f"{text}\n", encoding="utf-8")
 
     def said(*options: str) -> str:
