@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
+.PHONY: run test fuzz sbom test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
@@ -93,6 +93,15 @@ $(INSTALLED_XLA): pyproject.toml constraints.txt
 .checkov:
 	$(call environment,$@,/dev/null,checkov==3.3.30)
 
+# What the environment is made of, as CycloneDX JSON: build/hanflow.cdx.json.
+CYCLONEDX := .cyclonedx
+
+sbom: $(INSTALLED)
+	$(call environment,$(CYCLONEDX),/dev/null,cyclonedx-bom==7.5.0)
+	@mkdir -p build
+	$(CYCLONEDX)/bin/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+		--of JSON -o build/hanflow.cdx.json $(BIN)/python
+
 # Container images with podman or docker; `make images IMAGES='gpu tpu' BUILDER=docker IMAGE_REPOSITORY=… IMAGE_TAG=…`.
 # BASE: another Debian 12 image; BUILD_FLAGS: of `podman build`. PIP_EXTRA_INDEX_URL and the like reach the build.
 IMAGES ?= cpu demo
@@ -106,4 +115,4 @@ bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 clean:
-	rm -rf $(VENV) $(VENV_XLA) .checkov build dist *.egg-info
+	rm -rf $(VENV) $(VENV_XLA) $(CYCLONEDX) .checkov build dist *.egg-info

@@ -4,8 +4,6 @@ The manifest names the artifact's kind, the schema version, counts, the size and
 settings that made it, the digests of its parents, and the release and content of the code that made it. It is written
 last, into a staging directory that is renamed (in a bucket: uploaded, the manifest last) when complete
 (`hanflow.storage.staged`), so a directory with a manifest is complete.
-
-Standard library only.
 """
 
 from __future__ import annotations

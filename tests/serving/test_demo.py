@@ -20,9 +20,13 @@ import pytest
 from hanflow.cli import use
 from hanflow.cli.main import main
 from hanflow.serving.bundle import answer, open_bundle
+from hanflow.storage.artifacts import read_manifest
 from tests.support.corpora import petitions
+from tests.support.model_fixtures import rewritten
 
 testing = pytest.importorskip("streamlit.testing.v1", reason="Streamlit is not installed: pip install 'hanflow[demo]'")
+
+from hanflow.serving.demo import as_text  # noqa: E402  it imports Streamlit
 
 PAGE = Path(__file__).parents[2] / "hanflow" / "serving" / "demo.py"
 TEXT = petitions(1)[0][0]
@@ -76,7 +80,7 @@ def test_the_controls_start_as_scored_and_work(bundle: Path, monkeypatch: pytest
     assert shown(pressed(page, TEXT)) == [expected(bundle, TEXT, beams=1, max_new_tokens=5)]
     page.slider[2].set_value(200)
     pressed(page, TEXT)
-    assert "min_new_tokens=200 is above the longest text" in page.error[0].value
+    assert as_text("min_new_tokens=200 is above the longest text") in page.error[0].value
 
 
 def test_empty_and_very_long_texts_are_explained(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +101,19 @@ def test_two_bundles_stand_side_by_side(bundle: Path, twin: Path, monkeypatch: p
     common = os.path.commonpath([bundle, twin])
     assert shown(page) == [expected(bundle, TEXT)] * 2
     assert [heading.value for heading in page.subheader if "나의 요약" in heading.value] == [
-        f"나의 요약 ({path.relative_to(common)})" for path in (bundle, twin)
+        as_text(f"나의 요약 ({path.relative_to(common)})") for path in (bundle, twin)
     ]
+
+
+def test_a_title_is_no_markdown(bundle: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It comes out of a stranger's file: no link, no picture, no colour, no formula."""
+    title = "![x](https://example.com/pixel) **굵게** :red[빨강] $E=mc^2$ <b>가</b> `나`"
+    shutil.copytree(bundle, tmp_path / "bundle")
+    held = read_manifest(bundle, "bundle").config
+    rewritten(tmp_path / "bundle", "bundle", config={**held, "title": title})
+    value = opened(monkeypatch, tmp_path / "bundle").title[0].value
+    assert re.sub(r"\\(.)", r"\1", value) == title
+    assert not re.search(r"(?<!\\)[!-/:-@\[`{-~^_]", re.sub(r"\\.", "", value))
 
 
 def test_an_example_fills_the_text(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

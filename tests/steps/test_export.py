@@ -62,7 +62,8 @@ def test_plain_transformers_gives_the_scored_outputs(chain: tuple[Chain, Path], 
         ids = torch.tensor(row[0][None]).long()
         tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
         special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        assert tokenizer.decode([int(t) for t in tokens if int(t) not in special]).strip() == text
+        said = tokenizer.decode([int(t) for t in tokens if int(t) not in special])
+        assert said.strip().rstrip("\ufffd").strip() == text  # half a character at the end is left out
 
 
 def test_weights_are_the_trained_ones_bit_by_bit(chain: tuple[Chain, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Both engines train, validate and resume every task with every architecture."""
+"""Both engines train, validate, resume and export every task with every architecture."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from hanflow.config import ExportConfig
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
+from hanflow.serving.bundle import answer
+from hanflow.serving.sources import open_source
+from hanflow.steps.evaluate import run as evaluate
+from hanflow.steps.export import run as export
 from hanflow.steps.train import run
 from hanflow.storage.artifacts import read_manifest
 from hanflow.tasks import get_task
@@ -31,6 +36,15 @@ ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [
     ("language_modeling", {"type": "ffn", "d_model": 16, "d_ffn": 32, "n_layers": 1}),
 ]
 STEPS = 6
+
+
+def test_each_architecture_of_each_task_is_tried() -> None:
+    known = {
+        (name, kind)
+        for name in ("summarization", "classification", "language_modeling")
+        for kind in get_task(name).models().ARCHITECTURES.by_type
+    }
+    assert {(task, architecture["type"]) for task, architecture in ARCHITECTURES} == known
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +72,19 @@ def trained(shards: Path, task: str, output: Path, **settings: Any) -> tuple[dic
     return json.loads((output / "training.json").read_text()), load_file(output / "model.safetensors")
 
 
+def exported(shards: Path, task: str, folder: Path) -> None:
+    """The model below a folder becomes a bundle that predicts."""
+    parents = {"shards": str(shards), "model": str(folder / "straight")}
+    few = {"limit_rows": 2} | ({} if task == "classification" else {"max_new_tokens": 4})
+    evaluation = str(folder / "evaluation")
+    scoring = step_config("evaluate", few, task)
+    evaluate(scoring, task=task, output=evaluation, corpus=str(shards.parent / "corpus"), **parents)
+    formats = ExportConfig(check_rows=1, formats=["huggingface"])
+    export(formats, task=task, output=str(folder / "bundle"), evaluation=evaluation, **parents)
+    bundle = open_source(str(folder / "bundle"))
+    assert len(answer(bundle, bundle.predictor(), ["정말 좋았습니다"]).predictions.texts) == 1
+
+
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 @pytest.mark.parametrize(("task", "architecture"), ARCHITECTURES, ids=lambda value: dict(value).get("type") if isinstance(value, dict) else value)  # fmt: skip
 def test_it_trains_validates_and_resumes(
@@ -75,6 +102,7 @@ def test_it_trains_validates_and_resumes(
     loaded = learnt.load_model(str(tmp_path / "straight"))
     assert loaded.num_parameters() == read_manifest(tmp_path / "straight", "model").counts["parameters"]
 
+    exported(shards_of[task], task, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / f"step-{STEPS:08d}")  # as if killed before it was committed
     resumed, weights = trained(shards_of[task], task, tmp_path / "resumed", **settings)
     curves = [[point["loss"] for point in training["history"]["train"]] for training in (straight, resumed)]
