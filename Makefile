@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz sbom test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
+.PHONY: run test fuzz sbom lock verified test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
@@ -92,6 +92,19 @@ $(INSTALLED_XLA): pyproject.toml constraints.txt
 # checkov's dependencies do not go with ours, so it has an environment of its own; the manifests' tests find it there.
 .checkov:
 	$(call environment,$@,/dev/null,checkov==3.3.30)
+
+# The environment of `make test` from files whose sha256 is in requirements.txt, and from no other.
+verified:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps -e .
+	@touch $(INSTALLED)
+
+# requirements.txt anew, after a change of constraints.txt; needs uv.
+lock:
+	(sed -n '/^#/p' requirements.txt; $(UV) pip compile --quiet --no-header --no-annotate --generate-hashes \
+		--python-version 3.11.7 --extra dev -c constraints.txt pyproject.toml) > requirements.new
+	mv requirements.new requirements.txt
 
 # What the environment is made of, as CycloneDX JSON: build/hanflow.cdx.json.
 CYCLONEDX := .cyclonedx

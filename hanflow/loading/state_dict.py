@@ -173,7 +173,7 @@ def _joined(*parts: str) -> str:
 
 def _state_dict(content: Any, path: Path) -> Weights:
     """The mapping of tensors in a file's content: the content itself, or what is stored under a key in NESTS."""
-    found, under, others = content, [], []
+    found, under, others = content, list[str](), list[str]()
     while isinstance(found, Mapping) and len(under) < len(NESTS):
         inner = next((key for key in NESTS if isinstance(found.get(key), Mapping)), None)
         if inner is None:
