@@ -103,7 +103,7 @@ verified:
 # requirements.txt anew, after a change of constraints.txt; needs uv.
 lock:
 	(sed -n '/^#/p' requirements.txt; $(UV) pip compile --quiet --no-header --no-annotate --generate-hashes \
-		--python-version 3.11.7 --extra dev -c constraints.txt pyproject.toml) > requirements.new
+		--python-version 3.11.7 --extra dev -c constraints.txt -c images/gpu/constraints.txt pyproject.toml) > requirements.new
 	mv requirements.new requirements.txt
 
 # What the environment is made of, as CycloneDX JSON: build/hanflow.cdx.json.
