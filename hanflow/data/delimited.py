@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-import re
+import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 from operator import itemgetter
@@ -21,12 +21,11 @@ from hanflow.errors import UserError
 LOOKAHEAD = 100_000
 """Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
 
-_RUN = r"[\t\r]|[\s\x00-\x1f\x7f\xad\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]*[=+\-@＝＋－＠]"
-"""Beginning of a cell that spreadsheets take for a formula, after what one or the other of them passes over first."""
+_SIGNS = "=+-@＝＋－＠"
+"""Beginnings of a cell that spreadsheets take for a formula, after what one or the other of them passes over first."""
 
-_FORMULA = re.compile(rf"'*(?:{_RUN})")
-_GUARDED = re.compile(rf"'+(?:{_RUN})")
-"""Beginning of a cell that `safe_cell` may have written."""
+_PASSED_OVER = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+"""Unicode's categories of what is passed over: control and format characters, spaces and separators."""
 
 _RETURN = "\ufdd1"
 """Stands for a carriage return inside a quoted cell, which the csv module takes for a line end or an error: a code
@@ -38,12 +37,25 @@ def safe_cell(text: str) -> str:
 
     So does one that begins with apostrophes before a formula, or reading would take one of its own.
     """
-    return f"'{text}" if _FORMULA.match(text) else text
+    return f"'{text}" if _is_formula(text) else text
 
 
 def unguarded(cell: str) -> str:
     """The text of a cell that `safe_cell` may have guarded."""
-    return cell[1:] if _GUARDED.match(cell) else cell
+    return cell[1:] if cell.startswith("'") and _is_formula(cell) else cell
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet may run a cell, apostrophes at its beginning aside."""
+    text = text.lstrip("'")
+    if text.startswith(("\t", "\r")):
+        return True
+    for character in text:
+        if character in _SIGNS:
+            return True
+        if unicodedata.category(character) not in _PASSED_OVER:
+            return False
+    return False
 
 
 def csv_writer(stream: TextIO, delimiter: str = ",") -> Any:

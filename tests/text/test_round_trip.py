@@ -159,8 +159,8 @@ def test_any_text_comes_back_from_a_cell() -> None:
     def holds(text: str) -> None:
         cell = safe_cell(text)
         assert unguarded(cell) == text
-        shown = unicodedata.normalize("NFKC", "".join(c for c in cell if unicodedata.category(c)[0] not in "CZ"))
-        assert not shown.startswith(("=", "+", "-", "@"))
+        shown = [c for c in cell if unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp")]
+        assert not shown or shown[0] not in "=+-@＝＋－＠"
 
     holds()
     stream = io.StringIO()
