@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.machine import builds
 
-STATE = builds.CACHE / "state"
+CLUSTER = os.environ.get("HANFLOW_CLUSTER") or builds.VERSIONS.replace("newest", "")
+"""Which cluster of this machine; several can stand side by side."""
+if not re.fullmatch("[a-z0-9-]*", CLUSTER):
+    sys.exit(f"HANFLOW_CLUSTER={CLUSTER}: small letters, digits and - only")
+_SUFFIX = f"-{CLUSTER}" if CLUSTER else ""
+
+STATE = builds.CACHE / f"state{_SUFFIX}"
 KUBECONFIG = STATE / "kubeconfig"
 NAME = "hanflow"
-"""Name of the node, and of its control group."""
+"""Name of the node."""
+CONTROL_GROUP = f"{NAME}-cluster{_SUFFIX}"
 
-# A private network: the link between this machine and the node, the pods, the services.
-LINK, HOST, NODE = "hanflow0", "10.213.0.1", "10.213.0.2"
-PODS, SERVICES = "10.213.64.0/20", "10.213.128.0/20"
+# A private network for each cluster: the link between this machine and the node, the pods, the services.
+_NUMBER = 1 + zlib.crc32(CLUSTER.encode()) % 40 if CLUSTER else 0
+_NETWORK = f"10.{213 + _NUMBER}"
+LINK, HOST, NODE = f"hanflow{_NUMBER}", f"{_NETWORK}.0.1", f"{_NETWORK}.0.2"
+PODS, SERVICES = f"{_NETWORK}.64.0/20", f"{_NETWORK}.128.0/20"
 SERVER = f"https://{NODE}:6443"
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -80,7 +91,7 @@ KUBELET = {
     "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
     "authorization": {"mode": "AlwaysAllow"},
     "cgroupDriver": "cgroupfs",
-    "cgroupRoot": f"/{NAME}-cluster",
+    "cgroupRoot": f"/{CONTROL_GROUP}",
     "clusterDNS": [NODE],
     "clusterDomain": "cluster.local",
     "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
@@ -145,7 +156,7 @@ def control_groups() -> list[Path]:
     """The cluster's control group in each hierarchy of cgroup v1, or the one of v2."""
     v2 = (CGROUPS / "cgroup.controllers").exists()
     hierarchies = [CGROUPS] if v2 else [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
-    return [path / f"{NAME}-cluster" for path in hierarchies]
+    return [path / CONTROL_GROUP for path in hierarchies]
 
 
 def enter() -> None:
@@ -170,9 +181,9 @@ def commands() -> dict[str, list[str]]:
     client = f"--kubeconfig={KUBECONFIG}"
     return {
         "containerd": ["containerd", f"--config={settings}/containerd.toml"],
-        "etcd": [f"{builds.program('etcd')}", f"--data-dir={STATE}/etcd", "--unsafe-no-fsync", "--log-level=warn"],
+        "etcd": [f"{builds.program('etcd', 'etcd')}", f"--data-dir={STATE}/etcd", "--unsafe-no-fsync", "--log-level=warn"],
         "kube-apiserver": [
-            f"{builds.program('kube-apiserver')}",
+            f"{builds.program('kubernetes', 'kube-apiserver')}",
             "--etcd-servers=http://127.0.0.1:2379",
             f"--advertise-address={NODE}",
             f"--cert-dir={pki}",
@@ -195,17 +206,17 @@ def commands() -> dict[str, list[str]]:
             "--enable-aggregator-routing=true",
         ],
         "kube-controller-manager": [
-            f"{builds.program('kube-controller-manager')}",
+            f"{builds.program('kubernetes', 'kube-controller-manager')}",
             client,
             f"--root-ca-file={pki}/apiserver.crt",
             f"--service-account-private-key-file={pki}/service-accounts.key",
             "--use-service-account-credentials=true",
             "--leader-elect=false",
         ],
-        "kube-scheduler": [f"{builds.program('kube-scheduler')}", client, "--leader-elect=false"],
-        "coredns": [f"{builds.program('coredns')}", f"-conf={settings}/Corefile"],
+        "kube-scheduler": [f"{builds.program('kubernetes', 'kube-scheduler')}", client, "--leader-elect=false"],
+        "coredns": [f"{builds.program('coredns', 'coredns')}", f"-conf={settings}/Corefile"],
         "kube-proxy": [
-            f"{builds.program('kube-proxy')}",
+            f"{builds.program('kubernetes', 'kube-proxy')}",
             client,
             "--proxy-mode=iptables",
             f"--hostname-override={NAME}",
@@ -215,7 +226,7 @@ def commands() -> dict[str, list[str]]:
             "--conntrack-tcp-timeout-close-wait=0s",
         ],
         "kubelet": [
-            f"{builds.program('kubelet')}",
+            f"{builds.program('kubernetes', 'kubelet')}",
             f"--kubeconfig={STATE}/kubelet.kubeconfig",
             f"--config={settings}/kubelet.json",
             f"--hostname-override={NAME}",
@@ -243,7 +254,7 @@ def run() -> None:
 
 def kubectl(*arguments: str, check: bool = True, text: str | None = None) -> str:
     """Output of kubectl on this cluster."""
-    command = [f"{builds.program('kubectl')}", f"--kubeconfig={KUBECONFIG}", *arguments]
+    command = [f"{builds.program('kubernetes', 'kubectl')}", f"--kubeconfig={KUBECONFIG}", *arguments]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")
