@@ -84,10 +84,20 @@ def ctr(*arguments: str) -> list[str]:
     return inside("ctr", "--namespace=k8s.io", *arguments)
 
 
-def load(reference: str) -> None:
-    """Give an image of podman to the node; seconds, whatever its size."""
-    if not has_image(reference):
-        podman.give(reference, ctr())
+def load(image: str | images.Image) -> None:
+    """Give an image to the node, unless it is there: one that is made here, or one of podman (seconds, whatever its size)."""
+    with builds.alone(STATE / "loading"):
+        if has_image(image if isinstance(image, str) else image.names[0]):
+            return
+        if isinstance(image, str):
+            podman.give(image, ctr())
+            return
+        archive = STATE / "image.tar"
+        images.write(image, archive)
+        with archive.open("rb") as stream:
+            command = ctr("images", "import", "--all-platforms", "-")
+            subprocess.run(command, stdin=stream, stdout=subprocess.DEVNULL, check=True)
+        archive.unlink()
 
 
 def has_image(reference: str) -> bool:
@@ -98,21 +108,17 @@ def has_image(reference: str) -> bool:
 
 def load_images() -> None:
     """Make the images of the tests and the operators, and give them to the node."""
-    archive = STATE / "image.tar"
     for image in [*images.standard(), *operators.images()]:
-        images.write(image, archive)
-        with archive.open("rb") as stream:
-            command = ctr("images", "import", "--all-platforms", "-")
-            subprocess.run(command, stdin=stream, stdout=subprocess.DEVNULL, check=True)
-        archive.unlink()
+        load(image)
 
 
 def start() -> None:
     """Start the node and wait until the API server answers."""
     if Path(f"/sys/class/net/{node.LINK}").exists():
-        sys.exit(f"this machine has a network link {node.LINK} already, of another cluster: choose another HANFLOW_CLUSTER")
+        sys.exit(f"another cluster has taken the network link {node.LINK} of this one: make cluster-down, then start again")
     shutil.rmtree(STATE, ignore_errors=True)
     STATE.mkdir(parents=True)
+    node.NUMBER.write_text(node.LINK.removeprefix("hanflow"))
     node.prepare()
     namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     code = "from tests.cluster.machine import node; node.run()"
@@ -173,8 +179,7 @@ def up() -> None:
 
 def environment() -> None:
     """Print shell commands that make kubectl and the tests use the cluster, unless KUBECONFIG names another."""
-    programs = builds.program("kubernetes", "kubectl").parent
-    print(f"export KUBECONFIG=${{KUBECONFIG:-{KUBECONFIG}}} PATH={programs}:$PATH")
+    print(f"export KUBECONFIG=${{KUBECONFIG:-{KUBECONFIG}}} PATH={builds.folder('kubernetes')}/bin:$PATH")
 
 
 def down() -> None:
@@ -182,8 +187,8 @@ def down() -> None:
     pid = running()
     if pid:
         os.kill(pid, signal.SIGKILL)
-    # the kernel would remove it, too, but takes its time
-    subprocess.run(["ip", "link", "delete", node.LINK], check=False, capture_output=True)
+        # the kernel would remove it, too, but takes its time
+        subprocess.run(["ip", "link", "delete", node.LINK], check=False, capture_output=True)
     until = time.monotonic() + 30
     while any(group.exists() for group in node.control_groups()) and time.monotonic() < until:
         for group in node.control_groups():

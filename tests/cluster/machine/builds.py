@@ -85,8 +85,17 @@ def folder(module: str) -> Path:
     return CACHE / "programs" / f"{module}-{required(module)[1]}-{digest[:8]}"
 
 
-def program(module: str, name: str) -> Path:
-    return folder(module) / "bin" / name
+def program(name: str) -> Path:
+    """A built program.
+
+    Raises:
+        FileNotFoundError: it is not built, or this cluster does not have it.
+    """
+    for module in packages():
+        path = folder(module) / "bin" / name
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{name} is not built: make cluster")
 
 
 def missing() -> list[str]:
@@ -137,14 +146,14 @@ def build_all() -> None:
     """Build what is missing, two modules at once: one downloads or links while the other compiles."""
     if not missing():
         return
-    with _alone(), ThreadPoolExecutor(2) as pool:
+    with alone(CACHE / "lock"), ThreadPoolExecutor(2) as pool:
         list(pool.map(build, missing()))
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Wait until no other process builds."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    with (CACHE / "lock").open("w") as lock:
+def alone(file: Path) -> Iterator[None]:
+    """Wait until no other process holds the file's lock."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -6,6 +6,7 @@ mount, network interface and iptables rule: nothing has to be undone one by one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -13,7 +14,6 @@ import secrets
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,21 @@ NAME = "hanflow"
 """Name of the node."""
 CONTROL_GROUP = f"{NAME}-cluster{_SUFFIX}"
 
+NUMBER = STATE / "number"
+
+
+def _number() -> int:
+    """Which of the private networks of this machine is the cluster's: kept in NUMBER once it has started, else a free one."""
+    if not CLUSTER:
+        return 0
+    if NUMBER.exists():
+        return int(NUMBER.read_text())
+    return next(number for number in itertools.count(1) if not Path(f"/sys/class/net/hanflow{number}").exists())
+
+
 # A private network for each cluster: the link between this machine and the node, the pods, the services.
-_NUMBER = 1 + zlib.crc32(CLUSTER.encode()) % 40 if CLUSTER else 0
-_NETWORK = f"10.{213 + _NUMBER}"
-LINK, HOST, NODE = f"hanflow{_NUMBER}", f"{_NETWORK}.0.1", f"{_NETWORK}.0.2"
+_NETWORK = f"10.{213 + _number()}"
+LINK, HOST, NODE = f"hanflow{_number()}", f"{_NETWORK}.0.1", f"{_NETWORK}.0.2"
 PODS, SERVICES = f"{_NETWORK}.64.0/20", f"{_NETWORK}.128.0/20"
 SERVER = f"https://{NODE}:6443"
 
@@ -181,9 +192,9 @@ def commands() -> dict[str, list[str]]:
     client = f"--kubeconfig={KUBECONFIG}"
     return {
         "containerd": ["containerd", f"--config={settings}/containerd.toml"],
-        "etcd": [f"{builds.program('etcd', 'etcd')}", f"--data-dir={STATE}/etcd", "--unsafe-no-fsync", "--log-level=warn"],
+        "etcd": [f"{builds.program('etcd')}", f"--data-dir={STATE}/etcd", "--unsafe-no-fsync", "--log-level=warn"],
         "kube-apiserver": [
-            f"{builds.program('kubernetes', 'kube-apiserver')}",
+            f"{builds.program('kube-apiserver')}",
             "--etcd-servers=http://127.0.0.1:2379",
             f"--advertise-address={NODE}",
             f"--cert-dir={pki}",
@@ -206,17 +217,17 @@ def commands() -> dict[str, list[str]]:
             "--enable-aggregator-routing=true",
         ],
         "kube-controller-manager": [
-            f"{builds.program('kubernetes', 'kube-controller-manager')}",
+            f"{builds.program('kube-controller-manager')}",
             client,
             f"--root-ca-file={pki}/apiserver.crt",
             f"--service-account-private-key-file={pki}/service-accounts.key",
             "--use-service-account-credentials=true",
             "--leader-elect=false",
         ],
-        "kube-scheduler": [f"{builds.program('kubernetes', 'kube-scheduler')}", client, "--leader-elect=false"],
-        "coredns": [f"{builds.program('coredns', 'coredns')}", f"-conf={settings}/Corefile"],
+        "kube-scheduler": [f"{builds.program('kube-scheduler')}", client, "--leader-elect=false"],
+        "coredns": [f"{builds.program('coredns')}", f"-conf={settings}/Corefile"],
         "kube-proxy": [
-            f"{builds.program('kubernetes', 'kube-proxy')}",
+            f"{builds.program('kube-proxy')}",
             client,
             "--proxy-mode=iptables",
             f"--hostname-override={NAME}",
@@ -226,7 +237,7 @@ def commands() -> dict[str, list[str]]:
             "--conntrack-tcp-timeout-close-wait=0s",
         ],
         "kubelet": [
-            f"{builds.program('kubernetes', 'kubelet')}",
+            f"{builds.program('kubelet')}",
             f"--kubeconfig={STATE}/kubelet.kubeconfig",
             f"--config={settings}/kubelet.json",
             f"--hostname-override={NAME}",
@@ -254,7 +265,7 @@ def run() -> None:
 
 def kubectl(*arguments: str, check: bool = True, text: str | None = None) -> str:
     """Output of kubectl on this cluster."""
-    command = [f"{builds.program('kubernetes', 'kubectl')}", f"--kubeconfig={KUBECONFIG}", *arguments]
+    command = [f"{builds.program('kubectl')}", f"--kubeconfig={KUBECONFIG}", *arguments]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if check and done.returncode:
         raise RuntimeError(f"kubectl {' '.join(arguments)}: {done.stderr.strip()}")

@@ -43,6 +43,8 @@ class Operator:
         return f"hanflow.test/{self.module}:{builds.required(self.module)[1]}"
 
 
+_TRAINER = builds.required("trainer")[1]
+
 OPERATORS = [
     Operator(
         "jobset",
@@ -70,11 +72,10 @@ OPERATORS = [
             "namespace": "kubeflow-system",
             "secretGenerator": [{"name": "kubeflow-trainer-webhook-cert"}],
             "configMapGenerator": [
-                {
-                    "name": "kubeflow-trainer-public",
-                    "literals": [f"kubeflow_trainer_version={builds.required('trainer')[1]}"],
-                }
-            ],
+                {"name": "kubeflow-trainer-public", "literals": [f"kubeflow_trainer_version={_TRAINER}"]}
+            ]
+            if builds.VERSIONS == "newest"  # 2.1 has none
+            else [],
             "generatorOptions": {"disableNameSuffixHash": True},
         },
     ),
@@ -105,7 +106,7 @@ def present() -> list[Operator]:
 
 def images() -> list[Image]:
     return [
-        Image([operator.own_image], {operator.path[1:]: builds.program(operator.module, operator.program)}, [operator.path], user=65532)
+        Image([operator.own_image], {operator.path[1:]: builds.program(operator.program)}, [operator.path], user=65532)
         for operator in present()
     ]
 
