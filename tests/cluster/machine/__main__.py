@@ -120,7 +120,9 @@ def load_images() -> None:
 def start() -> None:
     """Start the node and wait until the API server answers."""
     if Path(f"/sys/class/net/{node.LINK}").exists():
-        sys.exit(f"another cluster has taken the network link {node.LINK} of this one: make cluster-down, then start again")
+        sys.exit(
+            f"another cluster has taken the network link {node.LINK} of this one: make cluster-down, then start again"
+        )
     shutil.rmtree(STATE, ignore_errors=True)
     STATE.mkdir(parents=True)
     node.NUMBER.write_text(node.LINK.removeprefix("hanflow"))
