@@ -1,7 +1,8 @@
 """The train step's job on a cluster: submitted or adopted, followed to its end, and removed however that is.
 
 A step that is retried finds its job by name: one that runs or has succeeded is adopted, one that failed or was made from
-other settings is replaced. `follow.py` decides, this module acts.
+other settings is replaced. Two attempts at once share a job; one whose job the other has replaced fails, and leaves the
+other's alone. `follow.py` decides, this module acts.
 """
 
 from __future__ import annotations
