@@ -37,7 +37,9 @@ def give(reference: str, ctr: Sequence[str]) -> None:
         raise SystemExit(f"podman image inspect {reference}: {inspected.stderr.strip()}")
     (image,) = json.loads(inspected.stdout)
     if image["GraphDriver"]["Name"] != "overlay":
-        raise SystemExit(f"podman's storage driver is {image['GraphDriver']['Name']}: only overlay's layers can be linked")
+        raise SystemExit(
+            f"podman's storage driver is {image['GraphDriver']['Name']}: only overlay's layers can be linked"
+        )
     folders, diff_ids = layers(image), image["RootFS"]["Layers"]
     parent = ""
     for folder, diff_id in zip(folders, diff_ids, strict=True):
