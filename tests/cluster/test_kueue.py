@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from hanflow.cluster.cleanup import remove_jobs
 from hanflow.cluster.client import NotFound
-from tests.cluster.test_launch import meanwhile, see_through
+from tests.cluster.test_launch import meanwhile, see_through, until
 from tests.cluster.world import World
 
 KUEUE = "/apis/kueue.x-k8s.io/v1beta1"
@@ -37,11 +38,27 @@ def queue(world: World) -> Iterator[str]:
 
 
 def give_quota(world: World, name: str) -> None:
+    """Enough for one job of two pods at a time; one of a higher priority takes the place of another."""
     world.admin.request("POST", f"{KUEUE}/resourceflavors", body=kueue_object("ResourceFlavor", name, {}))
-    resources = [{"name": "cpu", "nominalQuota": "1"}, {"name": "memory", "nominalQuota": "1Gi"}]
+    resources = [{"name": "cpu", "nominalQuota": "100m"}, {"name": "memory", "nominalQuota": "128Mi"}]
     group = {"coveredResources": ["cpu", "memory"], "flavors": [{"name": name, "resources": resources}]}
-    spec = {"namespaceSelector": {}, "resourceGroups": [group]}
+    spec = {
+        "namespaceSelector": {},
+        "resourceGroups": [group],
+        "preemption": {"withinClusterQueue": "LowerPriority"},
+    }
     world.admin.request("POST", f"{KUEUE}/clusterqueues", body=kueue_object("ClusterQueue", name, spec))
+
+
+@pytest.fixture
+def urgent(world: World) -> Iterator[str]:
+    """A PriorityClass above the default."""
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    path = "/apis/scheduling.k8s.io/v1/priorityclasses"
+    body = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": name}}
+    world.admin.request("POST", path, body={**body, "value": 1000, "preemptionPolicy": "Never"})
+    yield name
+    world.admin.request("DELETE", f"{path}/{name}")
 
 
 @pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
@@ -59,3 +76,32 @@ def test_a_job_waits_for_its_quota(
     see_through(world, body)
     thread.join()
     assert "[rank 0] admitted" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("runtime", ["trainjob", "pytorchjob", "tpu"])
+def test_a_job_gives_way_to_an_urgent_one_and_comes_back(
+    world: World,
+    queue: str,
+    urgent: str,
+    runtime: str,
+    messages: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    give_quota(world, queue)
+    settings: dict[str, Any] = {"runtime": runtime, "workers": 2, "queue": queue}
+    body = world.body(until(world.soon(2), "echo finished"), max_restarts=0, **settings)
+    other = world.body("sleep 5", run=f"{world.run}-urgent", priority_class=urgent, **settings)
+
+    def preempt() -> None:
+        world.wait_running(body)
+        world.create(other)
+        world.wait("the message", lambda: f"suspended, waiting in Kueue's queue {queue}" in messages.text)
+        world.wait("no pods of the job", lambda: world.pods(body) == [])
+
+    thread = meanwhile(preempt)
+    try:
+        see_through(world, body, restarts=0)
+    finally:
+        thread.join()
+        remove_jobs(f"{world.run}-urgent", cluster=world.cluster)
+    assert "[rank 0] finished" in capfd.readouterr().err

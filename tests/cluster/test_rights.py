@@ -10,9 +10,10 @@ import pytest
 
 from hanflow.cluster.cleanup import remove_jobs
 from hanflow.cluster.client import Cluster
+from hanflow.cluster.follow import JobFailed
+from hanflow.cluster.launcher import launch
 from tests.cluster.kubectl import kubectl, new_namespace
 from tests.cluster.manifests import MANIFESTS, pick, read
-from tests.cluster.test_launch import see_through
 from tests.cluster.world import World
 
 OF_OTHERS = {("argoproj.io", "workflowtaskresults"), ("", "configmaps"), ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads")}
@@ -39,20 +40,24 @@ def right(method: str, path: str, query: Mapping[str, Any]) -> Right | None:
 @pytest.mark.cluster
 @pytest.mark.parametrize("world", ["real"], indirect=True)
 def test_the_launcher_uses_each_of_its_rights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    used: set[Right | None] = set()
+    launcher, used = Cluster(world.cluster.namespace), set()
     send = Cluster._once
 
     def recorded(cluster: Cluster, method: str, path: str, query: Mapping[str, Any], *rest: Any) -> Any:
-        if cluster is world.cluster:
-            used.add(right(method, path, query))
+        if cluster is launcher:
+            used.add(right(method, path.replace("{namespace}", cluster.namespace), query))
         return send(cluster, method, path, query, *rest)
 
     monkeypatch.setattr(Cluster, "_once", recorded)
-    for runtime in ("trainjob", "pytorchjob", "tpu"):
-        body = world.body("echo done", runtime=runtime)
-        see_through(world, body)
+    bodies = [world.body("echo done", runtime=runtime) for runtime in ("trainjob", "pytorchjob", "tpu")]
+    for body in bodies:
+        launch(launcher, *world.objects(body), timing=world.timing)
+    nowhere = world.body("echo done", node_selector={"hanflow.test/none": "here"})
+    with pytest.raises(JobFailed, match="took longer"):  # while it waits, the launcher looks for reasons
+        launch(launcher, *world.objects(nowhere), timing=world.timing, hours=4 / 3600)
+    for body in bodies:
         world.create(body)
-    remove_jobs(world.run, cluster=world.cluster)
+    remove_jobs(world.run, cluster=launcher)
     assert used - {None} == {each for each in rights_of_the_role() if each[:2] not in OF_OTHERS}
 
 
