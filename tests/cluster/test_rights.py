@@ -14,7 +14,7 @@ from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.launcher import launch
 from tests.cluster.kubectl import kubectl, new_namespace
 from tests.cluster.manifests import MANIFESTS, pick, read
-from tests.cluster.world import World
+from tests.cluster.world import QUICK, World
 
 OF_OTHERS = {("argoproj.io", "workflowtaskresults"), ("", "configmaps"), ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads")}
 """What is not the launcher's: Argo's executor and Kubeflow's launcher, in the same pods, use it; and where in a queue it waits."""
@@ -38,7 +38,6 @@ def right(method: str, path: str, query: Mapping[str, Any]) -> Right | None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("world", ["real"], indirect=True)
 def test_the_launcher_uses_each_of_its_rights(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     launcher, used = Cluster(world.cluster.namespace), set()
     send = Cluster._once
@@ -51,10 +50,10 @@ def test_the_launcher_uses_each_of_its_rights(world: World, monkeypatch: pytest.
     monkeypatch.setattr(Cluster, "_once", recorded)
     bodies = [world.body("echo done", runtime=runtime) for runtime in ("trainjob", "pytorchjob", "tpu")]
     for body in bodies:
-        launch(launcher, *world.objects(body), timing=world.timing)
+        launch(launcher, *world.objects(body), timing=QUICK)
     nowhere = world.body("echo done", node_selector={"hanflow.test/none": "here"})
     with pytest.raises(JobFailed, match="took longer"):  # while it waits, the launcher looks for reasons
-        launch(launcher, *world.objects(nowhere), timing=world.timing, hours=4 / 3600)
+        launch(launcher, *world.objects(nowhere), timing=QUICK, hours=4 / 3600)
     for body in bodies:
         world.create(body)
     remove_jobs(world.run, cluster=launcher)
