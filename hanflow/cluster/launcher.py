@@ -18,7 +18,16 @@ from typing import Any
 from hanflow.cluster import status
 from hanflow.cluster.cleanup import delete, find, remove
 from hanflow.cluster.client import Change, Cluster, ClusterError, Conflict, NotFound, Watch
-from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing, past_the_queue, plan
+from hanflow.cluster.follow import (
+    TAIL_LINES,
+    Decision,
+    JobFailed,
+    JobFollower,
+    Timing,
+    events_about,
+    past_the_queue,
+    plan,
+)
 from hanflow.cluster.job import JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
 from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, pod_count
@@ -322,14 +331,14 @@ def _decide(follower: JobFollower, change: Change | None) -> Decision:
     return report(change.kind, change.objects, now)
 
 
-def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Warnings about a job, the objects that its controller makes of it, and its place in a queue of Kueue."""
     name, kind = job["metadata"]["name"], job["kind"]
     queue_name = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
     selectors = [f"involvedObject.name={name}{end},type=Warning" for end in ("", *BY_KIND[kind].children)]
     if queue_name:
         selectors.append("involvedObject.kind=Workload,reason=Pending")
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, Any]] = []
     place: list[dict[str, Any]] = []
     # They help, but nothing depends on them.
     with contextlib.suppress(ClusterError):
@@ -338,8 +347,7 @@ def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[dict[str, Any]]:
         if queue_name:
             waiting = cluster.request("GET", f"{PENDING}/{queue_name}/pendingworkloads", patience=1.0)["items"]
             place = status.place_in_queue(waiting, job, queue_name)
-    names = (name, f"{kind.lower()}-{name}-")  # Kueue derives its object's name from the job's
-    return [event for event in found if event["involvedObject"]["name"].startswith(names)] + place
+    return [*events_about(job, found), *place]
 
 
 def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:

@@ -40,6 +40,8 @@ class Fault:
     status: int = 0
     message: str = "a fault of the tests"
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = None
+    """Of an answer; None: an error with `message`."""
     seconds: float = 0.0
     happened: int = 0
 
@@ -112,15 +114,17 @@ class Proxy:
         for connection in self._open():
             connection.break_off()
 
-    def expire_watches(self, where: str = "") -> int:
-        """End open watches as the server does when it has forgotten their version; how many."""
+    def watches(self) -> list[_Connection]:
+        """Those that are open."""
+        return [each for each in self._open() if each.streaming and "watch=true" in each.path]
+
+    def expire_watches(self) -> None:
+        """End open watches as the server does when it has forgotten their version."""
         event = json.dumps({"type": "ERROR", "object": status_of(410, "too old resource version")}).encode()
-        watches = [each for each in self._open() if each.streaming and re.search(where, each.path)]
-        for watch in watches:
+        for watch in self.watches():
             with contextlib.suppress(OSError):
                 watch.chunk(event + b"\n")
             watch.break_off()
-        return len(watches)
 
     def rotate_token(self) -> None:
         """From now on only a new token is valid; it is in the file that the kubeconfig names."""
@@ -209,7 +213,8 @@ class _Connection(BaseHTTPRequestHandler):
         elif self.headers.get("Authorization") != f"Bearer {self.proxy.accepted}":
             self._answer(401, json.dumps(status_of(401, "Unauthorized")).encode())
         elif (fault := self.proxy.take(request, "answer")) is not None:
-            self._answer(fault.status, json.dumps(status_of(fault.status, fault.message)).encode(), fault.headers)
+            answer = fault.body or status_of(fault.status, fault.message)
+            self._answer(fault.status, json.dumps(answer).encode(), fault.headers)
         else:
             self._pass_on(request, self.proxy.forward(self.command, self.path, self.headers, body))
 
