@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,32 @@ def test_the_overlays_and_what_goes_with_operators(namespace: str) -> None:
         finally:
             for step in reversed(steps):
                 run("delete", "-n", namespace, "--ignore-not-found", *step)
+
+
+NOT_HERE = r"https://|github\.com|port-forward|crd/|namespace hanflow|-n hanflow|manifests/kueue|clusterqueue| POD "
+"""In commands of the guide that need other projects' files, or that other tests run: those of a queue, the demo."""
+
+
+def test_the_commands_of_the_guide(namespace: str, tmp_path: Path) -> None:
+    """As they stand there, one after the other, on a copy of the files; only the namespace is this test's."""
+    shutil.copytree(MANIFESTS, tmp_path / "manifests", symlinks=True)
+    for name in ("key.txt", "token.txt"):
+        (tmp_path / name).write_text("nothing", encoding="utf-8")
+    guide = (MANIFESTS / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"^ *((?:kubectl|sed) .+)$|`(kubectl (?:apply|get|scale|auth) [^`]+)`", guide, re.MULTILINE)
+    commands = [block or inline for block, inline in found if not re.search(NOT_HERE, block or inline)]
+    assert len(commands) > 15
+    for command in commands:
+        here = re.sub(r"-n kubeflow|serviceaccount:kubeflow", lambda it: it[0].replace("kubeflow", namespace), command)
+        for _ in range(5):
+            done = subprocess.run(
+                ["bash", "-c", f"PROJECT=another RUN=none; {here}"], cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            if "must be created before" not in done.stderr:  # Trainer has to notice a TrainingRuntime first
+                break
+        assert done.returncode == 0 and "Warning" not in done.stderr, f"{here}\n{done.stderr}"
+    root = kubectl("get", "-n", namespace, "configmap/hanflow", "-o", "jsonpath={.data.root}")
+    assert "another" in root
 
 
 @pytest.mark.parametrize("path", sorted((MANIFESTS / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
