@@ -71,9 +71,7 @@ def suspended(job: Mapping[str, Any]) -> bool:
     return bool(spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"))
 
 
-def place_in_queue(
-    waiting: Iterable[Mapping[str, Any]], job: Mapping[str, Any], queue: str
-) -> list[dict[str, Any]]:
+def place_in_queue(waiting: Iterable[Mapping[str, Any]], job: Mapping[str, Any], queue: str) -> list[dict[str, Any]]:
     """An event that says where a job waits; none if it does not.
 
     Args:

@@ -50,6 +50,12 @@ def pick(objects: Sequence[Document], kind: str, name: str = "hanflow") -> Docum
     return next(each for each in objects if identity(each) == (kind, name))
 
 
+def resource_name(resource: str, group: str) -> str:
+    """A resource of a rule as kubectl writes it, e.g. trainjobs.trainer.kubeflow.org."""
+    kind, slash, part = resource.partition("/")
+    return f"{kind}.{group}".rstrip(".") + slash + part
+
+
 def problems(objects: Sequence[Document]) -> list[str]:
     """Everything that is wrong with objects that are applied together; empty: nothing is."""
     found = [problem for each in objects for problem in _schema_problems(each)]

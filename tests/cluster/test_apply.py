@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.kubectl import RESTRICTED, kubectl, new_namespace, run
-from tests.cluster.manifests import MANIFESTS, identity, read
+from tests.cluster.manifests import MANIFESTS, read
 
 pytestmark = pytest.mark.cluster
 KINDS = "serviceaccounts,roles,rolebindings,configmaps,networkpolicies,deployments,services"
@@ -61,7 +61,11 @@ def test_in_the_opposite_order(namespace: str) -> None:
 def test_the_overlays_and_what_goes_with_operators(namespace: str) -> None:
     """One after the other: a ClusterQueue is one for all namespaces."""
     for overlay in ("gpu", "tpu"):
-        steps = (("-k", f"manifests/overlays/gke-{overlay}"), ("-f", f"manifests/kueue/{overlay}"), ("-f", "manifests/argo"))
+        steps = (
+            ("-k", f"manifests/overlays/gke-{overlay}"),
+            ("-f", f"manifests/kueue/{overlay}"),
+            ("-f", "manifests/argo"),
+        )
         try:
             for step in steps:
                 kubectl("apply", "-n", namespace, "--dry-run=server", *step)
@@ -89,7 +93,11 @@ def test_the_commands_of_the_guide(namespace: str, tmp_path: Path) -> None:
         here = re.sub(r"-n kubeflow|serviceaccount:kubeflow", lambda it: it[0].replace("kubeflow", namespace), command)
         for _ in range(5):
             done = subprocess.run(
-                ["bash", "-c", f"PROJECT=another RUN=none; {here}"], cwd=tmp_path, capture_output=True, text=True, check=False
+                ["bash", "-c", f"PROJECT=another RUN=none; {here}"],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if "must be created before" not in done.stderr:  # Trainer has to notice a TrainingRuntime first
                 break
@@ -101,7 +109,9 @@ def test_the_commands_of_the_guide(namespace: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((MANIFESTS / "jobs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_job_by_hand_gets_its_pods(namespace: str, path: Path) -> None:
     """They wait for accelerators that this cluster does not have."""
-    kubectl("apply", "-n", namespace, "-f", str(MANIFESTS / "configmap.yaml"), "-f", str(MANIFESTS / "serviceaccount.yaml"))
+    kubectl(
+        "apply", "-n", namespace, "-f", str(MANIFESTS / "configmap.yaml"), "-f", str(MANIFESTS / "serviceaccount.yaml")
+    )
     for _ in range(5):  # README: Trainer refuses a TrainJob until it has noticed its TrainingRuntime
         done = run("apply", "-n", namespace, "-f", str(path))
         if done.returncode == 0:

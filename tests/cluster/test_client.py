@@ -16,8 +16,8 @@ from hanflow.cluster.client import (
     ClusterError,
     Conflict,
     NotFound,
-    refusal,
     lines_of,
+    refusal,
     retry_after,
     warnings_in,
 )

@@ -161,8 +161,13 @@ def test_a_job_that_kueue_would_not_hold_back_is_refused(given_cluster: None) ->
             objects = build(job, WorkerSpec("summarization", TrainConfig(), "gs://b/s", "gs://b/m"), Origin("run"))
             set_selector(kind, {"matchExpressions": [others]})
             try:
-                with pytest.raises(ClusterError, match=f"Kueue does not manage a {objects[-1]['kind']} on this cluster"):
+                with pytest.raises(
+                    ClusterError, match=f"Kueue does not manage a {objects[-1]['kind']} on this cluster"
+                ):
                     launch(Cluster(namespace), *objects)
             finally:
                 set_selector(kind, {})
-            assert kubectl("get", "pods,trainjobs,pytorchjobs,jobsets,trainingruntimes", "-n", namespace, "-o", "name") == ""
+            assert (
+                kubectl("get", "pods,trainjobs,pytorchjobs,jobsets,trainingruntimes", "-n", namespace, "-o", "name")
+                == ""
+            )

@@ -18,17 +18,20 @@ import yaml
 
 from hanflow.images import DEFAULT
 from tests.cluster.argo import ROOT, step, tasks, workflow
-from tests.cluster.manifests import MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
+from tests.cluster.kubectl import kubectl
+from tests.cluster.manifests import (
+    MANIFESTS,
+    Document,
+    documents,
+    identity,
+    pick,
+    problems,
+    read,
+    resource_name,
+    workflow_pods,
+)
 
 OVERLAYS = ("gke-gpu", "gke-tpu")
-
-
-def kubectl(*arguments: str) -> str:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_what_kubectl_applies_is_valid() -> None:
@@ -277,9 +280,22 @@ def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     assert templates == {"trainingruntimes"} and allowed["trainingruntimes"] == {"create", "get", "list", "delete"}
     assert allowed["pods"] == {"get", "list", "watch"}
     assert allowed["pods/log"] == {"get"} and allowed["events"] == {"list"}
-    assert set(allowed) == jobs | templates | {"pods", "pods/log", "events", "workflowtaskresults", "configmaps"}
+    others = {"localqueues/pendingworkloads", "workflowtaskresults", "configmaps"}
+    assert set(allowed) == jobs | templates | {"pods", "pods/log", "events"} | others
     core = set(re.findall(r"/api/v1/namespaces/\{+[a-z._]*namespace\}+/(\w+)", source))
     assert core == {"pods", "events"}, "a further request needs a further rule of the role"
+
+
+def test_the_guide_names_every_right() -> None:
+    rights = (MANIFESTS / "README.md").read_text(encoding="utf-8").partition("\n## Rights\n")[2].partition("\n## ")[0]
+    named = dict(re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]+) \|", rights, re.MULTILINE))
+    allowed = {
+        resource_name(resource, group): ", ".join(rule["verbs"])
+        for rule in pick(read("."), "Role")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert named == allowed
 
 
 # --- images

@@ -69,7 +69,9 @@ def pod(name: str) -> dict[str, Any]:
     if name == "demo":
         container["readinessProbe"] = {"tcpSocket": {"port": 8501}, "periodSeconds": 1, "failureThreshold": 1}
     if name == "metadata":
-        servers = f"ip address add {METADATA}/32 dev lo; trap 'ip address del {METADATA}/32 dev lo; exit' TERM; {servers}"
+        servers = (
+            f"ip address add {METADATA}/32 dev lo; trap 'ip address del {METADATA}/32 dev lo; exit' TERM; {servers}"
+        )
         spec.update(hostNetwork=True, terminationGracePeriodSeconds=10)
         container["securityContext"] = {"capabilities": {"add": ["NET_ADMIN"]}}
     container["command"] = ["sh", "-c", f"{servers}while true; do sleep 1; done"]

@@ -13,10 +13,14 @@ from hanflow.cluster.client import Cluster
 from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.launcher import launch
 from tests.cluster.kubectl import kubectl, new_namespace
-from tests.cluster.manifests import MANIFESTS, pick, read
+from tests.cluster.manifests import MANIFESTS, pick, read, resource_name
 from tests.cluster.world import QUICK, World
 
-OF_OTHERS = {("argoproj.io", "workflowtaskresults"), ("", "configmaps"), ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads")}
+OF_OTHERS = {
+    ("argoproj.io", "workflowtaskresults"),
+    ("", "configmaps"),
+    ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads"),
+}
 """What is not the launcher's: Argo's executor and Kubeflow's launcher, in the same pods, use it; and where in a queue it waits."""
 
 Right = tuple[str, str, str]
@@ -30,10 +34,16 @@ def rights_of_the_role() -> set[Right]:
 
 def right(method: str, path: str, query: Mapping[str, Any]) -> Right | None:
     """What a request in a namespace needs; None: any account may send it."""
-    found = re.fullmatch(r"/apis?/(?:(?P<group>[^/]+)/)?v\w+/namespaces/[^/]+/(?P<kind>\w+)(/[^/]+(?P<part>/\w+)?)?", path)
+    found = re.fullmatch(
+        r"/apis?/(?:(?P<group>[^/]+)/)?v\w+/namespaces/[^/]+/(?P<kind>\w+)(/[^/]+(?P<part>/\w+)?)?", path
+    )
     if found is None:
         return None
-    verbs = {"POST": "create", "DELETE": "delete", "GET": "get" if found[3] else "watch" if "watch" in query else "list"}
+    verbs = {
+        "POST": "create",
+        "DELETE": "delete",
+        "GET": "get" if found[3] else "watch" if "watch" in query else "list",
+    }
     return found["group"] or "", found["kind"] + (found["part"] or ""), verbs[method]
 
 
@@ -78,13 +88,9 @@ def test_the_account_has_the_rights_of_its_role_and_no_others(namespace: str) ->
     def as_account(account: str) -> tuple[str, ...]:
         return "-n", namespace, f"--as=system:serviceaccount:{namespace}:{account}"
 
-    def qualified(resource: str, group: str) -> str:
-        kind, slash, part = resource.partition("/")
-        return f"{kind}.{group}".rstrip(".") + slash + part
-
     rules = pick(read("."), "Role")["rules"]
     expected = {
-        (qualified(resource, group), " ".join(rule.get("resourceNames", ())), verb)
+        (resource_name(resource, group), " ".join(rule.get("resourceNames", ())), verb)
         for rule in rules
         for group in rule["apiGroups"]
         for resource in rule["resources"]
