@@ -33,7 +33,7 @@ test-xla: $(INSTALLED_XLA)
 # TEST_WORKERS: more than cores, since scenarios mostly wait.
 OPERATORS ?= newest
 TEST_WORKERS ?= 6
-SCENARIOS ?= $(if $(filter oldest,$(OPERATORS)),success or failed or requested or eviction or adopts or operator)
+SCENARIOS ?= tests/cluster$(if $(filter-out newest,$(OPERATORS)),/test_operators.py $(if $(filter oldest,$(OPERATORS)),tests/cluster/test_launch.py))
 cluster cluster-down test-cluster: export HANFLOW_OPERATORS := $(OPERATORS)
 
 cluster: $(INSTALLED)
@@ -45,7 +45,7 @@ cluster-down: $(INSTALLED)
 test-cluster: $(INSTALLED)
 	eval "$$($(BIN)/python -m tests.cluster.machine environment)" && \
 		HANFLOW_TEST_NAMESPACE=$${HANFLOW_TEST_NAMESPACE:-hanflow-test} \
-		$(BIN)/python -m pytest -n $(TEST_WORKERS) -m cluster -k '$(SCENARIOS)' tests/cluster
+		$(BIN)/python -m pytest -n $(TEST_WORKERS) -m cluster $(SCENARIOS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -510,8 +510,7 @@ def test_answers_and_events_that_break_off_are_requested_again(faults: World) ->
 def test_a_lost_answer_creates_no_second_job(faults: World) -> None:
     faults.proxy.inject("lose", "POST .*/pytorchjobs")
     see_through(faults, faults.body("echo done"))
-    posts = [code for method, path, code in faults.proxy.requests if method == "POST"]
-    assert posts == [0, 409]
+    assert [code for request, code in faults.proxy.requests if request.startswith("POST")] == [0, 409]
 
 
 def test_an_overloaded_server_is_asked_again(faults: World, messages: Messages) -> None:

@@ -1,4 +1,4 @@
-"""A Kubernetes of one machine for tests: `python -m tests.cluster.machine up|down|status|build|environment|load IMAGE`.
+"""A Kubernetes of one machine for tests: `python -m tests.cluster.machine up|down|status|build|packages|environment|load IMAGE`.
 
 As root on Linux. Everything runs in namespaces of its own (see `node.py`), built from the sources that `modules/` names.
 HANFLOW_CLUSTER names one of several such clusters, HANFLOW_OPERATORS the versions of its operators (`newest`, `oldest`, …).
@@ -51,13 +51,18 @@ def check_requirements() -> None:
         )
     if not shutil.which("go"):
         sys.exit("make cluster needs Go 1.26 or newer: https://go.dev/dl (Debian's package is older)")
+    if missing := missing_packages():
+        sys.exit(f"make cluster lacks programs; install them: apt-get install -y {' '.join(missing)}")
+
+
+def missing_packages() -> list[str]:
+    """Debian packages of what this machine lacks."""
     missing = {package for command, package in PACKAGES.items() if not shutil.which(command)}
     if node.CNI is None:
         missing.add("containernetworking-plugins")
     if not images.BUSYBOX.exists():
         missing.add("busybox-static")
-    if missing:
-        sys.exit(f"make cluster lacks programs; install them: apt-get install -y {' '.join(sorted(missing))}")
+    return sorted(missing)
 
 
 def running() -> int:
@@ -116,7 +121,9 @@ def load_images() -> None:
 def start() -> None:
     """Start the node and wait until the API server answers."""
     if Path(f"/sys/class/net/{node.LINK}").exists():
-        sys.exit(f"another cluster has taken the network link {node.LINK} of this one: make cluster-down, then start again")
+        sys.exit(
+            f"another cluster has taken the network link {node.LINK} of this one: make cluster-down, then start again"
+        )
     shutil.rmtree(STATE, ignore_errors=True)
     STATE.mkdir(parents=True)
     node.NUMBER.write_text(node.LINK.removeprefix("hanflow"))
@@ -222,6 +229,7 @@ def main() -> int:
         "status": "the node and the operators",
         "build": "build the programs",
         "environment": "shell commands that set KUBECONFIG and PATH",
+        "packages": "Debian packages that this machine lacks",
     }.items():
         commands.add_parser(name, help=text)
     commands.add_parser("load", help="give an image of podman to the node").add_argument("image")
@@ -236,6 +244,7 @@ def main() -> int:
             "down": down,
             "build": builds.build_all,
             "environment": environment,
+            "packages": lambda: print(*missing_packages()),
         }[arguments.command]()
     return 0
 

@@ -143,12 +143,13 @@ def install() -> None:
     """Apply every operator's manifests, and wait until all are available."""
     for operator in present():
         kubectl("create", "namespace", operator.namespace, check=False)
-        for attempt in range(10):  # objects of kinds that the API server does not serve yet
+        manifests = render(operator)
+        for attempt in range(30):  # objects of kinds that the API server does not serve yet
             try:
-                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=render(operator))
+                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=manifests)
                 break
             except RuntimeError:
-                if attempt == 9:
+                if attempt == 29:
                     raise
                 time.sleep(1)
     for operator in present():
