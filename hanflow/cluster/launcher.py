@@ -42,6 +42,8 @@ from hanflow.version import CONTENT_VARIABLE, content
 
 PODS = "/api/v1/namespaces/{namespace}/pods"
 EVENTS = "/api/v1/namespaces/{namespace}/events"
+PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues"
+"""Where Kueue, 0.15 or newer, tells the order of what waits in a queue."""
 _BEHIND = "must be created before"
 """In what Trainer's webhook answers while it has not noticed a TrainingRuntime that was just created."""
 
@@ -343,15 +345,20 @@ def _decide(follower: JobFollower, change: Change | None) -> Decision:
 def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Warnings about a job, the objects that its controller makes of it, and its place in a queue of Kueue."""
     name, kind = job["metadata"]["name"], job["kind"]
+    queue_name = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
     selectors = [f"involvedObject.name={name}{end},type=Warning" for end in ("", *BY_KIND[kind].children)]
-    if QUEUE_LABEL in (job["metadata"].get("labels") or {}):
+    if queue_name:
         selectors.append("involvedObject.kind=Workload,reason=Pending")
     found: list[Mapping[str, Any]] = []
+    place: list[dict[str, Any]] = []
     # They help, but nothing depends on them.
     with contextlib.suppress(ClusterError):
         for selector in selectors:
             found += cluster.request("GET", EVENTS, query={"fieldSelector": selector}, patience=5.0)["items"]
-    return events_about(job, found)
+        if queue_name:
+            waiting = cluster.request("GET", f"{PENDING}/{queue_name}/pendingworkloads", patience=1.0)["items"]
+            place = status.place_in_queue(waiting, job, queue_name)
+    return [*events_about(job, found), *place]
 
 
 def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:

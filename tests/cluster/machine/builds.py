@@ -35,6 +35,7 @@ PROGRAMS = {
     ],
     "etcd": ["go.etcd.io/etcd/server/v3"],
     "coredns": ["github.com/coredns/coredns"],
+    "kube-router": ["github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"],
 }
 """Main packages of the modules that every cluster has, in the order in which they are built."""
 
