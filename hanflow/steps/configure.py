@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment, member_settings
@@ -34,7 +32,6 @@ def run(
     *,
     base: Mapping[str, Any],
     form: Mapping[str, Any],
-    own: str,
     members: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -43,8 +40,7 @@ def run(
     Args:
         task: name of the task.
         base: settings that the pipeline starts from: section → name → value.
-        form: parameters that every pipeline has.
-        own: the parameters of this task alone, as lines of YAML (`max_source_tokens: 512`).
+        form: parameters of the pipeline's form.
         members: of an ensemble; empty: one model is trained.
         settings: further settings, section → name → value; they win.
 
@@ -56,7 +52,7 @@ def run(
     """
     setup_logging()
     set_step("configure")
-    values = {**form, **(yaml.safe_load(own) or {})}
+    values = dict(form)
     if members:
         values.pop("model", None)
         values[MEMBERS] = list(members)

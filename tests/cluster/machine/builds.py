@@ -31,7 +31,7 @@ PACKAGES = {
     "training-operator": ["github.com/kubeflow/training-operator/cmd/training-operator.v1"],
     "trainer": ["github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"],
     "kueue": ["sigs.k8s.io/kueue/cmd/kueue"],
-    "argo": ["github.com/argoproj/argo-workflows/v4/cmd/workflow-controller"],
+    "argo": [f"github.com/argoproj/argo-workflows/v4/cmd/{name}" for name in ("workflow-controller", "argoexec")],
 }
 """Main packages of each module, in the order in which they are built."""
 
@@ -84,6 +84,8 @@ def build(module: str) -> None:
     work = folder() / module
     work.mkdir(parents=True, exist_ok=True)
     shutil.copy(MODULES / module / "go.mod", work)  # `go build` adds what it resolves: not in the repository
+    if (MODULES / module / "added").is_dir():
+        _complete(module, work)
     flags = "-s -w"
     if module == "kubernetes":  # the API server tells its clients this version
         version = required(module)[1]
@@ -96,6 +98,14 @@ def build(module: str) -> None:
         (folder() / "bin" / "server").rename(folder() / "bin" / "etcd")
     (work / "built").touch()
     print(f"built {module} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _complete(module: str, work: Path) -> None:
+    """Put a copy of the module, with the files that `added` holds, in the place of the published one, which lacks them."""
+    published, copy = source(module), work / "source"
+    shutil.copytree(published, copy, ignore=lambda *_: ("docs", "examples", "ui"), dirs_exist_ok=True)
+    shutil.copytree(MODULES / module / "added", copy, dirs_exist_ok=True)
+    _go(module, "mod", "edit", f"-replace={required(module)[0]}=./source")
 
 
 def build_all() -> None:

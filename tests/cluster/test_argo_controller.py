@@ -1,0 +1,210 @@
+"""The WorkflowTemplate under Argo's own controller and executor, on a real cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from hanflow.cluster.client import NotFound
+from tests.cluster import argo
+from tests.cluster.argo import step, workflow
+from tests.cluster.manifests import Document, pick, read
+from tests.cluster.world import IMAGE, PODS, World
+
+pytestmark = pytest.mark.cluster
+
+OBJECTS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}"
+CONFIG_MAPS = "/api/v1/namespaces/{namespace}/configmaps"
+SMALL = {"cpu": "20m", "memory": "64Mi", "ephemeral-storage": "64Mi"}
+ENDED = ("Succeeded", "Failed", "Error")
+EXPERIMENT = "name: 실험\ntask: summarization\nevaluate: {minimum: {rougeL_morpheme: 0.1}}  # {not: 'Argo''s'}\n"
+EVERY_STEP = ["preprocess", "tokenize", "train", "evaluate", "gate", "export", "remove-jobs"]
+GOOD = "case $2 in *.gate) echo true;; esac"
+
+
+class Argo:
+    """A copy of our template for one test, and a workflow of it.
+
+    Args:
+        commands: what stands for `python` in busybox's shell, with the arguments of the template; empty: our image has Python.
+        patch: of the pods; here, for what the node of a test has, and for the stand-in.
+    """
+
+    def __init__(self, world: World, commands: str = "", patch: Mapping[str, Any] | None = None):
+        self.world, self.name = world, f"argo-{world.run[-12:]}"
+        main: dict[str, Any] = {"name": "main", "resources": {"requests": SMALL, "limits": SMALL}, **(patch or {})}
+        self.patch: dict[str, Any] = {"containers": [main]}
+        if commands:
+            self.stand_in(commands)
+            main |= {
+                "env": [{"name": "PATH", "value": "/stand-in:/bin"}],
+                "volumeMounts": [{"name": "stand-in", "mountPath": "/stand-in"}],
+            }
+            self.patch["volumes"] = [{"name": "stand-in", "configMap": {"name": self.name, "defaultMode": 0o755}}]
+
+    def stand_in(self, commands: str) -> None:
+        """From now on, started pods run other commands."""
+        data = {"python": f"#!/bin/sh\n{commands}\n"}
+        self._apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": self.name}, "data": data})
+
+    def _apply(self, body: Mapping[str, Any]) -> None:
+        groups = {"ConfigMap": CONFIG_MAPS, "WorkflowTemplate": f"{OBJECTS}/workflowtemplates"}
+        path = f"{groups[body['kind']]}/{body['metadata']['name']}"
+        with contextlib.suppress(NotFound):
+            old = self.world.admin.request("GET", path)
+            version = {"resourceVersion": old["metadata"]["resourceVersion"]}
+            self.world.admin.request("PUT", path, body={**body, "metadata": {**body["metadata"], **version}})
+            return
+        self.world.admin.request("POST", path.rpartition("/")[0], body=body)
+
+    def submit(self, **parameters: str) -> None:
+        """Start a workflow, as `argo submit --from workflowtemplate/…` does."""
+        objects = read("base", "argo")
+        configuration, template = pick(objects, "ConfigMap"), pick(objects, "WorkflowTemplate")
+        for each in (configuration, template):
+            each["metadata"].pop("namespace", None)
+        template["metadata"]["name"] = self.name
+        for each in template["spec"]["templates"]:
+            if "retryStrategy" in each:
+                each["retryStrategy"]["backoff"]["duration"] = "1"  # a test waits less long
+        self._apply(configuration)
+        self._apply(template)
+        values = {"image": IMAGE, "train-cpu": "30m", "train-memory": "96Mi", **parameters}
+        body = {
+            "apiVersion": "argoproj.io/v1alpha1",
+            "kind": "Workflow",
+            "metadata": {"name": self.name},
+            "spec": {
+                "workflowTemplateRef": {"name": self.name},
+                "arguments": {"parameters": [{"name": name, "value": value} for name, value in values.items()]},
+                "podSpecPatch": json.dumps(self.patch),
+            },
+        }
+        self.uid = self.world.admin.request("POST", f"{OBJECTS}/workflows", body=body)["metadata"]["uid"]
+        self.values = argo.values_of(read("base", "argo"), values, name=self.name, uid=self.uid)
+
+    def status(self) -> dict[str, Any]:
+        return self.world.admin.request("GET", f"{OBJECTS}/workflows/{self.name}").get("status", {})
+
+    def finish(self, seconds: float = 300) -> str:
+        """How it ended."""
+        self.world.wait("the end of the workflow", lambda: self.status().get("phase") in ENDED, seconds)
+        return self.status()["phase"]
+
+    def nodes(self, kind: str, name: str = "") -> list[dict[str, Any]]:
+        """Its nodes of a type (Pod, Retry, …), of one template or all, in the order in which they started."""
+        nodes = sorted(
+            self.status().get("nodes", {}).values(), key=lambda node: (node["startedAt"] or "~", node["name"])
+        )
+        return [node for node in nodes if node["type"] == kind and name in ("", node["templateName"])]
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        """The pods of a template."""
+        nodes = [node["id"] for node in self.nodes("Pod", name)]
+        query = {"labelSelector": f"workflows.argoproj.io/workflow={self.name}"}
+        pods = self.world.admin.request("GET", PODS, query=query)["items"]
+        return [pod for pod in pods if pod["metadata"]["annotations"]["workflows.argoproj.io/node-id"] in nodes]
+
+    def log(self, name: str) -> str:
+        """What the only pod of a template printed, and the executor's own messages."""
+        (pod,) = self.pods(name)
+        path = f"{PODS}/{pod['metadata']['name']}/log"
+        with self.world.admin.stream(path, query={"container": "main"}) as lines:
+            return "".join(f"{line.decode()}\n" for line in lines)
+
+    def remove(self) -> None:
+        for path in (f"{OBJECTS}/workflows", f"{OBJECTS}/workflowtemplates", CONFIG_MAPS):
+            with contextlib.suppress(NotFound):
+                self.world.admin.request("DELETE", f"{path}/{self.name}", body={"propagationPolicy": "Background"})
+
+
+def check_pod(found: Document, template: Document, values: Mapping[str, str]) -> None:
+    """A pod is what the template says, and holds what Argo adds."""
+    spec, container = found["spec"], template["container"]
+    assert spec["serviceAccountName"] == "hanflow"
+    assert spec["securityContext"] == workflow(read("argo"))["securityContext"]
+    assert found["metadata"]["labels"]["app.kubernetes.io/name"] == "hanflow-step"
+    (main,) = [each for each in spec["containers"] if each["name"] == "main"]
+    assert main["image"] == values["workflow.parameters.image"]
+    executor, _, command = " ".join(main["command"]).partition(" -- ")
+    assert executor.startswith("/var/run/argo/argoexec emissary")
+    assert command.split() == container["command"]
+    assert main["args"] == [argo.filled(text, values) for text in container["args"]]
+    assert main["securityContext"] == container["securityContext"]
+    given = {variable["name"]: variable for variable in main["env"]}
+    for variable in container["env"]:
+        if "value" in variable:
+            assert given[variable["name"]]["value"] == argo.filled(variable["value"], values)
+        else:
+            assert given[variable["name"]] == variable
+    assert {"name": "scratch", "mountPath": "/tmp"} in main["volumeMounts"]
+    assert {"name": "scratch", "emptyDir": {"sizeLimit": "100Gi"}} in spec["volumes"]
+
+
+@pytest.fixture
+def submitted(world: World) -> Iterator[list[Argo]]:
+    made: list[Argo] = []
+    yield made
+    for each in made:
+        each.remove()
+
+
+def test_every_pod_is_what_the_template_says(world: World, submitted: list[Argo]) -> None:
+    commands = f"[ -e /etc/hanflow/experiment.yaml ] && cat /etc/hanflow/experiment.yaml >&2; {GOOD}"
+    run = Argo(world, commands)
+    submitted.append(run)
+    run.submit(source="gs://a/r.tsv,gs://b/*.gz", experiment=EXPERIMENT, root="gs://bucket/runs", queue="team")
+    assert run.finish() == "Succeeded", run.status()
+    assert [node["templateName"] for node in run.nodes("Pod")] == EVERY_STEP, "one after the other"
+    for name in EVERY_STEP:
+        (pod,) = run.pods(name)
+        template = step(read("argo"), name)
+        check_pod(pod, template, run.values)
+        if "inputs" in template:
+            assert EXPERIMENT in run.log(name), "the experiment came to the step's file unchanged"
+    (main,) = [each for each in run.pods("train")[0]["spec"]["containers"] if each["name"] == "main"]
+    assert main["resources"]["requests"] == {**SMALL, "cpu": "30m", "memory": "96Mi"}, (
+        "the parameters of the installation"
+    )
+
+
+def test_a_model_that_is_not_good_enough_is_not_exported(world: World, submitted: list[Argo]) -> None:
+    run = Argo(world, "case $2 in *.gate) echo false;; esac")
+    submitted.append(run)
+    run.submit(source="x")
+    assert run.finish() == "Succeeded"
+    assert [node["templateName"] for node in run.nodes("Pod")] == [name for name in EVERY_STEP if name != "export"]
+    (skipped,) = run.nodes("Skipped")
+    assert skipped["templateName"] == "export" and "false == true" in skipped["message"]
+
+
+def test_a_failed_step_and_a_lost_pod_are_tried_again(world: World, submitted: list[Argo]) -> None:
+    run = Argo(world, "case $2 in *.preprocess) exit 7;; esac")
+    submitted.append(run)
+    run.submit(source="x")
+    world.wait("a failed pod", lambda: any(n["phase"] == "Failed" for n in run.nodes("Pod", "preprocess")))
+    run.stand_in("case $2 in *.train) sleep 600;; esac")
+    world.wait("a running train step", lambda: any(p["status"]["phase"] == "Running" for p in run.pods("train")))
+    run.stand_in(GOOD)
+    world.admin.request("DELETE", f"{PODS}/{run.pods('train')[0]['metadata']['name']}", body={"gracePeriodSeconds": 0})
+    assert run.finish() == "Succeeded", run.status()
+    first, *_, last = run.nodes("Pod", "preprocess")
+    assert (first["phase"], first["outputs"]["exitCode"], last["phase"]) == ("Failed", "7", "Succeeded")
+    first, *_, last = run.nodes("Pod", "train")
+    assert (first["phase"], last["phase"]) == ("Error", "Succeeded"), "a lost pod is an error, not a failure"
+    assert run.nodes("Pod", "export") and run.nodes("Pod", "remove-jobs")
+
+
+def test_the_exit_handler_runs_after_a_failure(world: World, submitted: list[Argo]) -> None:
+    run = Argo(world, "case $2 in *.train) exit 1;; esac")
+    submitted.append(run)
+    run.submit(source="x")
+    assert run.finish() == "Failed"
+    assert [node["phase"] for node in run.nodes("Pod", "train")] == ["Failed"] * 3, "limit: 2"
+    assert not run.pods("evaluate")
+    (handler,) = run.nodes("Pod", "remove-jobs")
+    assert handler["phase"] == "Succeeded"
