@@ -53,6 +53,9 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
     def body(form: dict[str, Any]) -> None:
         learnt, settings = form.pop("task", task), form.pop("settings")
         members = form.pop(MEMBERS, [])
+        for name, parameter in inspect.signature(configure.python_func).parameters.items():
+            if name in form and parameter.default == "":  # of some tasks only: as text, so that absence has a value
+                form[name] = str(form[name])
         base = {"name": name}  # hanflow.pipelines.packages writes the settings of an experiment here
         cleaner = remove_jobs(
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,

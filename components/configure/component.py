@@ -1,6 +1,6 @@
 """The first task of every pipeline: its form becomes the settings of the steps, checked before anything else starts."""
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -20,11 +20,11 @@ def configure(
     nodes: int = 1,
     gpus_per_node: int = 1,
     node_type: str = "any",
-    max_source_tokens: Optional[int] = None,  # noqa: UP045, kfp does not know `int | None`
-    max_target_tokens: Optional[int] = None,  # noqa: UP045
-    morphemes: Optional[bool] = None,  # noqa: UP045
-    chunk_tokens: Optional[int] = None,  # noqa: UP045
-    vocabulary_size: Optional[int] = None,  # noqa: UP045
+    max_source_tokens: str = "",
+    max_target_tokens: str = "",
+    morphemes: str = "",
+    chunk_tokens: str = "",
+    vocabulary_size: str = "",
     members: list = [],  # noqa: B006, Kubeflow copies it
     base: dict = {},  # noqa: B006
     settings: dict = {},  # noqa: B006
@@ -58,7 +58,7 @@ def configure(
     Args:
         task: What is learnt.
         data: Raw data (preprocess.source); the arguments down to node_type are those of the pipeline's form.
-        vocabulary_size: The last of those, from max_source_tokens on, that some tasks' forms have and others' do not.
+        max_source_tokens: This and the next four are on the forms of some tasks, as text; empty: not on this one.
         members: Members of an ensemble; empty: one model is trained.
         base: Settings that the pipeline starts from: section, name, value.
         settings: Further settings: section, name, value; they win.
@@ -89,6 +89,5 @@ def configure(
         "chunk_tokens": chunk_tokens,
         "vocabulary_size": vocabulary_size,
     }
-    form |= {name: value for name, value in own.items() if value is not None}
-    found = run(task, base=base, form=form, members=members, settings=settings)
+    found = run(task, base=base, form=form, own=own, members=members, settings=settings)
     return namedtuple("Settings", OUTPUTS)(**found)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment, member_settings
@@ -32,6 +34,7 @@ def run(
     *,
     base: Mapping[str, Any],
     form: Mapping[str, Any],
+    own: Mapping[str, Any],
     members: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -40,7 +43,8 @@ def run(
     Args:
         task: name of the task.
         base: settings that the pipeline starts from: section → name → value.
-        form: parameters of the pipeline's form.
+        form: parameters that every pipeline has.
+        own: those that the forms of some tasks have, as text; empty: it is not on this one.
         members: of an ensemble; empty: one model is trained.
         settings: further settings, section → name → value; they win.
 
@@ -52,7 +56,7 @@ def run(
     """
     setup_logging()
     set_step("configure")
-    values = dict(form)
+    values = {**form, **{name: yaml.safe_load(str(text)) for name, text in own.items() if text != ""}}
     if members:
         values.pop("model", None)
         values[MEMBERS] = list(members)

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hanflow.cluster.client import NotFound
+from hanflow.cluster.client import ClusterError, NotFound
+from hanflow.storage import gcs
 from tests.cluster import argo
 from tests.cluster.argo import step, workflow
+from tests.cluster.machine import __main__ as machine
+from tests.cluster.machine import node
 from tests.cluster.manifests import Document, pick, read
 from tests.cluster.world import IMAGE, PODS, World
+from tests.images import containers
+from tests.storage.emulator import Emulator
 
 pytestmark = pytest.mark.cluster
 
@@ -24,6 +31,7 @@ ENDED = ("Succeeded", "Failed", "Error")
 EXPERIMENT = "name: 실험\ntask: summarization\nevaluate: {minimum: {rougeL_morpheme: 0.1}}  # {not: 'Argo''s'}\n"
 EVERY_STEP = ["preprocess", "tokenize", "train", "evaluate", "gate", "export", "remove-jobs"]
 GOOD = "case $2 in *.gate) echo true;; esac"
+LONG = "case $2 in *.train) echo training; sleep 600;; esac"
 
 
 class Argo:
@@ -61,8 +69,12 @@ class Argo:
             return
         self.world.admin.request("POST", path.rpartition("/")[0], body=body)
 
-    def submit(self, **parameters: str) -> None:
-        """Start a workflow, as `argo submit --from workflowtemplate/…` does."""
+    def submit(self, *, pause: str = "5", **parameters: str) -> None:
+        """Start a workflow, as `argo submit --from workflowtemplate/…` does.
+
+        Args:
+            pause: seconds before a step is tried again, instead of the template's.
+        """
         objects = read("base", "argo")
         configuration, template = pick(objects, "ConfigMap"), pick(objects, "WorkflowTemplate")
         for each in (configuration, template):
@@ -70,7 +82,7 @@ class Argo:
         template["metadata"]["name"] = self.name
         for each in template["spec"]["templates"]:
             if "retryStrategy" in each:
-                each["retryStrategy"]["backoff"]["duration"] = "1"  # a test waits less long
+                each["retryStrategy"]["backoff"]["duration"] = pause
         self._apply(configuration)
         self._apply(template)
         values = {"image": IMAGE, "train-cpu": "30m", "train-memory": "96Mi", **parameters}
@@ -89,6 +101,12 @@ class Argo:
 
     def status(self) -> dict[str, Any]:
         return self.world.admin.request("GET", f"{OBJECTS}/workflows/{self.name}").get("status", {})
+
+    def stop(self) -> None:
+        """As `argo stop` does; `argo terminate` would run no exit handler."""
+        body = self.world.admin.request("GET", f"{OBJECTS}/workflows/{self.name}")
+        body["spec"]["shutdown"] = "Stop"
+        self.world.admin.request("PUT", f"{OBJECTS}/workflows/{self.name}", body=body)
 
     def finish(self, seconds: float = 300) -> str:
         """How it ended."""
@@ -110,11 +128,17 @@ class Argo:
         return [pod for pod in pods if pod["metadata"]["annotations"]["workflows.argoproj.io/node-id"] in nodes]
 
     def log(self, name: str) -> str:
-        """What the only pod of a template printed, and the executor's own messages."""
-        (pod,) = self.pods(name)
+        """What the only pod of a template printed, and the executor's own messages; empty: it does not run yet."""
+        (pod,) = self.pods(name) or [None]
+        if pod is None or pod["status"]["phase"] == "Pending":
+            return ""
         path = f"{PODS}/{pod['metadata']['name']}/log"
-        with self.world.admin.stream(path, query={"container": "main"}) as lines:
+        with (
+            contextlib.suppress(ClusterError),  # its container starts
+            self.world.admin.stream(path, query={"container": "main"}) as lines,
+        ):
             return "".join(f"{line.decode()}\n" for line in lines)
+        return ""
 
     def remove(self) -> None:
         for path in (f"{OBJECTS}/workflows", f"{OBJECTS}/workflowtemplates", CONFIG_MAPS):
@@ -145,6 +169,19 @@ def check_pod(found: Document, template: Document, values: Mapping[str, str]) ->
     assert {"name": "scratch", "emptyDir": {"sizeLimit": "100Gi"}} in spec["volumes"]
 
 
+def training_image(world: World, folder: Path) -> str:
+    """Our image for CPUs, given to the node; skips the test if it is not built, or the node is not of this machine."""
+    if node.SERVER not in Path(os.environ["KUBECONFIG"]).read_text(encoding="utf-8"):
+        pytest.skip("needs the cluster of `make cluster`: its pods reach a bucket on this machine")
+    reference = containers.image("cpu")
+    if not machine.has_image(reference):
+        archive = folder / "image.tar"
+        containers.podman("save", "--quiet", "--output", str(archive), reference)
+        machine.load(archive)
+        archive.unlink()
+    return reference
+
+
 @pytest.fixture
 def submitted(world: World) -> Iterator[list[Argo]]:
     made: list[Argo] = []
@@ -172,6 +209,36 @@ def test_every_pod_is_what_the_template_says(world: World, submitted: list[Argo]
     )
 
 
+def test_the_workflow_turns_raw_data_into_a_bundle(
+    world: World, submitted: list[Argo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our image, our commands, a bucket: nothing stands for anything."""
+    image, text = training_image(world, tmp_path), argo.small_experiment("classification")
+    with Emulator(node.HOST) as emulator:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.host)
+        monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "cache"))
+        emulator.make_bucket("argo")
+        gcs.put("gs://argo/raw.tsv", argo.raw_data("classification"))
+        environment = {"STORAGE_EMULATOR_HOST": emulator.host, "OMP_NUM_THREADS": "1"}
+        run = Argo(
+            world,
+            patch={
+                "env": [{"name": name, "value": value} for name, value in environment.items()],
+                "resources": {
+                    "requests": {**SMALL, "memory": "512Mi"},
+                    "limits": {**SMALL, "cpu": "1", "memory": "2Gi"},
+                },
+            },
+        )
+        submitted.append(run)
+        parameters = {"train-cpu": "500m", "train-memory": "2Gi", "root": "gs://argo/runs", "image": image}
+        run.submit(pause="20", source="gs://argo/raw.tsv", experiment=text, **parameters)
+        assert run.finish(900) == "Succeeded", [(n["templateName"], n.get("message")) for n in run.nodes("Pod")]
+        assert list(dict.fromkeys(node["templateName"] for node in run.nodes("Pod"))) == EVERY_STEP
+        place = f"gs://argo/runs/{run.name}"
+        argo.check_artifacts("classification", text, "gs://argo/raw.tsv", place, tmp_path)
+
+
 def test_a_model_that_is_not_good_enough_is_not_exported(world: World, submitted: list[Argo]) -> None:
     run = Argo(world, "case $2 in *.gate) echo false;; esac")
     submitted.append(run)
@@ -187,8 +254,8 @@ def test_a_failed_step_and_a_lost_pod_are_tried_again(world: World, submitted: l
     submitted.append(run)
     run.submit(source="x")
     world.wait("a failed pod", lambda: any(n["phase"] == "Failed" for n in run.nodes("Pod", "preprocess")))
-    run.stand_in("case $2 in *.train) sleep 600;; esac")
-    world.wait("a running train step", lambda: any(p["status"]["phase"] == "Running" for p in run.pods("train")))
+    run.stand_in(LONG)
+    world.wait("a running train step", lambda: "training" in run.log("train"))
     run.stand_in(GOOD)
     world.admin.request("DELETE", f"{PODS}/{run.pods('train')[0]['metadata']['name']}", body={"gracePeriodSeconds": 0})
     assert run.finish() == "Succeeded", run.status()
@@ -197,6 +264,17 @@ def test_a_failed_step_and_a_lost_pod_are_tried_again(world: World, submitted: l
     first, *_, last = run.nodes("Pod", "train")
     assert (first["phase"], last["phase"]) == ("Error", "Succeeded"), "a lost pod is an error, not a failure"
     assert run.nodes("Pod", "export") and run.nodes("Pod", "remove-jobs")
+
+
+def test_a_stopped_run_still_removes_its_jobs(world: World, submitted: list[Argo]) -> None:
+    run = Argo(world, LONG)
+    submitted.append(run)
+    run.submit(source="x")
+    world.wait("a running train step", lambda: "training" in run.log("train"))
+    run.stop()
+    assert run.finish() == "Failed"
+    assert [node["templateName"] for node in run.nodes("Pod")] == ["preprocess", "tokenize", "train", "remove-jobs"]
+    assert [node["phase"] for node in run.nodes("Pod")][2:] == ["Failed", "Succeeded"]
 
 
 def test_the_exit_handler_runs_after_a_failure(world: World, submitted: list[Argo]) -> None:
