@@ -26,7 +26,7 @@ pytestmark = pytest.mark.cluster
 
 OBJECTS = "/apis/argoproj.io/v1alpha1/namespaces/{namespace}"
 CONFIG_MAPS = "/api/v1/namespaces/{namespace}/configmaps"
-SMALL = {"cpu": "20m", "memory": "64Mi", "ephemeral-storage": "64Mi"}
+SMALL = {"cpu": "20m", "memory": "64Mi", "ephemeral-storage": "1Gi"}  # its executor is a file of 110 MB in the pod
 ENDED = ("Succeeded", "Failed", "Error")
 EXPERIMENT = "name: 실험\ntask: summarization\nevaluate: {minimum: {rougeL_morpheme: 0.1}}  # {not: 'Argo''s'}\n"
 EVERY_STEP = ["preprocess", "tokenize", "train", "evaluate", "gate", "export", "remove-jobs"]
@@ -96,8 +96,17 @@ class Argo:
                 "podSpecPatch": json.dumps(self.patch),
             },
         }
-        self.uid = self.world.admin.request("POST", f"{OBJECTS}/workflows", body=body)["metadata"]["uid"]
-        self.values = argo.values_of(read("base", "argo"), values, name=self.name, uid=self.uid)
+
+        def accepted() -> bool:
+            made = self.world.admin.request("POST", f"{OBJECTS}/workflows", body=body)
+            self.world.wait("the controller", lambda: self.status().get("phase"))
+            self.values = argo.values_of(read("base", "argo"), values, name=self.name, uid=made["metadata"]["uid"])
+            unknown = "workflowtemplates.argoproj.io" in self.status().get("message", "")
+            if unknown:  # the controller has not seen it yet
+                self.world.admin.request("DELETE", f"{OBJECTS}/workflows/{self.name}")
+            return not unknown
+
+        self.world.wait("the template in the controller's eyes", accepted)
 
     def status(self) -> dict[str, Any]:
         return self.world.admin.request("GET", f"{OBJECTS}/workflows/{self.name}").get("status", {})
