@@ -32,6 +32,7 @@ PACKAGES = {
     "trainer": ["github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"],
     "kueue": ["sigs.k8s.io/kueue/cmd/kueue"],
     "argo": ["github.com/argoproj/argo-workflows/v4/cmd/workflow-controller"],
+    "fake-gcs-server": ["github.com/fsouza/fake-gcs-server"],
 }
 """Main packages of each module, in the order in which they are built."""
 
