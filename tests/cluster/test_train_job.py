@@ -81,9 +81,7 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
             check(**{name: uri})
 
 
-def test_the_command_line_refuses_what_no_job_can_do(
-    no_server: Cluster, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_refuses_what_no_job_can_do(no_server: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["--task", TASK, "--output", "gs://b/model", "--shards", "/here/shards", "--run", "r-1"]
     assert train_step.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"]) == 1
     assert "shards=/here/shards: the job's pods cannot see that path" in capfd.readouterr().err
@@ -108,9 +106,7 @@ def test_the_workflow_owns_the_job(no_server: Cluster) -> None:
     assert launcher.workflow_of(pod, no_server) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
     assert launcher.run_of(pod) == "r-1"
     pod["metadata"]["namespace"] = "elsewhere"
-    assert launcher.workflow_of(pod, no_server) is None, (
-        "an owner in another namespace would be collected with the job"
-    )
+    assert launcher.workflow_of(pod, no_server) is None, "an owner in another namespace would be collected with the job"
     assert launcher.own_pod(no_server) is None, "outside of a cluster there is none"
 
 

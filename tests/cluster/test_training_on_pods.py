@@ -138,9 +138,7 @@ def test_two_pods_lose_one_and_train_the_model_of_local_processes(
     model, config, job = f"{bucket}/model", settings(dropout), job_of(image, runtime, workers=2)
 
     def train() -> Any:
-        return train_step.run(
-            config, task=TASK, output=model, shards=f"{bucket}/shards", job=job, run_id=world.run
-        )
+        return train_step.run(config, task=TASK, output=model, shards=f"{bucket}/shards", job=job, run_id=world.run)
 
     loss = meanwhile(lose, world, model, lost, evict=evict)
     report = train()
