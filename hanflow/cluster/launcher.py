@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import Any
 
 from hanflow.cluster import status
-from hanflow.cluster.cleanup import delete, find, remove, same_run
+from hanflow.cluster.cleanup import delete, find, remove
 from hanflow.cluster.client import Change, Cluster, ClusterError, Conflict, NotFound, Watch
-from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing
-from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
+from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing, past_the_queue, plan
+from hanflow.cluster.job import JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
 from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, pod_count
 from hanflow.config import JobConfig
@@ -182,35 +182,45 @@ def submit(
         time.sleep(timing.removal_poll)
 
 
-def _adopted(cluster: Cluster, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The job of an earlier attempt, if it can be adopted; None: there is none. Any other is deleted."""
-    found, name = find(cluster, body), body["metadata"]["name"]
-    if found is None:
+def _adopted(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The object of an earlier attempt, if it can be adopted; None: the way is free to create it."""
+    kind, name = wanted["kind"], wanted["metadata"]["name"]
+    found, made = find(cluster, wanted), None
+    if found is None and kind in BY_KIND and (child := BY_KIND[kind].made):
+        made = find(cluster, {**wanted, "kind": child.kind})
+    planned = plan(wanted, found, made)
+    if planned.action == "create":
         return None
-    if not found["metadata"].get("deletionTimestamp"):
-        obstacle = _obstacle(found, body)
-        if obstacle is None:
-            log.info("adopted job %s of an earlier attempt: it is %s", name, status.phase(found).name)
-            return found
-        log.info("replacing job %s of an earlier attempt: %s", name, obstacle)
-        delete(cluster, {**found, "kind": body["kind"]}, propagation="Foreground")
-    raise _NotYet(f"job {name} of an earlier attempt is being removed")
+    if planned.action == "refuse":
+        raise ClusterError(planned.why)
+    if found is None or planned.action == "wait":
+        raise _NotYet(planned.why)
+    if planned.action == "replace":
+        log.info("replacing %s %s of an earlier attempt: %s", kind, name, planned.why)
+        delete(cluster, {**found, "kind": kind}, propagation="Foreground")
+        raise _NotYet(f"{kind} {name} of an earlier attempt is being removed")
+    if kind in BY_KIND:
+        log.info("adopted %s %s of an earlier attempt: it is %s", kind, name, status.phase(found).name)
+    return found
 
 
 def _created(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The job, newly created with what it needs."""
     *templates, body = objects
     runtime, name = BY_KIND[body["kind"]], body["metadata"]["name"]
-    if runtime.made and find(cluster, {**body, "kind": runtime.made.kind}) is not None:
-        raise _NotYet(f"{runtime.made.kind} {name} of an earlier attempt is being removed")
     try:
         for template in templates:
-            _create_template(cluster, template)
+            if _adopted(cluster, template) is None:
+                cluster.request("POST", KINDS[template["kind"]].path, body=template)
         if QUEUE_LABEL in body["metadata"]["labels"]:
-            _check_queue(cluster, body)
+            obstacle = past_the_queue(
+                runtime, cluster.request("POST", runtime.path, query={"dryRun": "All"}, body=body)
+            )
+            if obstacle:
+                raise ClusterError(obstacle)
         created = cluster.request("POST", runtime.path, body=body)
     except Conflict:  # created in between: look again
-        raise _NotYet(f"job {name} exists already") from None
+        raise _NotYet(f"{runtime.kind} {name} exists already") from None
     except NotFound:
         raise ClusterError(f"the cluster does not know {body['kind']}: install {runtime.operator}") from None
     except ClusterError as error:
@@ -222,50 +232,6 @@ def _created(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> dict[str
         runtime.kind, name, cluster.namespace, pod_count(*objects), runtime.kind.lower(), name,
     )  # fmt: skip
     return created
-
-
-def _create_template(cluster: Cluster, template: Mapping[str, Any]) -> None:
-    """Create what the job refers to, or keep that of an earlier attempt that was made from the same settings."""
-    try:
-        cluster.request("POST", KINDS[template["kind"]].path, body=template)
-    except Conflict:
-        found = find(cluster, template)
-        if found is not None and not found["metadata"].get("deletionTimestamp"):
-            if _obstacle(found, template) is None:
-                return
-            delete(cluster, {**found, "kind": template["kind"]})
-        name = template["metadata"]["name"]
-        raise _NotYet(f"{template['kind']} {name} of an earlier attempt is being removed") from None
-
-
-def _check_queue(cluster: Cluster, body: Mapping[str, Any]) -> None:
-    """Ask the API server what would become of a job with a queue name: Kueue suspends those that it manages.
-
-    Where Kueue or its integration of that kind is missing, the name is ignored, and the job would run past the queue.
-    """
-    runtime, queue = BY_KIND[body["kind"]], body["metadata"]["labels"][QUEUE_LABEL]
-    answer = cluster.request("POST", runtime.path, query={"dryRun": "All"}, body=body)
-    if not status.suspended(answer):
-        raise ClusterError(
-            f"job.queue={queue}: Kueue does not manage a {runtime.kind} on this cluster, which would start at once, outside "
-            f"of the queue. Install Kueue, or add {runtime.integration} to integrations.frameworks in the configuration of "
-            "its controller; or leave job.queue empty"
-        )
-
-
-def _obstacle(found: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
-    """Why an existing object cannot be adopted; None: it can."""
-    metadata, wanted = found["metadata"], body["metadata"]
-    if not same_run(found, body):
-        raise ClusterError(f"job {metadata['name']} exists already and belongs to another run; rename or remove it")
-    if status.phase(found).name == "failed":
-        return "it failed"
-    if (metadata.get("annotations") or {}).get(DIGEST_ANNOTATION) != wanted["annotations"][DIGEST_ANNOTATION]:
-        return "it was made from other settings"
-    owners, own = ({o["uid"] for o in m.get("ownerReferences") or ()} for m in (metadata, wanted))
-    if owners and own and owners.isdisjoint(own):  # the cluster deletes it soon
-        return "its Workflow is gone"
-    return None
 
 
 def follow(
