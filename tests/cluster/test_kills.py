@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ KILLS = int(os.environ.get("HANFLOW_TEST_KILLS", "20"))
 AT_ONCE = 4
 """Jobs that run side by side."""
 SECONDS = 180
-"""How long a launcher that nobody kills may take."""
+"""How long a launcher may take."""
 
 pytestmark = pytest.mark.cluster
 
@@ -54,6 +55,21 @@ mv "$output.part" "$output"
 sleep 1
 echo trained
 """
+
+
+@dataclass(frozen=True)
+class End:
+    """When a launcher is killed."""
+
+    seconds: float
+    of_training: bool
+    """Counted from the end of the training, else from the launcher's start."""
+
+    @classmethod
+    def at_random(cls, chance: random.Random, trained: bool) -> End:
+        if trained or chance.random() < 0.6:
+            return cls(10 ** chance.uniform(-2, 1), False)  # most things happen in the first second
+        return cls(chance.uniform(0, 3), True)
 
 
 @dataclass(frozen=True)
@@ -75,14 +91,16 @@ class Step:
     def _spec(self) -> WorkerSpec:
         return WorkerSpec(TASK, self.config, self.shards, str(self.output))
 
-    def launch(self, kubeconfig: str) -> None:
-        """The body of a launcher's process."""
+    def launch(self, kubeconfig: str, end: End | None) -> None:
+        """The body of a launcher's process, which is killed at its end, if it has one."""
         os.environ["KUBECONFIG"] = kubeconfig
         log = os.open(f"{self.output}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)
         setup_logging()
         raise_on_sigterm()
+        if end is not None:
+            threading.Thread(target=self._kill, args=(end,), daemon=True).start()
         train_step.run(
             self.config,
             task=TASK,
@@ -93,9 +111,20 @@ class Step:
             extras=self.extras,
         )
 
+    def _kill(self, end: End) -> None:
+        while end.of_training and not self.trained:
+            time.sleep(0.02)
+        time.sleep(end.seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the pod has written the model."""
+        return (self.output / "model.json").exists()
+
     def moment(self, cluster: Cluster) -> str:
         """How far the job has come, as the cluster shows it."""
-        kind, trained = RUNTIMES[self.job.runtime], (self.output / "model.json").exists()
+        kind, trained = RUNTIMES[self.job.runtime], self.trained
         try:
             job = cluster.request("GET", f"{kind.path}/{self.name}")
         except NotFound:
@@ -126,27 +155,18 @@ def killed_until_it_ends(step: Step, cluster: Cluster, kubeconfig: str, kills: K
     """Start launchers, one after the other is killed, until one ends by itself: with success."""
     processes = multiprocessing.get_context("forkserver")
     while True:
-        process = processes.Process(target=step.launch, args=(kubeconfig,), daemon=True)
+        end = End.at_random(chance, step.trained) if kills.take() else None
+        process = processes.Process(target=step.launch, args=(kubeconfig, end))
         process.start()
-        mine = kills.take()
-        if not mine:
-            process.join(SECONDS)
-        elif chance.random() < 0.7:  # from the first request on: most things happen in the first second
-            process.join(10 ** chance.uniform(-1.3, 1.0))
-        else:  # around the job's end
-            until = time.monotonic() + SECONDS
-            while not (step.output / "model.json").exists() and process.exitcode is None and time.monotonic() < until:
-                time.sleep(0.05)
-            process.join(chance.uniform(0.0, 4.0))
-        if process.exitcode is not None:
-            if mine:
-                kills.give_back()
-            assert process.exitcode == 0, Path(f"{step.output}.log").read_text(encoding="utf-8")
-            return
-        assert mine, f"a launcher did not end in {SECONDS} s:\n{Path(f'{step.output}.log').read_text(encoding='utf-8')}"
+        process.join(SECONDS)
+        if process.exitcode == -signal.SIGKILL and end is not None:
+            kills.moments[step.moment(cluster)] += 1
+            continue
+        if end is not None:
+            kills.give_back()
         process.kill()
-        process.join()
-        kills.moments[step.moment(cluster)] += 1
+        assert process.exitcode == 0, Path(f"{step.output}.log").read_text(encoding="utf-8")
+        return
 
 
 class Kills:
@@ -216,7 +236,7 @@ def test_launchers_that_are_killed_lose_no_job_leave_none_and_run_none_twice(wor
     for step in steps:
         starts = Path(f"{step.output}.starts").read_text(encoding="utf-8").splitlines()
         assert len(starts) == 1, f"{step.name} trained {len(starts)} times: {starts}"
-        assert (step.output / "model.json").exists()
+        assert step.trained
     assert world.jobs() == []
     selector = {"labelSelector": f"{JOB_LABEL} in ({','.join(step.name for step in steps)})"}
     world.wait("no pods", lambda: world.admin.request("GET", PODS, query=selector)["items"] == [], 60)

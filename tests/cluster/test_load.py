@@ -115,10 +115,7 @@ class Measured:
     def calls_a_minute(self) -> int:
         """The most in any minute."""
         return max(
-            count - before
-            for now, count in self._counts
-            for then, before in self._counts
-            if now - 60 <= then <= now
+            count - before for now, count in self._counts for then, before in self._counts if now - 60 <= then <= now
         )
 
 
