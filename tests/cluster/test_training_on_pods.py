@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
 import threading
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +19,14 @@ from kfp import dsl
 from safetensors.torch import load_file
 
 from hanflow import storage
+from hanflow.cluster import launcher
+from hanflow.cluster.client import ClusterError
 from hanflow.cluster.follow import JobFailed
-from hanflow.cluster.job import RUN_LABEL
+from hanflow.cluster.job import JOB_LABEL, RUN_LABEL, Origin
+from hanflow.cluster.runtimes import KINDS, build, pod_templates
+from hanflow.cluster.status import phase
 from hanflow.config import JobConfig, TrainConfig, to_mapping
+from hanflow.config.worker_spec import WorkerSpec
 from hanflow.steps import train as train_step
 from hanflow.steps.preprocess import run as preprocess
 from hanflow.steps.tokenize import run as tokenize
@@ -222,3 +231,78 @@ def test_a_mistake_in_the_settings_fails_the_component_with_the_workers_message(
     assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
     assert "ChildFailedError" not in str(caught.value), "torchrun's own report helps nobody"
     assert world.jobs() == []
+
+
+FIRST_STEP = """
+import time
+{imports}
+import torch
+torch.distributed.init_process_group("gloo")
+model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(8, 8))
+model(torch.ones(4, 8)).sum().backward()
+print("first step", time.time(), flush=True)
+torch.distributed.destroy_process_group()
+"""
+"""What torchrun starts in place of hanflow's worker."""
+
+
+def test_how_long_a_training_takes_to_its_first_step(world: World, image: str, bucket: str) -> None:
+    """Seconds from the creation of a TrainJob: by hanflow's worker, and by a script that only makes one step with torch.
+
+    What hanflow adds to the pods' own start is the difference; that with hanflow's imports shows how much of it is those of
+    transformers, pyarrow and the like.
+    """
+    imports = "import hanflow.training.workers.worker, torch.utils.tensorboard"
+    codes = {
+        "torch alone": FIRST_STEP.format(imports=""),
+        "torch and hanflow's imports": FIRST_STEP.format(imports=imports),
+    }
+    for name, code in {**codes, "hanflow": ""}.items():
+        model = f"{bucket}/{name.split()[-1]}"
+        spec = WorkerSpec(TASK, replace(settings(), max_steps=1), f"{bucket}/shards", model)
+        objects = build(job_of(image, "trainjob"), spec, Origin(world.run), extras=launcher._with_content(None))
+        (template,) = pod_templates(*objects)
+        (container,) = template["spec"]["containers"]
+        if code:
+            run = ["python", "-m", "torch.distributed.run", "--no-python", "python", "-c", code]
+            container["command"] = run
+        began = time.time()
+        for body in objects:
+            path = KINDS[body["kind"]].path
+            world.wait("the object", lambda body=body, path=path: created(world, path, body), 30)
+        name_of = objects[-1]["metadata"]["name"]
+        world.wait(
+            "its end", lambda path=path, n=name_of: phase(world.admin.request("GET", f"{path}/{n}")).finished, 300
+        )
+        (pod,) = [pod for pod in pods(world) if pod["metadata"]["labels"][JOB_LABEL] == name_of]
+        with world.admin.stream(f"{PODS}/{pod['metadata']['name']}/log", query={}) as lines:
+            log = b"\n".join(lines).decode()
+        started = pod["status"]["containerStatuses"][0]["state"]["terminated"]["startedAt"]
+        container_began = datetime.datetime.fromisoformat(started.replace("Z", "+00:00")).timestamp()
+        stepped = float(re.findall(r"first step ([\d.]+)", log)[0]) if code else first_step(model)
+        print(
+            f"{name}: first step {stepped - began:.1f} s after the creation; "
+            f"container started after {container_began - began:.0f} s"
+        )
+        assert stepped > began
+
+
+def created(world: World, path: str, body: dict[str, Any]) -> bool:
+    """Create it; False: Trainer has not noticed the TrainingRuntime yet."""
+    try:
+        world.admin.request("POST", path, body=body)
+    except ClusterError as error:
+        assert "must be created before" in str(error)
+        return False
+    return True
+
+
+def first_step(model: str) -> float:
+    """When a training logged its first step (seconds since the epoch)."""
+    line = next(
+        line
+        for line in gcs.read(f"{model}.checkpoints/train.log")[0].decode().splitlines()
+        if " train at step 1:" in line
+    )
+    moment = datetime.datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f")
+    return moment.replace(tzinfo=datetime.UTC).timestamp()
