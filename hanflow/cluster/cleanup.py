@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hanflow.cluster.client import Cluster, ClusterError, Conflict, NotFound
-from hanflow.cluster.follow import may_remove, same_run
+from hanflow.cluster.follow import may_remove, same_run, same_settings
 from hanflow.cluster.job import RUN_LABEL, label_value
 from hanflow.cluster.runtimes import BY_KIND, KINDS
 from hanflow.errors import UserError
@@ -66,7 +66,8 @@ def remove(
             log.info("removed job %s", name)
         for template in templates:
             found = find(cluster, template, patience)
-            if found is not None and same_run(found, template):
+            # Once the job is gone, a later attempt may have made another.
+            if found is not None and same_run(found, template) and (not uid or same_settings(found, template)):
                 delete(cluster, {**found, "kind": template["kind"]}, patience)
     except ClusterError as error:
         kinds = ",".join(body["kind"].lower() for body in reversed(objects))

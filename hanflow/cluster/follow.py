@@ -81,16 +81,12 @@ def plan(wanted: Mapping[str, Any], found: Mapping[str, Any] | None, made: Mappi
         return Plan("refuse", f"{wanted['kind']} {name} exists already and belongs to another run; rename or remove it")
     if status.phase(found).name == "failed":
         return Plan("replace", "it failed")
-    if _digest(found) != _digest(wanted):
+    if not same_settings(found, wanted):
         return Plan("replace", "it was made from other settings")
     owners, own = _owners(found), _owners(wanted)
     if owners and own and owners.isdisjoint(own):  # the cluster deletes it soon
         return Plan("replace", "its Workflow is gone")
     return Plan("adopt")
-
-
-def _digest(body: Mapping[str, Any]) -> str:
-    return body["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION, "")
 
 
 def _owners(body: Mapping[str, Any]) -> set[str]:
@@ -100,6 +96,12 @@ def _owners(body: Mapping[str, Any]) -> set[str]:
 def same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether an object of the cluster belongs to the run of a job."""
     return found["metadata"].get("labels", {}).get(RUN_LABEL) == wanted["metadata"]["labels"][RUN_LABEL]
+
+
+def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an object of the cluster was made from the settings of a job."""
+    digest = found["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
+    return digest == wanted["metadata"]["annotations"][DIGEST_ANNOTATION]
 
 
 def may_remove(wanted: Mapping[str, Any], uid: str, found: Mapping[str, Any] | None) -> bool:
@@ -129,6 +131,13 @@ def past_the_queue(runtime: Runtime, answer: Mapping[str, Any]) -> str:
         f"would start at once, outside of the queue. Install Kueue, or add {runtime.integration} to integrations.frameworks "
         "in the configuration of its controller; or leave job.queue empty"
     )
+
+
+def events_about(job: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events about a job, what its controller makes of it, and its place in a queue of Kueue."""
+    name = job["metadata"]["name"]
+    names = (name, f"{job['kind'].lower()}-{name}-")  # Kueue derives its object's name from the job's
+    return [event for event in events if event["involvedObject"]["name"].startswith(names)]
 
 
 @dataclass(frozen=True)

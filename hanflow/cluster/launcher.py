@@ -1,7 +1,8 @@
 """The train step's job on a cluster: submitted or adopted, followed to its end, and removed however that is.
 
 A step that is retried finds its job by name: one that runs or has succeeded is adopted, one that failed or was made from
-other settings is replaced. `follow.py` decides, this module acts.
+other settings is replaced. Two attempts at once share a job; one whose job the other has replaced fails, and leaves the
+other's alone. `follow.py` decides, this module acts.
 """
 
 from __future__ import annotations
@@ -18,7 +19,16 @@ from typing import Any
 from hanflow.cluster import status
 from hanflow.cluster.cleanup import delete, find, remove
 from hanflow.cluster.client import Change, Cluster, ClusterError, Conflict, NotFound, Watch
-from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing, past_the_queue, plan
+from hanflow.cluster.follow import (
+    TAIL_LINES,
+    Decision,
+    JobFailed,
+    JobFollower,
+    Timing,
+    events_about,
+    past_the_queue,
+    plan,
+)
 from hanflow.cluster.job import JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
 from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, pod_count
@@ -317,19 +327,18 @@ def _decide(follower: JobFollower, change: Change | None) -> Decision:
     return report(change.kind, change.objects, now)
 
 
-def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Warnings about a job, the objects that its controller makes of it, and its place in a queue of Kueue."""
     name, kind = job["metadata"]["name"], job["kind"]
     selectors = [f"involvedObject.name={name}{end},type=Warning" for end in ("", *BY_KIND[kind].children)]
     if QUEUE_LABEL in (job["metadata"].get("labels") or {}):
         selectors.append("involvedObject.kind=Workload,reason=Pending")
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, Any]] = []
     # They help, but nothing depends on them.
     with contextlib.suppress(ClusterError):
         for selector in selectors:
             found += cluster.request("GET", EVENTS, query={"fieldSelector": selector}, patience=5.0)["items"]
-    names = (name, f"{kind.lower()}-{name}-")  # Kueue derives its object's name from the job's
-    return [event for event in found if event["involvedObject"]["name"].startswith(names)]
+    return events_about(job, found)
 
 
 def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:

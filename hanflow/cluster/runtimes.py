@@ -137,7 +137,7 @@ def first_choice(obstacles: Mapping[str, str]) -> tuple[str, str]:
     Raises:
         ClusterError: each has one.
     """
-    found = []
+    found: list[str] = []
     for name, text in obstacles.items():
         if not text:
             return name, "; no ".join([f"training runs as a {RUNTIMES[name].kind}, which this cluster serves", *found])

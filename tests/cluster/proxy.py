@@ -40,6 +40,8 @@ class Fault:
     status: int = 0
     message: str = "a fault of the tests"
     headers: Mapping[str, str] = field(default_factory=dict)
+    body: Mapping[str, Any] | None = None
+    """Of an answer; None: an error with `message`."""
     seconds: float = 0.0
     happened: int = 0
 
@@ -62,15 +64,15 @@ class Proxy:
         config.load_kube_config(str(upstream), client_configuration=self._settings)
         self.pool: urllib3.PoolManager = client.ApiClient(self._settings).rest_client.pool_manager
         self.kubeconfig, self._token = folder / "proxy.kubeconfig", folder / "token"
-        self.requests: list[tuple[str, str, int]] = []
-        """Method, path with query, and status of every request; status 0: it got no answer."""
+        self.requests: list[tuple[str, int]] = []
+        """Method with path and query, and status, of every request; status 0: it got no answer."""
         self.warnings: list[str] = []
         """Sent in the header of every answer."""
         self.accepted = "token-1"
         self.gone = threading.Event()
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
+        self.connections: set[_Connection] = set()
         self._server = _Server(("127.0.0.1", 0), _Connection)
         self._server.proxy = self
         settings = yaml.safe_load(upstream.read_text(encoding="utf-8"))
@@ -93,10 +95,8 @@ class Proxy:
     # What tests do.
 
     def inject(self, kind: str, where: str = "", **options: Any) -> Fault:
-        fault = Fault(kind, where, **options)
-        with self._lock:
-            self._faults.append(fault)
-        return fault
+        self._faults.append(Fault(kind, where, **options))
+        return self._faults[-1]
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
@@ -109,18 +109,20 @@ class Proxy:
             self.gone.clear()
 
     def break_connections(self) -> None:
-        for connection in self._open():
+        for connection in list(self.connections):
             connection.break_off()
 
-    def expire_watches(self, where: str = "") -> int:
-        """End open watches as the server does when it has forgotten their version; how many."""
+    def watches(self) -> list[_Connection]:
+        """Those that are open."""
+        return [each for each in list(self.connections) if each.streaming and "watch=true" in each.path]
+
+    def expire_watches(self) -> None:
+        """End open watches as the server does when it has forgotten their version."""
         event = json.dumps({"type": "ERROR", "object": status_of(410, "too old resource version")}).encode()
-        watches = [each for each in self._open() if each.streaming and re.search(where, each.path)]
-        for watch in watches:
+        for watch in self.watches():
             with contextlib.suppress(OSError):
                 watch.chunk(event + b"\n")
             watch.break_off()
-        return len(watches)
 
     def rotate_token(self) -> None:
         """From now on only a new token is valid; it is in the file that the kubeconfig names."""
@@ -130,20 +132,9 @@ class Proxy:
 
     def count(self, where: str, status: int | None = None) -> int:
         """How many requests (method, path and query fit `where`) there were."""
-        return sum(
-            bool(re.search(where, f"{method} {path}")) and status in (None, code)
-            for method, path, code in list(self.requests)
-        )
+        return sum(bool(re.search(where, each)) and status in (None, code) for each, code in list(self.requests))
 
     # What connections ask.
-
-    def _open(self) -> list[_Connection]:
-        with self._lock:
-            return list(self._connections)
-
-    def track(self, connection: _Connection, opened: bool) -> None:
-        with self._lock:
-            (self._connections.add if opened else self._connections.discard)(connection)
 
     def take(self, request: str, *kinds: str) -> Fault | None:
         """The fault of one of these kinds that happens to the request now."""
@@ -177,25 +168,24 @@ class _Connection(BaseHTTPRequestHandler):
     server: _Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    path = ""
+    command = path = ""
     streaming = False
 
     def setup(self) -> None:
         super().setup()
         self.proxy = self.server.proxy
-        self.proxy.track(self, True)
+        self.proxy.connections.add(self)
 
     def finish(self) -> None:
-        self.proxy.track(self, False)
-        with contextlib.suppress(OSError):
-            super().finish()
+        self.proxy.connections.discard(self)
+        super().finish()
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def handle_one_request(self) -> None:
         if self.proxy.gone.is_set():
-            self.proxy.requests.append(("", "", 0))
+            self._done(0)
             self.break_off()
         else:
             super().handle_one_request()
@@ -203,13 +193,11 @@ class _Connection(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = f"{self.command} {self.path}"
-        if self.proxy.gone.is_set():
-            self._done(0)
-            self.break_off()
-        elif self.headers.get("Authorization") != f"Bearer {self.proxy.accepted}":
+        if self.headers.get("Authorization") != f"Bearer {self.proxy.accepted}":
             self._answer(401, json.dumps(status_of(401, "Unauthorized")).encode())
         elif (fault := self.proxy.take(request, "answer")) is not None:
-            self._answer(fault.status, json.dumps(status_of(fault.status, fault.message)).encode(), fault.headers)
+            answer = fault.body or status_of(fault.status, fault.message)
+            self._answer(fault.status, json.dumps(answer).encode(), fault.headers)
         else:
             self._pass_on(request, self.proxy.forward(self.command, self.path, self.headers, body))
 
@@ -270,7 +258,7 @@ class _Connection(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _done(self, status: int) -> None:
-        self.proxy.requests.append((self.command, self.path, status))
+        self.proxy.requests.append((f"{self.command} {self.path}", status))
 
     def chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))

@@ -16,6 +16,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("HANFLOW_TEST_IMAGE", "busybox:1.36")
 QUICK = Timing(tick=0.2, log_retry=0.3, watch_retry=0.2, events=1.0, removal_poll=0.2)
 PODS = "/api/v1/namespaces/{namespace}/pods"
+SECRETS = "/api/v1/namespaces/{namespace}/secrets"
 
 ORDERS = """\
 trap 'echo stopping; exit 143' TERM
@@ -51,14 +53,17 @@ class World:
         cluster: as the launcher sees it, with its rights.
         admin: with the rights of whoever runs the tests.
         kubeconfig: of `admin`.
+        folder: for files of the test.
         proxy: between the launcher and the API server.
     """
 
     fake: Any = None
     """The cluster in this process (tests/cluster/fake), for as long as a test uses it."""
 
-    def __init__(self, cluster: Cluster, admin: Cluster, kubeconfig: Path, proxy: Proxy | None = None):
-        self.cluster, self.admin, self._kubeconfig = cluster, admin, kubeconfig
+    def __init__(
+        self, cluster: Cluster, admin: Cluster, kubeconfig: Path, folder: Path, proxy: Proxy | None = None
+    ) -> None:
+        self.cluster, self.admin, self._kubeconfig, self.folder = cluster, admin, kubeconfig, folder
         self._proxy = proxy
         self.run = f"test-{uuid.uuid4()}"
         self._templates: dict[str, list[dict[str, Any]]] = {}
@@ -109,8 +114,8 @@ class World:
         return body
 
     def launch(self, body: Mapping[str, Any], **options: Any) -> None:
-        """Run the job to its end, as the train step does."""
-        launch(self.cluster, *self.objects(body), **{"timing": QUICK, **options})
+        """Run the job to its end, as the train step does; a test that waits in vain ends at the job's deadline."""
+        launch(self.cluster, *self.objects(body), **{"timing": QUICK, "hours": 0.1, **options})
 
     def objects(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """All objects of a job, in the order in which they are created."""
@@ -144,8 +149,9 @@ class World:
             self.admin.request("POST", f"{PODS}/{name}/eviction", body=eviction)
 
     def create_secret(self, name: str, key: str, value: str) -> None:
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}}
-        self.admin.request("POST", "/api/v1/namespaces/{namespace}/secrets", body=secret)
+        metadata = {"name": name, "labels": {"hanflow/run": self.run}}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {key: value}}
+        self.admin.request("POST", SECRETS, body=secret)
 
     def order(self, body: Mapping[str, Any], what: str, *, pods: int = 1) -> None:
         """Wait until so many pods whose script is `ORDERS` run and have no order yet; they do it.
@@ -193,41 +199,66 @@ class World:
     def _left(self, body: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
         return find(self.admin, {**body, "kind": kind})
 
-    def start_launcher(self, body: Mapping[str, Any]) -> subprocess.Popen[str]:
-        """A launcher in a process of its own, to send signals to; its output is one text."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.driver"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def start_launcher(self, body: Mapping[str, Any]) -> Launcher:
+        """A launcher in a process of its own, to send signals to."""
+        output = self.folder / f"launcher-{uuid.uuid4()}.log"
+        environment = {**os.environ, "HANFLOW_TEST_NAMESPACE": self.cluster.namespace}
+        with output.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.driver"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                text=True,
+            )
         assert process.stdin
         process.stdin.write(json.dumps(self.objects(body)))
         process.stdin.close()
-        process.stdin = None
-        return process
+        return Launcher(process, output)
+
+    def kubeconfig_of(self, account: str, path: Path) -> Path:
+        """A file with the credentials of a service account of the namespace."""
+        path.write_text(_kubeconfig_of(self.admin, self._kubeconfig, account), encoding="utf-8")
+        return path
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A launcher in a process of its own."""
+
+    process: subprocess.Popen[str]
+    _output: Path
+
+    def ended(self) -> int:
+        """Wait until it has ended; its exit status."""
+        return self.process.wait(120)
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager
-def real(folder: Path, *, with_proxy: bool = False) -> Iterator[World]:
+def real(folder: Path, *, with_proxy: bool = False, namespace: str = "") -> Iterator[World]:
     """The cluster of KUBECONFIG; what a test leaves behind is removed.
 
     While it is in use, KUBECONFIG names a file in `folder` with the credentials of the launcher's service account.
 
     Args:
         with_proxy: the launcher reaches the API server through `World.proxy`.
+        namespace: empty: that of all tests.
     """
     given = Path(os.environ["KUBECONFIG"])
-    admin = Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", ""))
+    admin = Cluster(namespace or os.environ.get("HANFLOW_TEST_NAMESPACE", ""))
     launchers = folder / "launcher.kubeconfig"
     launchers.write_text(_kubeconfig_of_the_launcher(given, admin.namespace), encoding="utf-8")
     with contextlib.ExitStack() as stack:
         proxy = stack.enter_context(Proxy(launchers, folder)) if with_proxy else None
         try:
             os.environ["KUBECONFIG"] = str(proxy.kubeconfig if proxy else launchers)
-            world = World(Cluster(admin.namespace), admin, given, proxy)
+            world = World(Cluster(admin.namespace), admin, given, folder, proxy)
             stack.callback(_clear, admin, world.run)
             yield world
         finally:
@@ -235,10 +266,10 @@ def real(folder: Path, *, with_proxy: bool = False) -> Iterator[World]:
 
 
 def _clear(admin: Cluster, run: str) -> None:
-    for kind in KINDS.values():
-        for job in admin.request("GET", kind.path, query={"labelSelector": f"hanflow/run={run}"})["items"]:
+    for path in (*(kind.path for kind in KINDS.values()), SECRETS):
+        for each in admin.request("GET", path, query={"labelSelector": f"hanflow/run={run}"})["items"]:
             with contextlib.suppress(NotFound):
-                admin.request("DELETE", f"{kind.path}/{job['metadata']['name']}")
+                admin.request("DELETE", f"{path}/{each['metadata']['name']}")
 
 
 @functools.cache
@@ -254,8 +285,12 @@ def _kubeconfig_of_the_launcher(given: Path, namespace: str) -> str:
     apply = ["kubectl", f"--kubeconfig={given}", "apply", "--server-side", "--force-conflicts", "-f", "-"]
     everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     subprocess.run(apply, input=everything, text=True, check=True, stdout=subprocess.DEVNULL)
-    path = "/api/v1/namespaces/{namespace}/serviceaccounts/hanflow/token"
-    token = Cluster(namespace).request("POST", path, body={"spec": {"expirationSeconds": 7200}})["status"]["token"]
+    return _kubeconfig_of(Cluster(namespace), given, "hanflow")
+
+
+def _kubeconfig_of(admin: Cluster, given: Path, account: str) -> str:
+    path = f"/api/v1/namespaces/{{namespace}}/serviceaccounts/{account}/token"
+    token = admin.request("POST", path, body={"spec": {"expirationSeconds": 7200}})["status"]["token"]
     settings = yaml.safe_load(given.read_text(encoding="utf-8"))
     settings["users"] = [{"name": user["name"], "user": {"token": token}} for user in settings["users"]]
     return json.dumps(settings)

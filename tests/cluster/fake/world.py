@@ -17,6 +17,6 @@ def in_process(folder: Path) -> Iterator[World]:
     """KUBECONFIG must be set to `folder/kubeconfig`."""
     with fake_cluster(folder) as fake:
         cluster: Any = Cluster(pauses=(0.05, 0.1, 0.2, 0.3))
-        world = World(cluster, cluster, folder / "kubeconfig")
+        world = World(cluster, cluster, folder / "kubeconfig", folder)
         world.fake = fake
         yield world
