@@ -31,7 +31,7 @@ from hanflow.cluster.follow import (
 )
 from hanflow.cluster.job import JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
-from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, pod_count
+from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, operator_version, pod_count
 from hanflow.config import JobConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
@@ -237,9 +237,11 @@ def _created(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> dict[str
         if _BEHIND not in str(error):
             raise
         raise _NotYet(f"Trainer has not noticed TrainingRuntime {name} yet") from None
+    version = operator_version(cluster, runtime)
     log.info(
-        "submitted %s %s to namespace %s: %d pods; kubectl describe %s %s",
-        runtime.kind, name, cluster.namespace, pod_count(*objects), runtime.kind.lower(), name,
+        "submitted %s %s to namespace %s%s: %d pods; kubectl describe %s %s",
+        runtime.kind, name, cluster.namespace, version and f" for {version}", pod_count(*objects),
+        runtime.kind.lower(), name,
     )  # fmt: skip
     return created
 

@@ -79,6 +79,17 @@ def pod_count(*objects: Mapping[str, Any]) -> int:
     return sum(count for body in objects for _, count in KINDS[body["kind"]].pods(body["spec"]))
 
 
+def operator_version(cluster: Cluster, runtime: Runtime) -> str:
+    """Which operator runs a kind of job, and its version, e.g. `Kubeflow Trainer v2.3.0`; empty: it does not tell."""
+    if runtime.version is None:
+        return ""
+    path, key = runtime.version
+    try:
+        return f"{runtime.operator.partition(',')[0]} {cluster.request('GET', path, patience=5.0)['data'][key]}"
+    except (ClusterError, KeyError):
+        return ""
+
+
 def choose(cluster: Cluster, job: JobConfig) -> JobConfig:
     """The settings with a runtime in place of `auto`: the first of `AUTOMATIC` that this cluster can run.
 

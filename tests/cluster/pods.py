@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,33 +24,15 @@ def require_this_machine() -> None:
         pytest.skip("needs the cluster of `make cluster`, whose pods run on this machine")
 
 
-@contextlib.contextmanager
-def _alone() -> Iterator[None]:
-    """Hold the lock of the node's images: of several test processes one gives an image, the others wait for it."""
-    with (node.STATE / "images.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def training_image() -> str:
-    """Our image for CPUs, given to the node (6 GB with torch's CUDA build: minutes, once); skips if it is not built."""
+    """Our image for CPUs, given to the node; skips if it is not built from these sources."""
     reference = image("cpu")
-    with _alone():
-        if not machine.has_image(reference):
-            _pipe(["podman", "save", "--quiet", reference])
+    machine.load(reference)
     return reference
 
 
-def _pipe(saves: list[str]) -> None:
-    """Give the node what a command writes to its standard output: a file between them would take gigabytes."""
-    with subprocess.Popen(saves, stdout=subprocess.PIPE) as saving:
-        command = ["ctr", "--namespace=k8s.io", "images", "import", "--all-platforms", "-"]
-        subprocess.run(machine.inside(*command), stdin=saving.stdout, stdout=subprocess.DEVNULL, check=True)
-    assert saving.returncode == 0, f"{saves} ended with status {saving.returncode}"
-
-
 @contextlib.contextmanager
-def bucket_server(world: World, folder: Path) -> Iterator[str]:
+def bucket_server(world: World) -> Iterator[str]:
     """fake-gcs-server in a pod of its own; its address, for pods and this machine alike."""
     name = f"gcs-{world.run}"
     body = {
@@ -62,7 +42,7 @@ def bucket_server(world: World, folder: Path) -> Iterator[str]:
             "containers": [
                 {
                     "name": "server",
-                    "image": _server_image(folder),
+                    "image": _server_image(),
                     "imagePullPolicy": "Never",
                     "args": [
                         "-scheme=http",
@@ -90,14 +70,10 @@ def bucket_server(world: World, folder: Path) -> Iterator[str]:
         world.admin.request("DELETE", f"{PODS}/{name}")
 
 
-def _server_image(folder: Path) -> str:
-    path = builds.program("fake-gcs-server")
+def _server_image() -> str:
     reference = f"hanflow.test/fake-gcs-server:{builds.required('fake-gcs-server')[1]}"
-    with _alone():
-        if not machine.has_image(reference):
-            archive = folder / "image.tar"
-            images.write(images.Image([reference], {"bin/server": path}, ["/bin/server"], user=65532), archive)
-            machine.load(archive)
+    files = {"bin/server": builds.program("fake-gcs-server")}
+    machine.load(images.Image([reference], files, ["/bin/server"], user=65532))
     return reference
 
 

@@ -53,7 +53,7 @@ def image(world: World) -> str:
 @pytest.fixture
 def bucket(world: World, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket with shards in it, on a server of its own in the cluster."""
-    with bucket_server(world, tmp_path) as host:
+    with bucket_server(world) as host:
         make_bucket(world, host, "cluster")
         fill(monkeypatch, host, tmp_path)
         yield "gs://cluster"

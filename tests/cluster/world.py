@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from hanflow.cluster.cleanup import find
-from hanflow.cluster.client import Cluster, NotFound
+from hanflow.cluster.client import Cluster, ClusterError, NotFound
 from hanflow.cluster.follow import Timing
 from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, Origin
 from hanflow.cluster.launcher import launch
@@ -136,7 +136,16 @@ class World:
 
     def create(self, body: Mapping[str, Any]) -> None:
         for each in self.objects(body):
-            self.cluster.request("POST", KINDS[each["kind"]].path, body=each)
+            self.wait(f"an accepted {each['kind']}", functools.partial(self._accepted, each))
+
+    def _accepted(self, body: Mapping[str, Any]) -> bool:
+        try:
+            self.cluster.request("POST", KINDS[body["kind"]].path, body=body)
+        except ClusterError as error:
+            if "must be created before" not in str(error):  # Trainer has not noticed the TrainingRuntime yet
+                raise
+            return False
+        return True
 
     def delete(self, body: Mapping[str, Any]) -> None:
         path = f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}"
@@ -267,9 +276,11 @@ def real(folder: Path, *, with_proxy: bool = False, namespace: str = "") -> Iter
 
 def _clear(admin: Cluster, run: str) -> None:
     for path in (*(kind.path for kind in KINDS.values()), SECRETS):
-        for each in admin.request("GET", path, query={"labelSelector": f"hanflow/run={run}"})["items"]:
-            with contextlib.suppress(NotFound):
-                admin.request("DELETE", f"{path}/{each['metadata']['name']}")
+        with contextlib.suppress(NotFound):  # a cluster without that kind
+            found = admin.request("GET", path, query={"labelSelector": f"hanflow/run={run}"})["items"]
+            for each in found:
+                with contextlib.suppress(NotFound):
+                    admin.request("DELETE", f"{path}/{each['metadata']['name']}")
 
 
 @functools.cache
