@@ -60,11 +60,12 @@ def bucket(world: World, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def fill(monkeypatch: pytest.MonkeyPatch, host: str, folder: Path) -> None:
-    """Make shards of the bundled sample in the bucket of that server."""
+    """Make shards of 1,000 reviews of the bundled sample in the bucket of that server."""
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
     monkeypatch.setenv("HANFLOW_CACHE", str(folder / "cache"))
-    source = ClassificationPreprocess(source=str(tasks.REVIEWS), validation_ratio=0.1, test_ratio=0.1)
-    preprocess(source, task=TASK, output="gs://cluster/corpus")
+    source = tasks.write_reviews(folder / "reviews.tsv", tasks.reviews(1000))
+    config = ClassificationPreprocess(source=str(source), validation_ratio=0.1, test_ratio=0.1)
+    preprocess(config, task=TASK, output="gs://cluster/corpus")
     tokenize(tasks.ENCODING[TASK], task=TASK, output="gs://cluster/shards", corpus="gs://cluster/corpus")
 
 
