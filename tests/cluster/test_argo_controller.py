@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ import pytest
 
 from hanflow.cluster.client import ClusterError, NotFound
 from hanflow.storage import gcs
+from hanflow.storage.gcs import service
 from tests.cluster import argo
 from tests.cluster.argo import step, workflow
-from tests.cluster.machine import __main__ as machine
-from tests.cluster.machine import node
 from tests.cluster.manifests import Document, pick, read
+from tests.cluster.pods import bucket_server, make_bucket, require_this_machine, training_image
 from tests.cluster.world import IMAGE, PODS, World
-from tests.images import containers
-from tests.storage.emulator import Emulator
 
 pytestmark = pytest.mark.cluster
 
@@ -178,19 +175,6 @@ def check_pod(found: Document, template: Document, values: Mapping[str, str]) ->
     assert {"name": "scratch", "emptyDir": {"sizeLimit": "100Gi"}} in spec["volumes"]
 
 
-def training_image(world: World, folder: Path) -> str:
-    """Our image for CPUs, given to the node; skips the test if it is not built, or the node is not of this machine."""
-    if node.SERVER not in Path(os.environ["KUBECONFIG"]).read_text(encoding="utf-8"):
-        pytest.skip("needs the cluster of `make cluster`: its pods reach a bucket on this machine")
-    reference = containers.image("cpu")
-    if not machine.has_image(reference):
-        archive = folder / "image.tar"
-        containers.podman("save", "--quiet", "--output", str(archive), reference)
-        machine.load(archive)
-        archive.unlink()
-    return reference
-
-
 @pytest.fixture
 def submitted(world: World) -> Iterator[list[Argo]]:
     made: list[Argo] = []
@@ -222,13 +206,15 @@ def test_the_workflow_turns_raw_data_into_a_bundle(
     world: World, submitted: list[Argo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Our image, our commands, a bucket: nothing stands for anything."""
-    image, text = training_image(world, tmp_path), argo.small_experiment("classification")
-    with Emulator(node.HOST) as emulator:
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", emulator.host)
+    require_this_machine()
+    image, text = training_image(), argo.small_experiment("classification")
+    with bucket_server(world) as host:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", host)
         monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "cache"))
-        emulator.make_bucket("argo")
+        service._client_of.cache_clear()  # a client keeps its host, and other tests have another server
+        make_bucket(world, host, "argo")
         gcs.put("gs://argo/raw.tsv", argo.raw_data("classification"))
-        environment = {"STORAGE_EMULATOR_HOST": emulator.host, "OMP_NUM_THREADS": "1"}
+        environment = {"STORAGE_EMULATOR_HOST": host, "OMP_NUM_THREADS": "1"}
         run = Argo(
             world,
             patch={
