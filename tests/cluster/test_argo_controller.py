@@ -252,12 +252,14 @@ def test_a_failed_step_and_a_lost_pod_are_tried_again(world: World, submitted: l
     run.stand_in(LONG)
     world.wait("a running train step", lambda: "training" in run.log("train"))
     run.stand_in(GOOD)
-    world.admin.request("DELETE", f"{PODS}/{run.pods('train')[0]['metadata']['name']}", body={"gracePeriodSeconds": 0})
+    (lost,) = run.pods("train")
+    world.admin.request("DELETE", f"{PODS}/{lost['metadata']['name']}", body={"gracePeriodSeconds": 0})
     assert run.finish() == "Succeeded", run.status()
     first, *_, last = run.nodes("Pod", "preprocess")
     assert (first["phase"], first["outputs"]["exitCode"], last["phase"]) == ("Failed", "7", "Succeeded")
-    first, *_, last = run.nodes("Pod", "train")
-    assert (first["phase"], last["phase"]) == ("Error", "Succeeded"), "a lost pod is an error, not a failure"
+    # Argo 4 starts a pod that vanished soon after its start again by itself; a later one is an error, and tried again
+    assert run.nodes("Pod", "train")[-1]["phase"] == "Succeeded"
+    assert run.pods("train")[-1]["metadata"]["uid"] != lost["metadata"]["uid"]
     assert run.nodes("Pod", "export") and run.nodes("Pod", "remove-jobs")
 
 
