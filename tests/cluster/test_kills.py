@@ -40,7 +40,7 @@ TASK = "classification"
 KILLS = int(os.environ.get("HANFLOW_TEST_KILLS", "20"))
 AT_ONCE = 4
 """Jobs that run side by side."""
-SECONDS = 180
+SECONDS = 900
 """How long a launcher may take."""
 
 pytestmark = pytest.mark.cluster
