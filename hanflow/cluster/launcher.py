@@ -285,6 +285,10 @@ def follow(
             change = _next(changes, timing.tick / 4)
             if change is not None and change.source == "pods" and change.kind != "BROKEN":
                 carry_out(_decide(follower, change))
+        if not follower.settled:  # the watch is far behind: ask, or the log of a short job is lost
+            with contextlib.suppress(ClusterError):
+                listed = cluster.request("GET", PODS, query=_pods_of(job), patience=timing.settle)["items"]
+                carry_out(follower.on_pods("LIST", listed, time.monotonic()))
         logs.finish(timing.log_rest)
     if follower.phase.name == "failed":
         reason = follower.phase.message or "its status gives no reason"
@@ -297,7 +301,7 @@ def _watches(cluster: Cluster, job: Mapping[str, Any], timing: Timing) -> Iterat
     name, path = job["metadata"]["name"], BY_KIND[job["kind"]].path
     selectors = {
         "job": (path, {"fieldSelector": f"metadata.name={name}"}),
-        "pods": (PODS, {"labelSelector": f"{JOB_LABEL}={name}"}),
+        "pods": (PODS, _pods_of(job)),
     }
     watches = [
         Watch(cluster, path, selector, changes, name=source, retry_seconds=timing.watch_retry)
@@ -310,6 +314,10 @@ def _watches(cluster: Cluster, job: Mapping[str, Any], timing: Timing) -> Iterat
     finally:
         for watch in watches:
             watch.stop()
+
+
+def _pods_of(job: Mapping[str, Any]) -> dict[str, str]:
+    return {"labelSelector": f"{JOB_LABEL}={job['metadata']['name']}"}
 
 
 def _next(changes: queue.Queue[Change], seconds: float) -> Change | None:

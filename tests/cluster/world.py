@@ -115,7 +115,7 @@ class World:
 
     def launch(self, body: Mapping[str, Any], **options: Any) -> None:
         """Run the job to its end, as the train step does; a test that waits in vain ends at the job's deadline."""
-        launch(self.cluster, *self.objects(body), **{"timing": QUICK, "hours": 0.1, **options})
+        launch(self.cluster, *self.objects(body), **{"timing": QUICK, "hours": 0.25, **options})
 
     def objects(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """All objects of a job, in the order in which they are created."""
@@ -203,7 +203,7 @@ class World:
         """The job is gone, or going; and so is, a little later, everything that was made for it and of it."""
         left = self._left(body, body["kind"])
         assert left is None or "deletionTimestamp" in left["metadata"]
-        self.wait("nothing left", lambda: self.pods(body) == [] and not any(self._left(body, k) for k in KINDS), 120)
+        self.wait("nothing left", lambda: self.pods(body) == [] and not any(self._left(body, k) for k in KINDS))
 
     def _left(self, body: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
         return find(self.admin, {**body, "kind": kind})
@@ -242,7 +242,7 @@ class Launcher:
 
     def ended(self) -> int:
         """Wait until it has ended; its exit status."""
-        return self.process.wait(120)
+        return self.process.wait(300)
 
     def output(self) -> str:
         """What it has printed so far."""

@@ -118,11 +118,12 @@ def render(operator: Operator) -> str:
         {"op": "replace", "path": f"{container}/image", "value": operator.own_image},
         {"op": "add", "path": f"{container}/imagePullPolicy", "value": "Never"},
         {"op": "add", "path": f"{container}/resources", "value": {}},
+        {"op": "add", "path": f"{container}/livenessProbe/timeoutSeconds", "value": 60},  # a busy machine is slow
         {"op": "add", "path": f"{container}/readinessProbe/periodSeconds", "value": 1},
         {"op": "add", "path": f"{container}/readinessProbe/initialDelaySeconds", "value": 0},
     ]
     if operator.module == "argo":  # it has no readiness probe
-        patch = patch[:3]
+        patch = patch[:4]
     if operator.arguments:
         patch.append({"op": "add", "path": f"{container}/args", "value": list(operator.arguments)})
     folder = STATE / "operators" / operator.module
@@ -136,19 +137,21 @@ def render(operator: Operator) -> str:
         **operator.more,
     }
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=1))
-    return kubectl("kustomize", str(folder))
+    # Each is alone; on a busy machine it would miss the renewal of its lease, and end.
+    return kubectl("kustomize", str(folder)).replace("leaderElect: true", "leaderElect: false")
 
 
 def install() -> None:
     """Apply every operator's manifests, and wait until all are available."""
     for operator in present():
         kubectl("create", "namespace", operator.namespace, check=False)
-        for attempt in range(10):  # objects of kinds that the API server does not serve yet
+        manifests = render(operator)
+        for attempt in range(30):  # objects of kinds that the API server does not serve yet
             try:
-                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=render(operator))
+                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=manifests)
                 break
             except RuntimeError:
-                if attempt == 9:
+                if attempt == 29:
                     raise
                 time.sleep(1)
     for operator in present():

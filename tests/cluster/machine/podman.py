@@ -30,12 +30,16 @@ def give(reference: str, ctr: Sequence[str]) -> None:
         ctr: the command, in the namespaces of the node.
 
     Raises:
-        SystemExit: podman does not have the image.
+        SystemExit: podman does not have the image, or does not keep layers as overlayfs takes them.
     """
     inspected = subprocess.run(["podman", "image", "inspect", reference], capture_output=True, text=True, check=False)
     if inspected.returncode:
         raise SystemExit(f"podman image inspect {reference}: {inspected.stderr.strip()}")
     (image,) = json.loads(inspected.stdout)
+    if image["GraphDriver"]["Name"] != "overlay":
+        raise SystemExit(
+            f"podman's storage driver is {image['GraphDriver']['Name']}: only overlay's layers can be linked"
+        )
     folders, diff_ids = layers(image), image["RootFS"]["Layers"]
     parent = ""
     for folder, diff_id in zip(folders, diff_ids, strict=True):
