@@ -12,9 +12,11 @@ import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from hanflow.cluster.status import phase
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.progress import setup_logging
+from hanflow.reports.step_report import Report
 from hanflow.signals import raise_on_sigterm
 from hanflow.steps import train as train_step
 from tests.cluster.pods import require_this_machine
@@ -37,7 +40,7 @@ TASK = "classification"
 KILLS = int(os.environ.get("HANFLOW_TEST_KILLS", "20"))
 AT_ONCE = 4
 """Jobs that run side by side."""
-SECONDS = 180
+SECONDS = 900
 """How long a launcher may take."""
 
 pytestmark = pytest.mark.cluster
@@ -85,10 +88,10 @@ class Step:
 
     @property
     def name(self) -> str:
-        return build(self.job, self._spec, Origin(self.run))[-1]["metadata"]["name"]
+        return build(self.job, self.spec, Origin(self.run))[-1]["metadata"]["name"]
 
     @property
-    def _spec(self) -> WorkerSpec:
+    def spec(self) -> WorkerSpec:
         return WorkerSpec(TASK, self.config, self.shards, str(self.output))
 
     def launch(self, kubeconfig: str, end: End | None) -> None:
@@ -101,15 +104,12 @@ class Step:
         raise_on_sigterm()
         if end is not None:
             threading.Thread(target=self._kill, args=(end,), daemon=True).start()
-        train_step.run(
-            self.config,
-            task=TASK,
-            output=str(self.output),
-            shards=self.shards,
-            job=self.job,
-            run_id=self.run,
-            extras=self.extras,
-        )
+        self.train()
+
+    def train(self) -> Report:
+        """As the step's command line does."""
+        where = {"output": str(self.output), "shards": self.shards}
+        return train_step.run(self.config, task=TASK, **where, job=self.job, run_id=self.run, extras=self.extras)
 
     def _kill(self, end: End) -> None:
         while end.of_training and not self.trained:
@@ -185,12 +185,10 @@ class Kills:
         self._left.release()
 
 
-def test_launchers_that_are_killed_lose_no_job_leave_none_and_run_none_twice(world: World, tmp_path: Path) -> None:
+@pytest.fixture
+def new_step(world: World, tmp_path: Path) -> Callable[[int], Step]:
+    """Makes train steps whose pods see the test's folder."""
     require_this_machine()
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["tests.cluster.pods", "hanflow.steps.train"])
-    first = processes.Process(target=time.time)
-    first.start()  # later ones need not wait until everything is imported
     chain = tasks.make_shards(tmp_path, TASK, tasks.reviews(80))
     config = tasks.settings(TASK, max_steps=1)
     train_step.run(config, task=TASK, output=str(chain.model), shards=str(chain.shards))
@@ -202,6 +200,32 @@ def test_launchers_that_are_killed_lose_no_job_leave_none_and_run_none_twice(wor
         volumes=[{"name": "data", "hostPath": {"path": str(tmp_path)}}],
         volume_mounts=[{"name": "data", "mountPath": str(tmp_path)}],
     )
+
+    def new(number: int) -> Step:
+        job = JobConfig(
+            runtime=("trainjob", "pytorchjob")[number % 2],
+            namespace=world.cluster.namespace,
+            image="busybox:1.36",
+            service_account="default",
+            gpus=0,
+            cpu="10m",
+            memory="32Mi",
+            scratch="16Mi",
+            environment={"PATH": f"{tmp_path}/bin:/bin", "PREPARED": str(chain.model)},
+        )
+        return Step(config, str(chain.shards), tmp_path / f"model-{number}", world.run, job, extras)
+
+    return new
+
+
+def test_launchers_that_are_killed_lose_no_job_leave_none_and_run_none_twice(
+    world: World, new_step: Callable[[int], Step]
+) -> None:
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["tests.cluster.pods", "hanflow.steps.train"])
+    first = processes.Process(target=time.time)
+    first.start()
+    first.join()  # later ones need not wait until everything is imported
     kubeconfig = os.environ["KUBECONFIG"]
     kills, steps, numbers = Kills(KILLS), list[Step](), itertools.count()
 
@@ -209,23 +233,10 @@ def test_launchers_that_are_killed_lose_no_job_leave_none_and_run_none_twice(wor
         chance = random.Random(thread)
         while kills.take():
             kills.give_back()
-            number = next(numbers)
-            job = JobConfig(
-                runtime=("trainjob", "pytorchjob")[number % 2],
-                namespace=world.cluster.namespace,
-                image="busybox:1.36",
-                service_account="default",
-                gpus=0,
-                cpu="10m",
-                memory="32Mi",
-                scratch="16Mi",
-                environment={"PATH": f"{tmp_path}/bin:/bin", "PREPARED": str(chain.model)},
-            )
-            step = Step(config, str(chain.shards), tmp_path / f"model-{number}", world.run, job, extras)
+            step = new_step(next(numbers))
             steps.append(step)
             killed_until_it_ends(step, world.admin, kubeconfig, kills, chance)
 
-    first.join()
     started = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         for done in [pool.submit(jobs, thread) for thread in range(AT_ONCE)]:
@@ -237,7 +248,20 @@ def test_launchers_that_are_killed_lose_no_job_leave_none_and_run_none_twice(wor
         starts = Path(f"{step.output}.starts").read_text(encoding="utf-8").splitlines()
         assert len(starts) == 1, f"{step.name} trained {len(starts)} times: {starts}"
         assert step.trained
-    assert world.jobs() == []
+    world.wait("no jobs", lambda: world.jobs() == [], 60)
     selector = {"labelSelector": f"{JOB_LABEL} in ({','.join(step.name for step in steps)})"}
     world.wait("no pods", lambda: world.admin.request("GET", PODS, query=selector)["items"] == [], 60)
     assert {step.name: left for step in steps if (left := step.objects(world.admin))} == {}
+
+
+def test_a_launcher_killed_while_it_removes_its_job_has_a_successor_that_removes_the_rest(
+    world: World, new_step: Callable[[int], Step]
+) -> None:
+    """The model is there, the TrainJob is gone already, its TrainingRuntime is not: nothing is trained again."""
+    step = new_step(0)
+    shutil.copytree(step.job.environment["PREPARED"], step.output)
+    template, _ = build(step.job, step.spec, Origin(step.run))
+    world.admin.request("POST", KINDS[template["kind"]].path, body=template)
+    report = step.train()
+    assert report.figures["steps"] == 1 and step.objects(world.admin) == []
+    assert not Path(f"{step.output}.starts").exists()

@@ -173,8 +173,10 @@ def test_two_pods_lose_one_and_train_the_model_of_local_processes(
         alone, _ = trained_here(tmp_path, dropout, processes=1)
         distance = max(float((weights[name] - alone[name]).abs().max()) for name in alone)
         print(f"largest difference from one local process: {distance:.1e}")
+        # A gradient is the sum of two halves: float32 additions in another order (1e-7 of gradients near 1), which AdamW's
+        # division by their own size carries into weights below 0.4 over 60 steps; measured: 2e-6.
         for name in alone:
-            torch.testing.assert_close(weights[name], alone[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(weights[name], alone[name], rtol=0, atol=1e-5)
 
 
 def test_a_pod_evicted_while_an_upload_hangs_saves_and_its_successor_goes_on_from_the_bucket(
