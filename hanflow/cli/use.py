@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hanflow.steps.score import FileScores
     from hanflow.text.scoring_tokens import Tokenization
 
-FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "json")
+FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "arrow", "json")
 OUTPUT_FORMATS = ("lines", "csv", "tsv", "jsonl", "pairs")
 TOKENIZATIONS = ("morpheme", "character", "word", "model", "dacon")
 """Copies of those in hanflow.data and hanflow.text, so that --help imports nothing; a test compares them."""
@@ -154,8 +154,8 @@ def _add_score(commands: Commands) -> None:
         help="score any system's predictions by ROUGE",
         description="ROUGE-1, -2, -L and -Lsum of predictions against references, row by row, for Korean: texts are "
         "normalised (NFKC) and cut by a named tokenization, which is part of each score's name. Files are .csv, .tsv, "
-        ".jsonl or .parquet with a column for the texts, or hold one text a line; each also .gz. A reference in .jsonl or "
-        ".parquet may be a list.",
+        ".jsonl or .parquet with a column for the texts, or hold one text a line; each also .gz. Files with ids that "
+        "differ in order are joined by id. A reference in .jsonl or .parquet may be a list.",
         examples=[
             "hanflow score --predictions predictions.csv --references references.csv",
             "hanflow score --predictions p.txt --references a.txt b.txt --tokenization word morpheme --json",
@@ -180,8 +180,8 @@ def _add_score(commands: Commands) -> None:
     )
     score.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of --tokenization model")
     score.add_argument("--column", metavar="NAME", help="column of the texts in all files")
-    score.add_argument("--prediction-column", metavar="NAME", help="column of the predictions (default: prediction)")
-    score.add_argument("--reference-column", metavar="NAME", help="column of the references (default: reference)")
+    score.add_argument("--prediction-column", metavar="NAME", help="column of the predictions (default: prediction, or a usual name of summaries)")
+    score.add_argument("--reference-column", metavar="NAME", help="column of the references (default: reference, or a usual name of summaries)")
     score.add_argument("--encoding", default="auto", metavar="NAME", help=f"of the files {ENCODING_HELP}")
     score.add_argument(
         "--confidence",
@@ -273,12 +273,13 @@ def _demo(options: argparse.Namespace) -> int:
         raise UserError(f"--port: {options.port} is not a port; give one from 1 to 65535, e.g. 8501")
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
-    from hanflow.data.readers import read_texts, text_source
+    from hanflow.data.readers import read_texts
+    from hanflow.serving.inputs import input_source
     from hanflow.serving.sources import open_source
 
     opened = [open_source(model) for model in options.models]
     if options.examples:
-        next(read_texts(text_source(options.examples, usual=opened[0].input_names)))
+        next(read_texts(input_source(opened[0], options.examples)))
     arguments = demo_command(options.models, options.host, options.port, options.examples or str(SAMPLE))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)
@@ -315,18 +316,22 @@ def _score(options: argparse.Namespace) -> int:
     if options.rows and not Path(options.rows).parent.is_dir():
         raise UserError(f"--rows: {options.rows}: its folder does not exist; create it first")
     from hanflow.data.readers import text_source
+    from hanflow.data.schema import Source
     from hanflow.metrics.intervals import mean_intervals
     from hanflow.steps.score import score_files, write_rows
+    from hanflow.tasks import get_task
 
     names = list(dict.fromkeys(options.tokenization or TOKENIZATIONS[:1]))
     tokenizations = [_model_tokenization(options.tokenizer) if name == "model" else name for name in names]
-    column, encoding = options.prediction_column or options.column, options.encoding
-    predictions = text_source(options.predictions, column, column_option="--prediction-column", encoding=encoding)
+    usual = next(c.aliases for c in get_task("summarization").columns if c.text and not c.input)
+
+    def source(path: str, what: str, column: str | None) -> Source:
+        option, names = f"--{what}-column", (what, *usual)
+        return text_source(path, column, names, ids=True, column_option=option, encoding=options.encoding)
+
+    predictions = source(options.predictions, "prediction", options.prediction_column or options.column)
     column = options.reference_column or options.column
-    references = [
-        text_source(path, column, ("reference",), column_option="--reference-column", encoding=encoding)
-        for path in options.references
-    ]
+    references = [source(path, "reference", column) for path in options.references]
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)
     if options.rows:

@@ -33,6 +33,9 @@ REASONS = 50
 
 OTHER = "other reasons"
 
+SPELLINGS = 10_000
+"""Spellings of the names of a column that are counted apart."""
+
 FLUSH_ROWS, FLUSH_CHARS = 16_384, 8_000_000
 """Rows or characters gathered before they are written."""
 
@@ -66,6 +69,9 @@ class Intake:
         self.compared = [c.role for c in self.columns if c.required and c.role != self.split_role]
         # The seed salts the digests: their order is then the seeded order that the splits are drawn in.
         self.salt = (self.config.seed % (1 << 128)).to_bytes(16, "little")
+        self.categories = [column.role for column in self.columns if column.category]
+        self.spellings: dict[str, Counter[tuple[str, str]]] = {role: Counter() for role in self.categories}
+        """Role → rows of each (name in the corpus, what stood in the file), as far as those differ in few ways."""
         self.seen: set[bytes] = set()
         self.held_out: dict[bytes, int] = {}
         """Digest of a text of a given validation or test source → the split."""
@@ -145,6 +151,11 @@ class Intake:
             except RejectedRow as error:
                 self._reject(path, row, str(error))
                 continue
+            for role in self.categories:
+                spelt = self.spellings[role]
+                name = cleaned[role], values[role].strip()
+                if name in spelt or len(spelt) < SPELLINGS:
+                    spelt[name] += 1
             digests.append(digest)
             accepted.append(cleaned)
             self._chars += len(text)
@@ -188,6 +199,14 @@ class Intake:
             arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _REJECTED, strict=True)]
             self.rejected_file.write_batch(pa.record_batch(arrays, schema=_REJECTED))
             self._rejected, self._rejected_chars = [], 0
+
+    def merged(self) -> dict[str, dict[str, int]]:
+        """`role name` → rows of each spelling in the files, of the names that have several."""
+        found: dict[str, dict[str, int]] = {}
+        for role, spellings in self.spellings.items():
+            for (name, spelt), count in spellings.items():
+                found.setdefault(f"{role} {name}", {})[spelt] = count
+        return {name: counts for name, counts in found.items() if len(counts) > 1}
 
     def refuse_nothing(self) -> None:
         """Refuse sources without a single good row.

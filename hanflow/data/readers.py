@@ -198,6 +198,10 @@ def column_names(path: str, encoding: str = "auto") -> list[str]:
     return ["text"]
 
 
+IDS = ("id", "fname")
+"""Usual names of the column of ids."""
+
+
 class TextRow(NamedTuple):
     """One row of a file of texts."""
 
@@ -212,6 +216,7 @@ def text_source(
     column: str | None = None,
     usual: Sequence[str] = ("prediction",),
     *,
+    ids: bool = False,
     column_option: str = "--column",
     encoding: str = "auto",
 ) -> Source:
@@ -221,13 +226,14 @@ def text_source(
         path: see `Source.path`.
         column: the column or key, as a person named it; None: the first of `usual` that there is, or the only one.
         usual: names of the column, compared without case.
+        ids: whether the rows' ids are wanted too, where there are any.
         column_option: what a person names the column with, for messages.
         encoding: see `Source.encoding`.
     """
     role = usual[0]
     return Source(
         path,
-        (Column(role, tuple(usual)),),
+        (Column(role, tuple(usual)), *([Column("id", IDS, required=False)] if ids else [])),
         {} if column is None else {role: column},
         encoding=encoding,
         every_row=True,

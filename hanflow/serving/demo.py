@@ -13,9 +13,10 @@ from typing import Any
 
 import streamlit as st
 
-from hanflow.data.readers import read_texts, text_source
+from hanflow.data.readers import read_texts
 from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer
+from hanflow.serving.inputs import input_source
 from hanflow.serving.sources import open_source
 from hanflow.tasks.predictor import Predictor
 
@@ -62,10 +63,10 @@ def opened(path: str) -> tuple[Bundle, Predictor]:
 
 
 @st.cache_data
-def examples(path: str, names: tuple[str, ...]) -> list[str]:
+def examples(path: str, _bundle: Bundle) -> list[str]:
     """The first texts of a file of examples."""
     found: list[str] = []
-    for row in read_texts(text_source(path, usual=names)):
+    for row in read_texts(input_source(_bundle, path)):
         found += [row.texts[0]] if row.texts[0].strip() else []
         if len(found) == EXAMPLES:
             break
@@ -94,7 +95,7 @@ def main() -> None:
     )
     changes = _controls(first, [name for _, predictor in loaded for name in predictor.adjusts])
     if options.examples:
-        _offer(examples(options.examples, first.input_names))
+        _offer(examples(options.examples, first))
     text = st.text_area(
         "Text", key="text", height=220, placeholder="Type or paste a Korean text", label_visibility="collapsed"
     )
