@@ -180,8 +180,16 @@ def _add_score(commands: Commands) -> None:
     )
     score.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of --tokenization model")
     score.add_argument("--column", metavar="NAME", help="column of the texts in all files")
-    score.add_argument("--prediction-column", metavar="NAME", help="column of the predictions (default: prediction, or a usual name of summaries)")
-    score.add_argument("--reference-column", metavar="NAME", help="column of the references (default: reference, or a usual name of summaries)")
+    score.add_argument(
+        "--prediction-column",
+        metavar="NAME",
+        help="column of the predictions (default: prediction, or a usual name of summaries)",
+    )
+    score.add_argument(
+        "--reference-column",
+        metavar="NAME",
+        help="column of the references (default: reference, or a usual name of summaries)",
+    )
     score.add_argument("--encoding", default="auto", metavar="NAME", help=f"of the files {ENCODING_HELP}")
     score.add_argument(
         "--confidence",

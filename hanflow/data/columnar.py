@@ -90,7 +90,9 @@ def _batch_size(metadata: pq.FileMetaData) -> int:
 def _item_type(kind: pa.DataType) -> pa.DataType | None:
     """The type of the items of a list; None: it is no list."""
     types = pa.types
-    return kind.value_type if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) else None
+    return (
+        kind.value_type if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) else None
+    )
 
 
 def _check_type(column: pa.Field, role: str, mapping: ColumnMapping) -> None:

@@ -97,12 +97,14 @@ def read_lines(mapping: ColumnMapping, may_be_table: bool) -> Iterator[list[Row]
         yield from _Table("\t", following, mapping).rows()
         return
     if len(mapping.required) > 1:
+        row = ""
         if may_be_table and "\t" in first.lines[0]:
-            raise mapping.refusal(_header(first.lines[0], "\t"))
+            numbers = json.dumps({role: place for place, role in enumerate(mapping.required, 1)})
+            row = f"; its first line looks like a row: if so, number its columns with {mapping.source.column_option}='{numbers}'"
         raise UserError(
             f"{mapping.path}: a .txt file holds one text a line, but this task needs {' and '.join(mapping.required)}; "
             f"give a tsv, csv, jsonl or parquet file with a column for each (a .txt whose first line is a header with "
-            f"tabs is read as tsv)"
+            f"tabs is read as tsv){row}"
         )
     absent, role, keep_empty = mapping.absent, mapping.text_role, mapping.source.every_row
     number = 0

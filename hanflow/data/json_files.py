@@ -45,8 +45,17 @@ def read(file: str, mapping: ColumnMapping) -> Iterator[list[Row]]:
     source = replace(mapping.source, path=file)
     number = 0
     rows: list[Row] = []
+    skeleton, problem = _skeleton(source)
+    if problem and (skeleton is None or "trailing garbage" in str(problem)):
+        raise _broken(mapping.path, 0, problem)
     try:
-        for place in _places(_skeleton(source, mapping), mapping):
+        places = _places(skeleton, mapping)
+    except UserError:
+        if problem:
+            raise _broken(mapping.path, 0, problem) from None
+        raise
+    try:
+        for place in places:
             objects = Objects(mapping, place.key)
             for record in place.records(source):
                 number += 1
@@ -190,8 +199,10 @@ def _columnwise(source: Source, names: list[str]) -> Iterator[Any]:
 # The skeleton: every key that is there, lists as their items merged into one
 
 
-def _skeleton(source: Source, mapping: ColumnMapping) -> Any:
-    """What a file consists of: objects with the keys that they have, lists with one item, None for plain values."""
+def _skeleton(source: Source) -> tuple[Any, ijson.JSONError | None]:
+    """What a file consists of (objects with the keys that they have, lists with one item of each kind, None for plain
+    values), as far as it is valid; and what is wrong behind that.
+    """
     holder: list[Any] = []
     stack: list[Any] = [holder]
     keys: list[str | None] = [None]
@@ -211,8 +222,8 @@ def _skeleton(source: Source, mapping: ColumnMapping) -> Any:
             if count == LOOK and (isinstance(holder[0], list) or _known(holder[0])):
                 break
     except ijson.JSONError as error:
-        raise _broken(mapping.path, 0, error) from None
-    return holder[0]
+        return holder[0] if holder else None, error
+    return holder[0], None
 
 
 def _known(skeleton: Any) -> bool:

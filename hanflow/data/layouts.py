@@ -62,7 +62,9 @@ def _dialogue(record: Any, source: Source) -> str:
 
 def _sentences(record: Any, source: Source) -> str:
     found = [[part["sentence"] for part in paragraph if part] for paragraph in record["text"]]
-    kept = [[str(sentence) for sentence in paragraph if not is_missing(sentence, source.missing)] for paragraph in found]
+    kept = [
+        [str(sentence) for sentence in paragraph if not is_missing(sentence, source.missing)] for paragraph in found
+    ]
     return "\n".join(" ".join(paragraph) for paragraph in kept)
 
 
@@ -155,7 +157,7 @@ def _leaves(record: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str
     for key, value in record.items():
         if isinstance(value, dict):
             yield from _leaves(value, (*path, key))
-        else:
+        elif not isinstance(value, list) or not any(isinstance(item, (dict, list)) for item in value):
             yield (*path, key)
 
 

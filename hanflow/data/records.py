@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 from hanflow.data.layouts import Getter, columns_of, layout_of
@@ -74,8 +75,8 @@ class Objects:
         """Whether an object had the keys needed."""
         self.unfit: tuple[str, ...] | None = None
         """Columns of the first object that lacked some."""
-        self._layouts: dict[tuple[str, ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
-        """Keys of an object → (role → its column and what gets it, the roles that it lacks)."""
+        self._layouts: dict[tuple[str | tuple[str, ...], ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
+        """Keys of an object, and which of them hold objects → (role → its column and what gets it, the roles lacking)."""
 
     def values(self, item: Any, escaped: bool) -> dict[str, Any]:
         """Role → text of one value.
@@ -110,11 +111,15 @@ class Objects:
         return values
 
     def _chosen(self, item: dict[str, Any]) -> dict[str, tuple[str, Getter]]:
-        mapping, keys = self.mapping, tuple(item)
+        mapping = self.mapping
+        keys = (*item, tuple([key for key, value in item.items() if value.__class__ is dict]))
         if keys not in self._layouts:
             if len(self._layouts) >= LAYOUTS:  # objects of ever new keys must not fill the memory
                 self._layouts.clear()
-            getters = columns_of(item, mapping.source, layout_of(item, self.within))
+            layout = layout_of(item, self.within)
+            getters = columns_of(item, mapping.source, layout)
+            if layout is None:  # so that it is said of a column that it holds no text
+                getters |= {key: itemgetter(key) for key in item if key not in getters}
             names = tuple(getters)
             if not self.fitting:
                 (mapping.resolve if mapping.source.every_row else mapping.sole)(names)
@@ -122,7 +127,10 @@ class Objects:
             missing = mapping.missing(places)
             if missing and self.unfit is None:
                 self.unfit = names
-            self._layouts[keys] = {role: (names[place], getters[names[place]]) for role, place in places.items()}, missing
+            self._layouts[keys] = (
+                {role: (names[place], getters[names[place]]) for role, place in places.items()},
+                missing,
+            )
         chosen, missing = self._layouts[keys]
         if missing:
             raise Unusable(f"the object has no key for {', '.join(missing)}")

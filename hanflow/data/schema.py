@@ -139,7 +139,9 @@ class ColumnMapping:
         chosen = self.find(first) if self.numbered else {}
         aliases = {column.role: {*map(_key, (*column.aliases, column.role))} for column in self.source.columns}
         cells = {role: _key(first[place]) for role, place in chosen.items()}
-        return bool(cells) and not any(cell in aliases[role] or cell == self._names[role] for role, cell in cells.items())
+        return bool(cells) and not any(
+            cell in aliases[role] or cell == self._names[role] for role, cell in cells.items()
+        )
 
     def missing(self, chosen: Container[str]) -> list[str]:
         """The roles that must have a raw column (required, or named by a person) and have none."""
@@ -193,7 +195,9 @@ class ColumnMapping:
         elif self.first_line and len(found) > 1 and not chosen:
             number = f"""{option}='{json.dumps({r: n for n, r in enumerate(self.required, 1)})}'"""
             number = f"{option} 1" if option.startswith("--") else number
-            cure = f"its first line looks like a row; if it is no header, number the columns, e.g. {number}; else {cure}"
+            cure = (
+                f"its first line looks like a row; if it is no header, number the columns, e.g. {number}; else {cure}"
+            )
         return UserError(
             f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}"
             f"{did_you_mean(near)}; {cure}"

@@ -102,9 +102,7 @@ def classifier(
     return model
 
 
-def _trained_rows(
-    pretrained: str, labels: Sequence[str]
-) -> dict[int, tuple[torch.Tensor, torch.Tensor | None]] | None:
+def _trained_rows(pretrained: str, labels: Sequence[str]) -> dict[int, tuple[torch.Tensor, torch.Tensor | None]] | None:
     """Index of a label → the row of a pretrained classifier's head that has its name; None: that head fits as it is, or
     the model has none.
     """

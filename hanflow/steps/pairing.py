@@ -88,7 +88,7 @@ class _ById:
     """The texts of a file of references by the ids of its rows, on disk: memory does not follow the rows."""
 
     def __init__(self, predictions: Source, references: Source):
-        self._file = NamedTemporaryFile(suffix=".sqlite")  # noqa: SIM115: as long as this lives
+        self._file = NamedTemporaryFile(suffix=".sqlite")  # noqa: SIM115 (as long as this lives)
         self._table = sqlite3.connect(self._file.name, isolation_level=None)
         run = self._table.execute
         run("PRAGMA synchronous = OFF")
