@@ -47,8 +47,8 @@ def _add_predict(commands: Commands) -> None:
     predict = commands.add(
         "predict",
         help="predict with a trained model",
-        description="One prediction for every input text, in order. Input: .csv, .tsv, .jsonl or .parquet with a column for "
-        "the texts, AI-Hub's .json, or one text a line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and "
+        description="One prediction for every input text, in order. Input: .csv, .tsv, .json, .jsonl, .parquet or .arrow with a "
+        "column for the texts, or one text a line; each also .gz or in a .zip; a folder or a glob of such files; or standard input. Texts are cleaned and "
         "encoded as for training. The same command continues an interrupted one.",
         examples=[
             "hanflow predict runs/NAME --input texts.txt",
@@ -281,13 +281,12 @@ def _demo(options: argparse.Namespace) -> int:
         raise UserError(f"--port: {options.port} is not a port; give one from 1 to 65535, e.g. 8501")
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
-    from hanflow.data.readers import read_texts
-    from hanflow.serving.inputs import input_source
+    from hanflow.serving.inputs import first_texts
     from hanflow.serving.sources import open_source
 
     opened = [open_source(model) for model in options.models]
     if options.examples:
-        next(read_texts(input_source(opened[0], options.examples)))
+        first_texts(opened[0], options.examples, 1)
     arguments = demo_command(options.models, options.host, options.port, options.examples or str(SAMPLE))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)
@@ -323,23 +322,16 @@ def _score(options: argparse.Namespace) -> int:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows and not Path(options.rows).parent.is_dir():
         raise UserError(f"--rows: {options.rows}: its folder does not exist; create it first")
-    from hanflow.data.readers import text_source
-    from hanflow.data.schema import Source
     from hanflow.metrics.intervals import mean_intervals
-    from hanflow.steps.score import score_files, write_rows
-    from hanflow.tasks import get_task
+    from hanflow.steps.score import score_files, text_file, write_rows
 
     names = list(dict.fromkeys(options.tokenization or TOKENIZATIONS[:1]))
     tokenizations = [_model_tokenization(options.tokenizer) if name == "model" else name for name in names]
-    usual = next(c.aliases for c in get_task("summarization").columns if c.text and not c.input)
-
-    def source(path: str, what: str, column: str | None) -> Source:
-        option, names = f"--{what}-column", (what, *usual)
-        return text_source(path, column, names, ids=True, column_option=option, encoding=options.encoding)
-
-    predictions = source(options.predictions, "prediction", options.prediction_column or options.column)
-    column = options.reference_column or options.column
-    references = [source(path, "reference", column) for path in options.references]
+    column, encoding = options.column, options.encoding
+    predictions = text_file(options.predictions, "prediction", options.prediction_column or column, encoding)
+    references = [
+        text_file(path, "reference", options.reference_column or column, encoding) for path in options.references
+    ]
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)
     if options.rows:

@@ -1,7 +1,6 @@
 """Raw files of every format as a stream of rows: role → text, or the reason why a row cannot be used.
 
-One module a family of formats: `delimited` (csv, tsv, lines), `records` (jsonl), `json_files` (json), `columnar` (parquet,
-arrow). Whoever reads rows of files (preprocess, predict, score, the demo) does it here. Memory does not depend on a file's
+One module a family of formats: `delimited` (csv, tsv, lines), and in `records` those of jsonl, json, and parquet and arrow. Whoever reads rows of files (preprocess, predict, score, the demo) does it here. Memory does not depend on a file's
 size. The rows of a file are the rows given and the rows rejected, each with its number and reason.
 """
 
@@ -13,8 +12,9 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import NamedTuple
 
-from hanflow.data import columnar, delimited, json_files, records
+from hanflow.data import delimited
 from hanflow.data.lines import byte_blocks, rereadable
+from hanflow.data.records import columnar, json_files, jsonl
 from hanflow.data.schema import Column, ColumnMapping, Row, Source
 from hanflow.errors import UserError
 from hanflow.progress import log
@@ -106,7 +106,7 @@ def _batches(kind: str, mapping: ColumnMapping, scratch: Path | None) -> Iterato
     if kind in ("csv", "tsv"):
         yield from delimited.read_table(kind, mapping)
     elif kind == "jsonl":
-        yield from records.read_jsonl(mapping)
+        yield from jsonl.read(mapping)
     elif kind == "lines":
         ending = path.lower().removesuffix(".gz")
         yield from delimited.read_lines(mapping, mapping.source.format == "auto" and ending.endswith(".txt"))

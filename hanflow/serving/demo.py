@@ -13,10 +13,9 @@ from typing import Any
 
 import streamlit as st
 
-from hanflow.data.readers import read_texts
 from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer
-from hanflow.serving.inputs import input_source
+from hanflow.serving.inputs import first_texts
 from hanflow.serving.sources import open_source
 from hanflow.tasks.predictor import Predictor
 
@@ -65,12 +64,7 @@ def opened(path: str) -> tuple[Bundle, Predictor]:
 @st.cache_data
 def examples(path: str, _bundle: Bundle) -> list[str]:
     """The first texts of a file of examples."""
-    found: list[str] = []
-    for row in read_texts(input_source(_bundle, path)):
-        found += [row.texts[0]] if row.texts[0].strip() else []
-        if len(found) == EXAMPLES:
-            break
-    return found
+    return first_texts(_bundle, path, EXAMPLES)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,3 +129,13 @@ def input_source(bundle: Bundle, path: str = "", *, column: str | None = None, *
         encoding_option="--encoding",
         **how,
     )
+
+
+def first_texts(bundle: Bundle, path: str, count: int) -> list[str]:
+    """The first texts of a file that hold something, at most so many.
+
+    Raises:
+        UserError: see `readers.read_texts`; a file whose first texts are good may be bad behind them.
+    """
+    texts = (row.texts[0] for row in read_texts(input_source(bundle, path)))
+    return list(islice((text for text in texts if text.strip()), count))

@@ -86,10 +86,11 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
         log.warning(
             "rejected %s of %s rows: %s (see rejected.parquet)", f"{intake.rejected:,}", f"{intake.read:,}", reasons
         )
-    if details["merged"]:
+    merged = intake.merged()
+    if merged:
         shown = "; ".join(
             f"{name} is " + ", ".join(f"{spelt!r} ({count:,})" for spelt, count in spellings.items())
-            for name, spellings in list(details["merged"].items())[:10]
+            for name, spellings in list(merged.items())[:10]
         )
         log.warning("several spellings are one name: %s; preprocess.labels=exact keeps them apart", shown)
     return Report({"rows": sum(rows.values()), **rows, "rejected": intake.rejected}, html="report.html")
@@ -163,6 +164,8 @@ def _unknown_names(names: Names, config: PreprocessConfig) -> dict[str, dict[str
     found: dict[str, dict[str, Any]] = {}
     for role, counts in names.items():
         known = counts[SPLITS[TRAIN]]
+        if len(known) > MOST_NAMES and sum(known.values()) < 2 * len(known):
+            continue  # hardly a name twice: these are no names, which the task says
         for split in SPLITS:
             total = sum(counts[split].values())
             absent = {name: count for name, count in counts[split].most_common() if name not in known}

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from hanflow.data.delimited import csv_writer
+from hanflow.data.readers import text_source
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
 from hanflow.metrics.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
 from hanflow.progress import Progress
 from hanflow.steps.pairing import Pairs
+from hanflow.tasks import get_task
 from hanflow.text.scoring_tokens import Tokenization
 
 
@@ -28,6 +30,19 @@ class FileScores:
     """Fewest and most references of a row."""
     scores: dict[str, np.ndarray]
     """Score (`rougeL_morpheme_precision`) → float64 array of shape (rows,); see `rouge.score_rows`."""
+
+
+def text_file(path: str, what: str, column: str | None, encoding: str) -> Source:
+    """A file of texts to score.
+
+    Args:
+        what: `prediction` or `reference`, the usual name of its column; else it is found by those of summaries.
+        column: its name, as a person gave it.
+        encoding: see `Source.encoding`.
+    """
+    usual = next(c.aliases for c in get_task("summarization").columns if c.text and not c.input)
+    option = f"--{what}-column"
+    return text_source(path, column, (what, *usual), ids=True, column_option=option, encoding=encoding)
 
 
 def score_files(

@@ -15,9 +15,9 @@ from typing import Any
 
 import ijson
 
-from hanflow.data.layouts import LAYOUTS, accepts, columns_of, layout_of
 from hanflow.data.lines import BAD_BYTE, ROW_LIMIT, TOO_LONG, as_utf8
-from hanflow.data.records import Objects
+from hanflow.data.records.jsonl import Objects
+from hanflow.data.records.layouts import LAYOUTS, accepts, columns_of, layout_of
 from hanflow.data.schema import ColumnMapping, Row, Source
 from hanflow.data.values import Unusable
 from hanflow.errors import UserError
@@ -214,7 +214,7 @@ def _skeleton(source: Source) -> tuple[Any, ijson.JSONError | None]:
                 stack.pop()
                 keys.pop()
             else:
-                child = {} if event == "start_map" else [] if event == "start_array" else None
+                child: Any = {} if event == "start_map" else [] if event == "start_array" else None
                 child = _placed(stack[-1], keys[-1], child)
                 if event in ("start_map", "start_array"):
                     stack.append(child)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
-from hanflow.data.layouts import Getter, columns_of, layout_of
 from hanflow.data.lines import empty, line_blocks
+from hanflow.data.records.layouts import Getter, columns_of, layout_of
 from hanflow.data.schema import ColumnMapping, Row, without_surrogates
 from hanflow.data.values import Unusable, as_text
 
@@ -32,7 +32,7 @@ def _constant(name: str) -> Any:
 _DECODER = json.JSONDecoder(parse_float=_Number, parse_int=_Number, parse_constant=_constant)
 
 
-def read_jsonl(mapping: ColumnMapping) -> Iterator[list[Row]]:
+def read(mapping: ColumnMapping) -> Iterator[list[Row]]:
     """The rows of a file with one JSON object a line; empty lines are passed over.
 
     Where only one role is required, a line may also hold its text alone; where columns are given by number, a list.
@@ -75,7 +75,7 @@ class Objects:
         """Whether an object had the keys needed."""
         self.unfit: tuple[str, ...] | None = None
         """Columns of the first object that lacked some."""
-        self._layouts: dict[tuple[str | tuple[str, ...], ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
+        self._layouts: dict[tuple[Any, ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
         """Keys of an object, and which of them hold objects → (role → its column and what gets it, the roles lacking)."""
 
     def values(self, item: Any, escaped: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Objects:
 
     def _chosen(self, item: dict[str, Any]) -> dict[str, tuple[str, Getter]]:
         mapping = self.mapping
-        keys = (*item, tuple([key for key, value in item.items() if value.__class__ is dict]))
+        keys: tuple[Any, ...] = (*item, tuple([key for key, value in item.items() if value.__class__ is dict]))
         if keys not in self._layouts:
             if len(self._layouts) >= LAYOUTS:  # objects of ever new keys must not fill the memory
                 self._layouts.clear()
