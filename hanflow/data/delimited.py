@@ -203,7 +203,13 @@ class _Table:
                 f"give the file's encoding in {self.mapping.source.encoding_option}"
             )
         self.mapping.first_line = True
-        header = _header(self.lines[index], self.delimiter)
+        used, header = 1, _header(self.lines[index], self.delimiter)
+        if (
+            '"' in self.lines[index] and self.delimiter != "\t"
+        ):  # a name, or a first row without a header, may hold newlines
+            self.width = 0
+            lines, found, _ = self._quoted(index)
+            used, header = (lines, [field.strip() for field in found]) if found else (used, header)
         chosen = self.mapping.resolve(header)
         self.width = len(header)
         headless = self.mapping.is_row(header)
@@ -211,7 +217,7 @@ class _Table:
         # A field "" is appended to every row, for the roles that have no column.
         places = [chosen.get(role, self.width) for role in self.mapping.roles]
         self.pick = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
-        return index + (not headless)
+        return index if headless else index + used
 
     def _slow(self, index: int, fields: list[str]) -> tuple[int, Row]:
         """A line with quotes, the wrong number of columns or bad bytes: (lines used, its row)."""

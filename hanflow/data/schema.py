@@ -108,7 +108,9 @@ class ColumnMapping:
         self.present: frozenset[str] = frozenset()
         """Roles that the file has a column for; filled when its first columns are known."""
         self._names = dict(source.names)
-        self.numbered = {role: int(name) - 1 for role, name in self._names.items() if _WHOLE.fullmatch(name)}
+        self.numbered = {
+            role: int(name) - 1 for role, name in self._names.items() if _WHOLE.fullmatch(name) and int(name)
+        }
         """Role → place from 0, where a person gave numbers alone."""
         if len(self.numbered) < len(self._names):
             self.numbered = {}
@@ -118,7 +120,7 @@ class ColumnMapping:
 
         A role that a person named a column for is looked for by that name only, else by its aliases and its own name,
         the first that exists. Names are compared without case and surrounding blanks. In a table where a person gave
-        numbers alone, and none is the name of a column, they are places from 1.
+        numbers alone, they are places from 1, unless the names of its columns are numbers.
         """
         places: dict[str, int] = {}
         for index, name in reversed(list(enumerate(found))):  # of two columns of one name the first wins
@@ -130,18 +132,24 @@ class ColumnMapping:
             place = next((places[_key(name)] for name in wanted if _key(name) in places), None)
             if place is not None:
                 chosen[column.role] = place
-        if self.first_line and self.numbered and not any(role in chosen for role in self.numbered):
+        if self._places_meant(found):
             return {role: place for role, place in self.numbered.items() if place < len(found)}
         return chosen
 
-    def is_row(self, first: Sequence[str]) -> bool:
-        """Whether the first line of a table is a row: its columns were given by number, and it does not name them."""
-        chosen = self.find(first) if self.numbered else {}
-        aliases = {column.role: {*map(_key, (*column.aliases, column.role))} for column in self.source.columns}
-        cells = {role: _key(first[place]) for role, place in chosen.items()}
-        return bool(cells) and not any(
-            cell in aliases[role] or cell == self._names[role] for role, cell in cells.items()
+    def _places_meant(self, first: Sequence[str]) -> bool:
+        """Whether the numbers that a person gave are places: only a first line of different numbers names its columns so."""
+        names = {cell.strip() for cell in first}
+        named = (
+            len(names) == len(first) and all(map(_WHOLE.fullmatch, names)) and names.issuperset(self._names.values())
         )
+        return bool(self.first_line and self.numbered) and not named
+
+    def is_row(self, first: Sequence[str]) -> bool:
+        """Whether the first line of a table is a row: its columns were given by number, and it has none of their names."""
+        if not self._places_meant(first):
+            return False
+        aliases = {column.role: {*map(_key, (*column.aliases, column.role))} for column in self.source.columns}
+        return not any(_key(first[place]) in aliases[role] for role, place in self.find(first).items())
 
     def missing(self, chosen: Container[str]) -> list[str]:
         """The roles that must have a raw column (required, or named by a person) and have none."""
@@ -208,7 +216,7 @@ _DELIMITER = re.compile(r"[,;|\t]")
 """What makes the name of an only column look like several, divided by another delimiter than the one that was tried."""
 
 
-_WHOLE = re.compile("[1-9][0-9]{0,3}")
+_WHOLE = re.compile("[0-9]{1,4}")
 
 
 def _key(name: str) -> str:
