@@ -143,7 +143,7 @@ class _Table:
         start = self._read_header()
         delimiter, width, roles, pick = self.delimiter, self.width, self.mapping.roles, self.pick
         header = self.header
-        first = header[0] if header else None
+        firsts = self.firsts
         guarded = f"{delimiter}'"
         while True:
             rows: list[Row] = []
@@ -156,7 +156,7 @@ class _Table:
                     if "'" in line and (guarded in line or line.startswith("'")):
                         fields = [unguarded(field) for field in fields]
                     index += 1
-                    if fields[0].strip() == first and [field.strip() for field in fields] == header:
+                    if fields[0] in firsts and [field.strip() for field in fields] == header:
                         rows.append(Row(number + index, None, line, REPEATED))
                         continue
                     fields.append("")  # what roles without a column pick
@@ -214,6 +214,8 @@ class _Table:
         self.width = len(header)
         headless = self.mapping.is_row(header)
         self.header = [] if headless else header
+        # How the first field of a repeated header may look: a quick test for every row.
+        self.firsts = set() if headless else {header[0], self.lines[index].split(self.delimiter, 1)[0]}
         # A field "" is appended to every row, for the roles that have no column.
         places = [chosen.get(role, self.width) for role in self.mapping.roles]
         self.pick = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))

@@ -69,8 +69,7 @@ class Intake:
         self.compared = [c.role for c in self.columns if c.required and c.role != self.split_role]
         # The seed salts the digests: their order is then the seeded order that the splits are drawn in.
         self.salt = (self.config.seed % (1 << 128)).to_bytes(16, "little")
-        self.categories = [column.role for column in self.columns if column.category]
-        self.spellings: dict[str, Counter[tuple[str, str]]] = {role: Counter() for role in self.categories}
+        self.spellings: dict[str, Counter[tuple[str, str]]] = {c.role: Counter() for c in self.columns if c.category}
         """Role → rows of each (name in the corpus, what stood in the file), as far as those differ in few ways."""
         self.seen: set[bytes] = set()
         self.held_out: dict[bytes, int] = {}
@@ -125,6 +124,7 @@ class Intake:
         clean, config, salt, split_role = self.clean, self.config, self.salt, self.split_role
         compared, seen, held_out, accepted = self.compared, self.seen, self.held_out, self._accepted
         digests = []
+        spelt: dict[str, list[tuple[str, str]]] = {role: [] for role in self.spellings}
         self.read += len(rows)
         for row in rows:
             values = row.values
@@ -151,16 +151,17 @@ class Intake:
             except RejectedRow as error:
                 self._reject(path, row, str(error))
                 continue
-            for role in self.categories:
-                spelt = self.spellings[role]
-                name = cleaned[role], values[role].strip()
-                if name in spelt or len(spelt) < SPELLINGS:
-                    spelt[name] += 1
+            for role, found in spelt.items():
+                found.append((cleaned[role], values[role]))
             digests.append(digest)
             accepted.append(cleaned)
             self._chars += len(text)
             if len(accepted) >= FLUSH_ROWS or self._chars >= FLUSH_CHARS:
                 self._flush_accepted(split)
+        for role, found in spelt.items():
+            for name, count in Counter(found).items():
+                if name in self.spellings[role] or len(self.spellings[role]) < SPELLINGS:
+                    self.spellings[role][name] += count
         if split != TRAIN:
             held_out.update(dict.fromkeys(digests, split))
         self.digests.append(b"".join(digest[:8] for digest in digests))
@@ -205,7 +206,8 @@ class Intake:
         found: dict[str, dict[str, int]] = {}
         for role, spellings in self.spellings.items():
             for (name, spelt), count in spellings.items():
-                found.setdefault(f"{role} {name}", {})[spelt] = count
+                counts = found.setdefault(f"{role} {name}", {})
+                counts[spelt.strip()] = counts.get(spelt.strip(), 0) + count
         return {name: counts for name, counts in found.items() if len(counts) > 1}
 
     def refuse_nothing(self) -> None:

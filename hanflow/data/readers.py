@@ -97,7 +97,7 @@ def read(source: Source, scratch: Path | None = None) -> Iterator[list[Row]]:
 
 def _read(source: Source, mapping: ColumnMapping, scratch: Path | None) -> Iterator[list[Row]]:
     kind = format_of(source.path) if source.format == "auto" else source.format
-    batches = _without_missing(_batches(kind, mapping, scratch), source.missing)
+    batches = _without_missing(_batches(kind, mapping, scratch), source)
     return _refusing(batches, source, kind) if source.every_row else batches
 
 
@@ -127,14 +127,16 @@ def _batches(kind: str, mapping: ColumnMapping, scratch: Path | None) -> Iterato
             yield from rows_of(copy.name)
 
 
-def _without_missing(batches: Iterator[list[Row]], words: frozenset[str]) -> Iterator[list[Row]]:
-    """The batches, with "" for each text that is one of the words."""
-    longest = max(map(len, words), default=0)
+def _without_missing(batches: Iterator[list[Row]], source: Source) -> Iterator[list[Row]]:
+    """The batches, with "" for each text that is one of the words for a missing value."""
+    words, lists = source.missing, not source.join_lists
     for batch in batches:
         for row in batch:
-            for role, text in (row.values or {}).items():
-                if len(text) <= longest and text.__class__ is str and text in words:
-                    row.values[role] = ""  # type: ignore[index]
+            values = row.values
+            if values and (lists or not words.isdisjoint(values.values())):
+                for role, text in values.items():
+                    if text.__class__ is str and text in words:
+                        values[role] = ""
         yield batch
 
 
