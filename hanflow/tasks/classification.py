@@ -141,7 +141,9 @@ class Classification(Task):
             raise RejectedRow("the text is empty")
         if not label:
             raise RejectedRow("the label is empty")
-        if config.drop_labels and label in (str(dropped) if exact else label_of(str(dropped)) for dropped in config.drop_labels):
+        if config.drop_labels and label in (
+            str(dropped) if exact else label_of(str(dropped)) for dropped in config.drop_labels
+        ):
             raise RejectedRow(f"the label {label} is one of preprocess.drop_labels")
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
