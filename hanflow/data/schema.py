@@ -203,9 +203,7 @@ class ColumnMapping:
         elif self.first_line and len(found) > 1 and not chosen:
             number = f"""{option}='{json.dumps({r: n for n, r in enumerate(self.required, 1)})}'"""
             number = f"{option} 1" if option.startswith("--") else number
-            cure = (
-                f"its first line looks like a row; if it is no header, number the columns, e.g. {number}; else {cure}"
-            )
+            cure = f"{cure}; its first line looks like a row: if it is no header, number the columns, e.g. {number}"
         return UserError(
             f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}"
             f"{did_you_mean(near)}; {cure}"
