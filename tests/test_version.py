@@ -74,7 +74,7 @@ def test_a_change_is_noticed_by_the_steps_that_can_run_it(copy: Path) -> None:
     assert change("cli/main.py") == everywhere
     assert change("api/runs.py") == everywhere
     assert change("training/loop.py") == everywhere | {"train"}
-    assert change("data/aihub.py") == everywhere | {"preprocess"}
+    assert change("data/records/layouts.py") == everywhere | {"preprocess"}
     assert change("serving/verify.py") == everywhere | {"export"}
     assert change("reports/page.html") == everywhere | set(steps)
     assert change("errors.py") == everywhere | set(steps)

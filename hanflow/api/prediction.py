@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from hanflow.data.schema import ColumnMapping
+from hanflow.data.values import Unusable, as_text
 from hanflow.errors import UserError
+from hanflow.serving.inputs import input_source
 
 if TYPE_CHECKING:
     import os
@@ -134,15 +137,19 @@ class Predictor:
         changed = self._bundle.with_settings(**settings)
         return Predictor(changed, self._model.with_settings(changed.settings))
 
-    def _text(self, row: Mapping[str, str], column: str | None) -> str:
-        wanted = (column,) if column is not None else self._bundle.input_names
-        names = {name.casefold(): name for name in row}
-        found = next((names[name.casefold()] for name in wanted if name.casefold() in names), None)
-        if found is None:
+    def _text(self, row: Mapping[str, Any], column: str | None) -> str:
+        source = input_source(self._bundle, column=column)
+        names, mapping = list(row), ColumnMapping(source)
+        place = mapping.find(names).get(mapping.text_role)
+        if place is None:
+            wanted = [column] if column is not None else [*source.columns[0].aliases, mapping.text_role]
             raise UserError(
                 f"a row has no {' or '.join(wanted)}; its columns: {', '.join(row)}; name the text's with column="
             )
-        return row[found]
+        try:
+            return str(as_text(row[names[place]], names[place], source.missing, True))
+        except Unusable as error:
+            raise UserError(f"a row cannot be used: {error}") from None
 
     def __repr__(self) -> str:
         return f"<hanflow.Predictor: {self.task}, {self._bundle.folder}, {self._model.description}>"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hanflow.steps.score import FileScores
     from hanflow.text.scoring_tokens import Tokenization
 
-FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "json")
+FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "arrow", "json")
 OUTPUT_FORMATS = ("lines", "csv", "tsv", "jsonl", "pairs")
 TOKENIZATIONS = ("morpheme", "character", "word", "model", "dacon")
 """Copies of those in hanflow.data and hanflow.text, so that --help imports nothing; a test compares them."""
@@ -47,8 +47,8 @@ def _add_predict(commands: Commands) -> None:
     predict = commands.add(
         "predict",
         help="predict with a trained model",
-        description="One prediction for every input text, in order. Input: .csv, .tsv, .jsonl or .parquet with a column for "
-        "the texts, AI-Hub's .json, or one text a line; each also .gz; a folder or a glob of such files; or standard input. Texts are cleaned and "
+        description="One prediction for every input text, in order. Input: .csv, .tsv, .json, .jsonl, .parquet or .arrow with a "
+        "column for the texts, or one text a line; each also .gz or in a .zip; a folder or a glob of such files; or standard input. Texts are cleaned and "
         "encoded as for training. The same command continues an interrupted one.",
         examples=[
             "hanflow predict runs/NAME --input texts.txt",
@@ -157,8 +157,8 @@ def _add_score(commands: Commands) -> None:
         help="score any system's predictions by ROUGE",
         description="ROUGE-1, -2, -L and -Lsum of predictions against references, row by row, for Korean: texts are "
         "normalised (NFKC) and cut by a named tokenization, which is part of each score's name. Files are .csv, .tsv, "
-        ".jsonl or .parquet with a column for the texts, or hold one text a line; each also .gz. A reference in .jsonl or "
-        ".parquet may be a list.",
+        ".jsonl or .parquet with a column for the texts, or hold one text a line; each also .gz. Files with ids that "
+        "differ in order are joined by id. A reference in .jsonl or .parquet may be a list.",
         examples=[
             "hanflow score --predictions predictions.csv --references references.csv",
             "hanflow score --predictions p.txt --references a.txt b.txt --tokenization word morpheme --json",
@@ -183,8 +183,16 @@ def _add_score(commands: Commands) -> None:
     )
     score.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of --tokenization model")
     score.add_argument("--column", metavar="NAME", help="column of the texts in all files")
-    score.add_argument("--prediction-column", metavar="NAME", help="column of the predictions (default: prediction)")
-    score.add_argument("--reference-column", metavar="NAME", help="column of the references (default: reference)")
+    score.add_argument(
+        "--prediction-column",
+        metavar="NAME",
+        help="column of the predictions (default: prediction, or a usual name of summaries)",
+    )
+    score.add_argument(
+        "--reference-column",
+        metavar="NAME",
+        help="column of the references (default: reference, or a usual name of summaries)",
+    )
     score.add_argument("--encoding", default="auto", metavar="NAME", help=f"of the files {ENCODING_HELP}")
     score.add_argument(
         "--confidence",
@@ -276,12 +284,12 @@ def _demo(options: argparse.Namespace) -> int:
         raise UserError(f"--port: {options.port} is not a port; give one from 1 to 65535, e.g. 8501")
     if importlib.util.find_spec("streamlit") is None:
         raise UserError("the demo needs Streamlit, which is not installed; pip install 'hanflow[demo]'")
-    from hanflow.data.readers import read_texts, text_source
+    from hanflow.serving.inputs import first_texts
     from hanflow.serving.sources import open_source
 
     opened = [open_source(model) for model in options.models]
     if options.examples:
-        next(read_texts(text_source(options.examples, usual=opened[0].input_names)))
+        first_texts(opened[0], options.examples, 1)
     arguments = demo_command(options.models, options.host, options.port, options.examples or str(SAMPLE))
     sys.stdout.flush()
     os.execv(arguments[0], arguments)
@@ -317,18 +325,15 @@ def _score(options: argparse.Namespace) -> int:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows and not Path(options.rows).parent.is_dir():
         raise UserError(f"--rows: {options.rows}: its folder does not exist; create it first")
-    from hanflow.data.readers import text_source
     from hanflow.metrics.intervals import mean_intervals
-    from hanflow.steps.score import score_files, write_rows
+    from hanflow.steps.score import score_files, text_file, write_rows
 
     names = list(dict.fromkeys(options.tokenization or TOKENIZATIONS[:1]))
     tokenizations = [_model_tokenization(options.tokenizer) if name == "model" else name for name in names]
-    column, encoding = options.prediction_column or options.column, options.encoding
-    predictions = text_source(options.predictions, column, column_option="--prediction-column", encoding=encoding)
-    column = options.reference_column or options.column
+    column, encoding = options.column, options.encoding
+    predictions = text_file(options.predictions, "prediction", options.prediction_column or column, encoding)
     references = [
-        text_source(path, column, ("reference",), column_option="--reference-column", encoding=encoding)
-        for path in options.references
+        text_file(path, "reference", options.reference_column or column, encoding) for path in options.references
     ]
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)

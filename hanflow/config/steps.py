@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from hanflow.config.fields import REQUIRED, setting
 
+MISSING = ("nan", "NaN", "None", "NaT", "<NA>", "null", "NULL")
+"""What pandas, Python and databases write where there is no value."""
+
 
 @dataclass(frozen=True)
 class PreprocessConfig:
@@ -13,7 +16,7 @@ class PreprocessConfig:
 
     source: str = setting(
         REQUIRED,
-        "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, AI-Hub json; each also .gz), or several with commas between.",
+        "Raw data: a file, a folder or a glob (csv, tsv, txt, jsonl, parquet, arrow, json; each also .gz or in a .zip), or several with commas between.",
         required=True,
     )
     validation_source: str = setting(
@@ -22,11 +25,14 @@ class PreprocessConfig:
     test_source: str = setting("", "Raw data of the test split, same formats; empty: split off from source.")
     columns: dict = setting(
         {},
-        'Raw column of each role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names.',
+        'Raw column of each role, e.g. {"source": "body", "target": "title"}; roles left out are found by their usual names. Numbers from 1 for a table without a header: {"label": 1, "text": 2}.',
     )
     encoding: str = setting(
         "auto",
         "Text encoding of raw files; auto: by byte-order mark, else UTF-8, else CP949 where the file's beginning fits only that.",
+    )
+    missing: list = setting(
+        list(MISSING), "Words that stand for a missing value, spelt exactly so; empty: only what is empty is missing."
     )
     validation_ratio: float = setting(
         0.05,

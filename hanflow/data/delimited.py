@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from operator import itemgetter
 from typing import Any, TextIO
 
 from hanflow.data.lines import ROW_LIMIT, Block, empty, line_blocks
 from hanflow.data.schema import ColumnMapping, Row, without_surrogates
+from hanflow.data.values import Unusable, as_text
 from hanflow.errors import UserError
+
+REPEATED = "repeats the header"
+"""Why a row is rejected that is the header once more, as where files have been joined."""
+
+_SEPARATOR = re.compile('(?i)"?sep=([,;|\\t])"?,*')
+"""Excel's first line, which names the delimiter."""
 
 LOOKAHEAD = 100_000
 """Most lines that one quoted row may span; a quote that is still open then was no opening quote."""
@@ -101,14 +109,19 @@ def read_lines(mapping: ColumnMapping, may_be_table: bool) -> Iterator[list[Row]
     if first is None:  # nothing but a byte-order mark
         raise empty(mapping.path)
     following = chain([first], blocks)
+    mapping.first_line = may_be_table
     if may_be_table and "\t" in first.lines[0] and mapping.find(_header(first.lines[0], "\t")):
         yield from _Table("\t", following, mapping).rows()
         return
     if len(mapping.required) > 1:
+        row = ""
+        if may_be_table and "\t" in first.lines[0]:
+            numbers = json.dumps({role: place for place, role in enumerate(mapping.required, 1)})
+            row = f"; its first line looks like a row: if so, number its columns with {mapping.source.column_option}='{numbers}'"
         raise UserError(
             f"{mapping.path}: a .txt file holds one text a line, but this task needs {' and '.join(mapping.required)}; "
             f"give a tsv, csv, jsonl or parquet file with a column for each (a .txt whose first line is a header with "
-            f"tabs is read as tsv)"
+            f"tabs is read as tsv){row}"
         )
     absent, role, keep_empty = mapping.absent, mapping.text_role, mapping.source.every_row
     number = 0
@@ -146,6 +159,8 @@ class _Table:
         """The rows, a block's worth at a time."""
         start = self._read_header()
         delimiter, width, roles, pick = self.delimiter, self.width, self.mapping.roles, self.pick
+        header = self.header
+        firsts = self.firsts
         guarded = f"{delimiter}'"
         while True:
             rows: list[Row] = []
@@ -157,8 +172,11 @@ class _Table:
                 if len(fields) == width and '"' not in line and index not in bad and line:
                     if "'" in line and (guarded in line or line.startswith("'")):
                         fields = [unguarded(field) for field in fields]
-                    fields.append("")  # what roles without a column pick
                     index += 1
+                    if fields[0] in firsts and [field.strip() for field in fields] == header:
+                        rows.append(Row(number + index, None, line, REPEATED))
+                        continue
+                    fields.append("")  # what roles without a column pick
                     rows.append(Row(number + index, dict(zip(roles, pick(fields), strict=True)), line))
                     continue
                 if line or index in bad:
@@ -190,18 +208,35 @@ class _Table:
         index = next((i for i, line in enumerate(self.lines) if line.strip()), None)
         if index is None:
             raise empty(self.mapping.path)
+        separator = _SEPARATOR.fullmatch(self.lines[index])
+        if separator:
+            self.delimiter = separator[1]
+            index += 1
+            if index == len(self.lines) and not self._extend():
+                raise empty(self.mapping.path)
         if index in self.bad:
             raise UserError(
                 f"{self.mapping.path}: line {index + 1}, the header, cannot be read: {self.bad[index]}; "
                 f"give the file's encoding in {self.mapping.source.encoding_option}"
             )
-        header = _header(self.lines[index], self.delimiter)
+        self.mapping.first_line = True
+        used, header = 1, _header(self.lines[index], self.delimiter)
+        if (
+            '"' in self.lines[index] and self.delimiter != "\t"
+        ):  # a name, or a first row without a header, may hold newlines
+            self.width = 0
+            lines, found, _ = self._quoted(index)
+            used, header = (lines, [field.strip() for field in found]) if found else (used, header)
         chosen = self.mapping.resolve(header)
         self.width = len(header)
+        headless = self.mapping.is_row(header)
+        self.header = [] if headless else header
+        # How the first field of a repeated header may look: a quick test for every row.
+        self.firsts = set() if headless else {header[0], self.lines[index].split(self.delimiter, 1)[0]}
         # A field "" is appended to every row, for the roles that have no column.
         places = [chosen.get(role, self.width) for role in self.mapping.roles]
         self.pick = itemgetter(*places) if len(places) > 1 else itemgetter(slice(places[0], places[0] + 1))
-        return index + 1
+        return index if headless else index + used
 
     def _slow(self, index: int, fields: list[str]) -> tuple[int, Row]:
         """A line with quotes, the wrong number of columns or bad bytes: (lines used, its row)."""
@@ -210,13 +245,15 @@ class _Table:
             return 1, Row(number, None, line, self.bad[index])
         if '"' not in line:
             return 1, Row(number, None, line, self._wrong_width(len(fields)))
-        used, found, problem = (self._quoted_csv if self.delimiter == "," else self._quoted_tsv)(index, fields)
+        used, found, problem = (self._quoted_tsv if self.delimiter == "\t" else self._quoted_csv)(index, fields)
         raw = line if used == 1 else "\n".join(self.lines[index : index + used])
         if found is None:
             return used, Row(number, None, raw, problem)
+        if [field.strip() for field in found] == self.header:
+            return used, Row(number, None, raw, REPEATED)
         values = [unguarded(value) for value in self.pick([*found, ""])]
         if self.mapping.source.join_lists:
-            values = [_utterances(value) for value in values]
+            values = [_utterances(value, self.mapping.source.missing) for value in values]
         return used, Row(number, dict(zip(self.mapping.roles, values, strict=True)), raw)
 
     def _wrong_width(self, found: int) -> str:
@@ -289,12 +326,12 @@ def _unquoted(field: str) -> str:
     return field
 
 
-def _utterances(value: str) -> str:
+def _utterances(value: str, words: Collection[str]) -> str:
     """A cell that is a JSON list of texts (AI-Hub's tsv), one a line; others as they are."""
-    if value[:2] != '["' or value[-1:] != "]":
+    if not value.startswith(('["', "[null")) or value[-1:] != "]":
         return value
     try:
-        items = json.loads(value)
-    except (ValueError, RecursionError):
+        joined = as_text(json.loads(value), "", words, True)
+    except (ValueError, RecursionError, Unusable):
         return value
-    return without_surrogates("\n".join(items)) if all(isinstance(item, str) for item in items) else value
+    return without_surrogates(joined)  # type: ignore[arg-type]

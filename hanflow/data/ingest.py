@@ -33,6 +33,9 @@ REASONS = 50
 
 OTHER = "other reasons"
 
+SPELLINGS = 10_000
+"""Spellings of the names of a column that are counted apart."""
+
 FLUSH_ROWS, FLUSH_CHARS = 16_384, 8_000_000
 """Rows or characters gathered before they are written."""
 
@@ -66,6 +69,8 @@ class Intake:
         self.compared = [c.role for c in self.columns if c.required and c.role != self.split_role]
         # The seed salts the digests: their order is then the seeded order that the splits are drawn in.
         self.salt = (self.config.seed % (1 << 128)).to_bytes(16, "little")
+        self.spellings: dict[str, Counter[tuple[str, str]]] = {c.role: Counter() for c in self.columns if c.category}
+        """Role → rows of each (name in the corpus, what stood in the file), as far as those differ in few ways."""
         self.seen: set[bytes] = set()
         self.held_out: dict[bytes, int] = {}
         """Digest of a text of a given validation or test source → the split."""
@@ -119,6 +124,7 @@ class Intake:
         clean, config, salt, split_role = self.clean, self.config, self.salt, self.split_role
         compared, seen, held_out, accepted = self.compared, self.seen, self.held_out, self._accepted
         digests = []
+        spelt: dict[str, list[tuple[str, str]]] = {role: [] for role in self.spellings}
         self.read += len(rows)
         for row in rows:
             values = row.values
@@ -145,11 +151,17 @@ class Intake:
             except RejectedRow as error:
                 self._reject(path, row, str(error))
                 continue
+            for role, found in spelt.items():
+                found.append((cleaned[role], values[role]))
             digests.append(digest)
             accepted.append(cleaned)
             self._chars += len(text)
             if len(accepted) >= FLUSH_ROWS or self._chars >= FLUSH_CHARS:
                 self._flush_accepted(split)
+        for role, found in spelt.items():
+            for name, count in Counter(found).items():
+                if name in self.spellings[role] or len(self.spellings[role]) < SPELLINGS:
+                    self.spellings[role][name] += count
         if split != TRAIN:
             held_out.update(dict.fromkeys(digests, split))
         self.digests.append(b"".join(digest[:8] for digest in digests))
@@ -188,6 +200,15 @@ class Intake:
             arrays = [pa.array(column, kind.type) for column, kind in zip(columns, _REJECTED, strict=True)]
             self.rejected_file.write_batch(pa.record_batch(arrays, schema=_REJECTED))
             self._rejected, self._rejected_chars = [], 0
+
+    def merged(self) -> dict[str, dict[str, int]]:
+        """`role name` → rows of each spelling in the files, of the names that have several."""
+        found: dict[str, dict[str, int]] = {}
+        for role, spellings in self.spellings.items():
+            for (name, spelt), count in spellings.items():
+                counts = found.setdefault(f"{role} {name}", {})
+                counts[spelt.strip()] = counts.get(spelt.strip(), 0) + count
+        return {name: counts for name, counts in found.items() if len(counts) > 1}
 
     def refuse_nothing(self) -> None:
         """Refuse sources without a single good row.

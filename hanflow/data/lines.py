@@ -11,17 +11,19 @@ import gzip
 import io
 import os
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
 from hanflow.progress import log
-from hanflow.storage import is_remote, open_raw
+from hanflow.storage import divided, is_remote, open_raw
 
 STANDARD_INPUT = "-"
 """Path that means standard input."""
@@ -53,6 +55,16 @@ _MARKS = (
 )
 
 
+_MAGIC = (
+    (b"version https://git-lfs.github.com/spec", "a Git LFS pointer, not the file: run git lfs pull"),
+    (b"PK\x03\x04", "a zip archive or an Excel workbook, not text: name it .zip, or save it as .csv or .jsonl"),
+    (b"PAR1", "a parquet file: name it .parquet"),
+    (b"ARROW1", "an Arrow file: name it .arrow"),
+    (b"\x1f\x8b", "compressed by gzip: name it .gz"),
+)
+"""Beginnings of files that hold no lines → what they are, and what to do."""
+
+
 @dataclass
 class Block:
     """Some consecutive lines of a file, without their ends."""
@@ -64,7 +76,7 @@ class Block:
 
 def rereadable(path: str) -> bool:
     """Whether a file can be read a second time: neither standard input nor a pipe."""
-    return is_remote(path) or (path != STANDARD_INPUT and os.path.isfile(path))
+    return is_remote(path) or (path != STANDARD_INPUT and os.path.isfile(divided(path)[0]))
 
 
 def byte_blocks(path: str) -> Iterator[bytes]:
@@ -81,10 +93,10 @@ def byte_blocks(path: str) -> Iterator[bytes]:
             while block := take(BLOCK):
                 done += len(block)
                 yield block
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as error:
         raise UserError(
             f"{path}: is cut short or damaged: it cannot be decompressed past {done / 1e6:.1f} MB ({error}); "
-            f"fetch it again, then check it with gzip -t"
+            f"fetch it again, then check it with {'unzip -t' if divided(path)[1] else 'gzip -t'}"
         ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); check the path and its rights") from None
@@ -109,14 +121,18 @@ def empty(path: str) -> UserError:
 def line_blocks(source: Source) -> Iterator[Block]:
     """The decoded lines of a file, split at newlines alone (not at U+2028 or U+0085), carriage returns stripped.
 
+    A file without a newline in its beginning, but with carriage returns (of old Macs), is split at those. A byte-order
+    mark before a line is no part of it: files have been joined there.
+
     Raises:
-        UserError: see `byte_blocks`; or there is no such encoding.
+        UserError: see `byte_blocks`; there is no such encoding, or the file is no text.
     """
     blocks, codec = _decodable(source)
     name = _display_name(codec)
     if codec.startswith(("utf-16", "utf-32", "utf-7", "iso2022", "hz")):
         # Newlines cannot be found in its bytes: recode, with an impossible byte where a character was bad.
         blocks, codec = _recoded(blocks, codec, "\udcff"), "utf-8"
+    blocks = _newline_ends(blocks, source.path)
     rest, overlong = b"", ""
     for block in blocks:
         if overlong:  # inside a line that was given up already: pass over the rest of it
@@ -139,6 +155,21 @@ def line_blocks(source: Source) -> Iterator[Block]:
         yield _decoded(rest, codec, name)
 
 
+def _newline_ends(blocks: Iterator[bytes], path: str) -> Iterator[bytes]:
+    """The blocks, with newlines for carriage returns where those end the lines.
+
+    Raises:
+        UserError: these bytes are of a format without lines.
+    """
+    first = next(blocks, b"")
+    found = next((what for magic, what in _MAGIC if first.startswith(magic)), "")
+    if found:
+        raise UserError(f"{path}: is {found}")
+    returns = b"\n" not in first and b"\r" in first
+    for block in chain([first], blocks):
+        yield block.replace(b"\r", b"\n") if returns else block
+
+
 def _decoded(whole: bytes, codec: str, name: str) -> Block:
     if len(whole) <= ROW_LIMIT:
         try:
@@ -148,13 +179,15 @@ def _decoded(whole: bytes, codec: str, name: str) -> Block:
         else:
             if "\r" in text:
                 text = text.replace("\r\n", "\n").removesuffix("\r")
+            if "\ufeff" in text:
+                text = text.removeprefix("\ufeff").replace("\n\ufeff", "\n")
             return Block(text.split("\n"))
     block = Block([])
     for index, line in enumerate(whole.split(b"\n")):
         line = line.removesuffix(b"\r")
         try:
             if len(line) <= ROW_LIMIT:
-                block.lines.append(line.decode(codec))
+                block.lines.append(line.decode(codec).removeprefix("\ufeff"))
                 continue
             block.bad[index] = TOO_LONG
         except UnicodeDecodeError as error:

@@ -8,8 +8,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 from hanflow.config import PreprocessConfig
+from hanflow.config.steps import MISSING
 from hanflow.config.suggest import did_you_mean, similar
 from hanflow.errors import UserError
 from hanflow.progress import log
@@ -29,6 +31,8 @@ class Column:
     """Whether it carries text: the tokenizer is trained on it, its lengths are reported."""
     input: bool = False
     """Whether it is what a person gives to have something predicted; its text stands in one split only."""
+    category: bool = False
+    """Whether it is one of few names, which every split has to spell alike."""
 
 
 class RejectedRow(Exception):
@@ -68,6 +72,8 @@ class Source:
     """One of `readers.FORMATS`, or `auto`: by the ending of the path, anything unknown holds lines."""
     encoding: str = "auto"
     """A codec's name, or `auto`: by byte-order mark, else UTF-8, else CP949 where only that fits."""
+    missing: frozenset[str] = frozenset(MISSING)
+    """Words that stand for a value that is not there, spelt exactly so."""
     speaker_format: str = "#Person{n}#: "
     """What stands before each utterance of an AI-Hub dialogue."""
     every_row: bool = False
@@ -97,15 +103,24 @@ class ColumnMapping:
         self.text_role = (*self.required, *self.roles)[0]
         """The role of the texts in a file without columns."""
         self.absent = dict.fromkeys(self.roles, "")
+        self.first_line = False
+        """Whether the names of columns are the first line of the file, so that it may have none."""
         self.present: frozenset[str] = frozenset()
         """Roles that the file has a column for; filled when its first columns are known."""
         self._names = dict(source.names)
+        self.numbered = {
+            role: int(name) - 1 for role, name in self._names.items() if _WHOLE.fullmatch(name) and int(name)
+        }
+        """Role → place from 0, where a person gave numbers alone."""
+        if len(self.numbered) < len(self._names):
+            self.numbered = {}
 
     def find(self, found: Sequence[str]) -> dict[str, int]:
         """Role → index in `found` of the raw column that plays it; roles without one are left out.
 
         A role that a person named a column for is looked for by that name only, else by its aliases and its own name,
-        the first that exists. Names are compared without case and surrounding blanks.
+        the first that exists. Names are compared without case and surrounding blanks. In a table where a person gave
+        numbers alone, they are places from 1, unless the names of its columns are numbers.
         """
         places: dict[str, int] = {}
         for index, name in reversed(list(enumerate(found))):  # of two columns of one name the first wins
@@ -117,7 +132,24 @@ class ColumnMapping:
             place = next((places[_key(name)] for name in wanted if _key(name) in places), None)
             if place is not None:
                 chosen[column.role] = place
+        if self._places_meant(found):
+            return {role: place for role, place in self.numbered.items() if place < len(found)}
         return chosen
+
+    def _places_meant(self, first: Sequence[str]) -> bool:
+        """Whether the numbers that a person gave are places: only a first line of different numbers names its columns so."""
+        names = {cell.strip() for cell in first}
+        named = (
+            len(names) == len(first) and all(map(_WHOLE.fullmatch, names)) and names.issuperset(self._names.values())
+        )
+        return bool(self.first_line and self.numbered) and not named
+
+    def is_row(self, first: Sequence[str]) -> bool:
+        """Whether the first line of a table is a row: its columns were given by number, and it has none of their names."""
+        if not self._places_meant(first):
+            return False
+        aliases = {column.role: {*map(_key, (*column.aliases, column.role))} for column in self.source.columns}
+        return not any(_key(first[place]) in aliases[role] for role, place in self.find(first).items())
 
     def missing(self, chosen: Container[str]) -> list[str]:
         """The roles that must have a raw column (required, or named by a person) and have none."""
@@ -129,15 +161,20 @@ class ColumnMapping:
         Raises:
             UserError: a role that is required or named by a person has no column.
         """
+        self.sole(found)
         chosen = self.find(found)
-        if not chosen and len(found) == len(self.required) == 1 and not self._names and not _DELIMITER.search(found[0]):
-            _log_only_column(self.path, found[0], self.text_role)
-            self._names[self.text_role] = found[0]  # for all rows to come: jsonl may have other keys later
-            chosen = {self.text_role: 0}
         if self.missing(chosen):
             raise self.refusal(found)
         self.present = frozenset(chosen)
         return chosen
+
+    def sole(self, found: Sequence[str]) -> bool:
+        """Whether the only column of a file plays the only role that is required, whatever its name; from now on it does."""
+        if self.find(found) or not len(found) == len(self.required) == 1 or self._names or _DELIMITER.search(found[0]):
+            return False
+        _log_only_column(self.path, found[0], self.text_role)
+        self._names[self.text_role] = found[0]  # for all rows to come: jsonl may have other keys later
+        return True
 
     def refusal(self, found: Sequence[str]) -> UserError:
         """Why no row of this file can be used, what was looked for, and what to do."""
@@ -159,8 +196,14 @@ class ColumnMapping:
         delimiter = _DELIMITER.search(found[0]) if len(found) == 1 else None
         if delimiter:
             known = {",": "commas: name it .csv", "\t": "tabs: name it .tsv"}
-            found_by = known.get(delimiter[0], f"{delimiter[0]!r}: save it as .csv")
-            cure = f"its values seem to be separated by {found_by}; or {cure}"
+            say = f"{delimiter[0]!r}: put the line sep={delimiter[0]} before the first, or save it with commas"
+            cure = f"its values seem to be separated by {known.get(delimiter[0], say)}; or {cure}"
+        elif any("\r" in name.strip() for name in found):
+            cure = "its lines seem to end in carriage returns alone, but it has newlines too: save it with line ends of one kind"
+        elif self.first_line and len(found) > 1 and not chosen:
+            number = f"""{option}='{json.dumps({r: n for n, r in enumerate(self.required, 1)})}'"""
+            number = f"{option} 1" if option.startswith("--") else number
+            cure = f"{cure}; its first line looks like a row: if it is no header, number the columns, e.g. {number}"
         return UserError(
             f"{self.path}: has no column for {looked_for}; columns found: {', '.join(names) or 'none'}"
             f"{did_you_mean(near)}; {cure}"
@@ -171,8 +214,11 @@ _DELIMITER = re.compile(r"[,;|\t]")
 """What makes the name of an only column look like several, divided by another delimiter than the one that was tried."""
 
 
+_WHOLE = re.compile("[0-9]{1,4}")
+
+
 def _key(name: str) -> str:
-    return name.strip().casefold()
+    return normalize("NFKC", name.replace("\ufeff", "")).strip().casefold()
 
 
 @cache  # a file may be read twice
@@ -204,4 +250,5 @@ def corpus_source(path: str, columns: Sequence[Column], config: PreprocessConfig
         UserError: `preprocess.columns` has a role that is none of `columns`.
     """
     names = check_columns(config.columns, columns)
-    return Source(path, tuple(columns), names, encoding=config.encoding, speaker_format=config.speaker_format)
+    missing, speaker = frozenset(map(str, config.missing)), config.speaker_format
+    return Source(path, tuple(columns), names, encoding=config.encoding, missing=missing, speaker_format=speaker)

@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError
-from hanflow.loading.pretrained import CAUSAL_LM, CLASSIFIER, ENCODER_DECODER, load_for_training
+from hanflow.loading.pretrained import (
+    CAUSAL_LM,
+    CLASSIFIER,
+    ENCODER_DECODER,
+    load_config,
+    load_for_training,
+    load_model,
+)
 from hanflow.models import bart, causal_lm, classifiers
+from hanflow.progress import log
+from hanflow.text.labels import label_of
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+SHOWN = 10
+"""Most classes that a message lists."""
 
 
 def encoder_decoder(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -53,7 +66,8 @@ def classifier(
     labels: Sequence[str],
     class_weights: Sequence[float] | None = None,
 ) -> PreTrainedModel:
-    """A classifier before training; of a pretrained one with other classes the head is replaced by a new one.
+    """A classifier before training; the head of a pretrained one is taken class by class, by name (see `label_of`), and
+    drawn anew for the classes that it does not have.
 
     Args:
         labels: name of each class, which the model's config keeps; its place is its index.
@@ -73,10 +87,52 @@ def classifier(
         )
     names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
     if config.pretrained:
+        kept = _trained_rows(config.pretrained, labels)
         model = load_for_training(config, CLASSIFIER, tokenizer, ["pad_token_id"], names, ignore_mismatched_sizes=True)
+        if kept is not None:
+            classifiers.set_rows(model, kept, config.seed)
     else:
         build = classifiers.ARCHITECTURES.build
         model = build(config.architecture, tokenizer, config.seed, ["pad_token_id"], **names)
     if class_weights is not None:
         model.config.class_weights = [float(weight) for weight in class_weights]
+    elif getattr(model.config, "class_weights", None) is not None:
+        model.config.class_weights = None  # those of the pretrained model's own training
     return model
+
+
+def _trained_rows(pretrained: str, labels: Sequence[str]) -> dict[int, tuple[torch.Tensor, torch.Tensor | None]] | None:
+    """Index of a label → the row of a pretrained classifier's head that has its name; None: that head fits as it is, or
+    the model has none.
+    """
+    config = load_config(pretrained)
+    if not any("ForSequenceClassification" in name for name in config.architectures or ()):
+        return None
+    theirs = [str(config.id2label[place]) for place in sorted(config.id2label)]
+    places = {label_of(name): place for place, name in enumerate(theirs)}
+    found = {place: places[label_of(label)] for place, label in enumerate(labels) if label_of(label) in places}
+    same = len(theirs) == len(labels) == len(found) and all(ours == place for ours, place in found.items())
+    if same:
+        return None
+    if getattr(config, "members", None):
+        raise UserError(
+            f"{pretrained}: is an ensemble with the classes {', '.join(theirs[:SHOWN])}, which are not those of the data, "
+            f"{', '.join(labels[:SHOWN])}; give one of its members as train.pretrained"
+        )
+    new = [label for place, label in enumerate(labels) if place not in found]
+    unused = [name for place, name in enumerate(theirs) if place not in found.values()]
+    log.warning(
+        "%s: its classes are %s; taken over by name: %s; drawn anew: %s%s",
+        pretrained,
+        ", ".join(theirs[:SHOWN]),
+        ", ".join(labels[place] for place in list(found)[:SHOWN]) or "none",
+        ", ".join(new[:SHOWN]) or "none",
+        f"; not used: {', '.join(unused[:SHOWN])}" if unused else "",
+    )
+    if not found:
+        return {}
+    layer = classifiers.head(load_model(pretrained, CLASSIFIER))
+    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    return {
+        ours: (weight[place].clone(), None if bias is None else bias[place].clone()) for ours, place in found.items()
+    }

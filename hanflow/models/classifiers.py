@@ -58,6 +58,39 @@ def balanced_weights(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
+def head(model: PreTrainedModel) -> torch.nn.Linear:
+    """The layer that computes the class scores: the last one with as many outputs as there are classes.
+
+    Raises:
+        ValueError: the model has no such layer.
+    """
+    classes = model.config.num_labels
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == classes]
+    if not layers:
+        raise ValueError("no linear layer has as many outputs as there are classes")
+    return layers[-1]
+
+
+def set_rows(model: PreTrainedModel, rows: Mapping[int, tuple[torch.Tensor, torch.Tensor | None]], seed: int) -> None:
+    """Draw a classifier's head anew, except for some classes.
+
+    Args:
+        model: changed in place.
+        rows: index of a class → its weights, floating (H,) for H hidden units, and its bias, floating ().
+        seed: of the new rows.
+    """
+    layer = head(model)
+    torch.manual_seed(seed)
+    fresh = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    model._init_weights(fresh)
+    with torch.no_grad():
+        for place, (weights, bias) in rows.items():
+            fresh.weight[place] = weights
+            if fresh.bias is not None and bias is not None:
+                fresh.bias[place] = bias
+        layer.load_state_dict(fresh.state_dict())
+
+
 def collate(
     rows: Sequence[Sequence[Any]], shape: Sequence[int], config: PretrainedConfig, *, static: bool = False
 ) -> dict[str, torch.Tensor]:

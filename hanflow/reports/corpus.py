@@ -8,6 +8,9 @@ from typing import Any
 from hanflow.config import PreprocessConfig, last_part, to_mapping
 from hanflow.reports.html import Section, histogram, page, settings, table
 
+MOST_SPELLINGS = 200
+"""Rows of the table of spellings."""
+
 
 def render(
     task: str,
@@ -43,6 +46,15 @@ def render(
                     [(reason, count, examples.get(reason, "")) for reason, count in reasons],
                 ),
                 "Every rejected row is in rejected.parquet, with its file, row number, reason and raw text.",
+            )
+        )
+    merged = [(name, spelt, n) for name, spellings in details["merged"].items() for spelt, n in spellings.items()]
+    if merged:
+        sections.append(
+            Section(
+                "Spellings",
+                table(["name", "as it stands in the files", "rows"], merged[:MOST_SPELLINGS]),
+                "Several spellings of one name; preprocess.labels=exact keeps them apart.",
             )
         )
     sources = [[last_part(v) if isinstance(v, str) else v for v in source.values()] for source in details["sources"]]

@@ -61,13 +61,6 @@ class Bundle:
             ) from None
         return cls(folder, manifest, task, cleaning, encoding, step_config("evaluate", settings, name))
 
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        """Usual names of a column with texts to predict from."""
-        role = self.task.input_role
-        aliases = next((column.aliases for column in self.task.columns if column.role == role), ())
-        return tuple(dict.fromkeys((role, *aliases)))
-
     def predictor(self, device: str = "cpu") -> Predictor:
         """The model, loaded onto a device of torch.
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import streamlit as st
 
-from hanflow.data.readers import read_texts, text_source
 from hanflow.errors import UserError
 from hanflow.serving.bundle import Answers, Bundle, answer
+from hanflow.serving.inputs import first_texts
 from hanflow.serving.sources import open_source
 from hanflow.tasks.predictor import Predictor
 
@@ -63,14 +63,9 @@ def opened(path: str) -> tuple[Bundle, Predictor]:
 
 
 @st.cache_data
-def examples(path: str, names: tuple[str, ...]) -> list[str]:
+def examples(path: str, _bundle: Bundle) -> list[str]:
     """The first texts of a file of examples."""
-    found: list[str] = []
-    for row in read_texts(text_source(path, usual=names)):
-        found += [row.texts[0]] if row.texts[0].strip() else []
-        if len(found) == EXAMPLES:
-            break
-    return found
+    return first_texts(_bundle, path, EXAMPLES)
 
 
 def main() -> None:
@@ -95,7 +90,7 @@ def main() -> None:
     )
     changes = _controls(first, [name for _, predictor in loaded for name in predictor.adjusts])
     if options.examples:
-        _offer(examples(options.examples, first.input_names))
+        _offer(examples(options.examples, first))
     text = st.text_area(
         "Text", key="text", height=220, placeholder="Type or paste a Korean text", label_visibility="collapsed"
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hanflow.data.lines import STANDARD_INPUT, rereadable
-from hanflow.data.readers import FORMATS, SUFFIXES, read_texts
+from hanflow.data.readers import FORMATS, raw_files, read_texts
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
-from hanflow.storage import find_raw, fingerprint
+from hanflow.storage import fingerprint, is_archive
 
 if TYPE_CHECKING:
     from hanflow.serving.bundle import Bundle
@@ -97,23 +98,44 @@ def inputs_of(bundle: Bundle, request: Request) -> Inputs:
         raise UserError(f"--input-format: {request.input_format!r} is not a format; give one of {', '.join(FORMATS)}")
     paths = [STANDARD_INPUT]
     if request.input != STANDARD_INPUT:
-        special = os.path.exists(request.input) and not os.path.isdir(request.input)  # a pipe is one, too
-        paths = [request.input] if special else find_raw(request.input, SUFFIXES)
+        # A file that is named is read whatever its ending; a pipe is one, too.
+        file = os.path.exists(request.input) and not os.path.isdir(request.input) and not is_archive(request.input)
+        paths = [request.input] if file else raw_files(request.input)
         output = Path(request.output).absolute()
         own = {f"{output}{ending}" for ending in (".partial", ".partial.json", ".partial.json.new")}
         paths = [path for path in paths if str(Path(path).absolute()) not in own]
         if request.output != STANDARD_INPUT and any(Path(path).resolve() == output.resolve() for path in paths):
             raise UserError(f"--output: {request.output} is one of the input files; give another one")
+    source = input_source(bundle, column=request.column, format=request.input_format, encoding=request.encoding)
+    return Inputs(paths, source)
+
+
+def input_source(bundle: Bundle, path: str = "", *, column: str | None = None, **how: Any) -> Source:
+    """A file of texts to predict from: its columns are found, and its texts read, as for the bundle's corpus.
+
+    Args:
+        column: the column of the texts, as a person named it; None: by its usual names.
+        how: further attributes of `Source`.
+    """
     text = bundle.task.input_role
-    source = Source(
-        "",
+    return Source(
+        path,
         tuple(replace(c, required=c.role == text) for c in bundle.task.columns if c.role in (text, "id")),
-        {} if request.column is None else {text: request.column},
-        format=request.input_format,
-        encoding=request.encoding,
+        {} if column is None else {text: column},
+        missing=frozenset(map(str, bundle.cleaning.missing)),
         speaker_format=bundle.cleaning.speaker_format,
         every_row=True,
         column_option="--column",
         encoding_option="--encoding",
+        **how,
     )
-    return Inputs(paths, source)
+
+
+def first_texts(bundle: Bundle, path: str, count: int) -> list[str]:
+    """The first texts of a file that hold something, at most so many.
+
+    Raises:
+        UserError: see `readers.read_texts`; a file whose first texts are good may be bad behind them.
+    """
+    texts = (row.texts[0] for row in read_texts(input_source(bundle, path)))
+    return list(islice((text for text in texts if text.strip()), count))

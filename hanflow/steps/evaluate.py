@@ -92,6 +92,17 @@ def run(config: EvaluateConfig, *, task: str, output: str, model: str, shards: s
             f"{corpus}: its {config.split} split is empty: nothing to score; raise preprocess.{config.split}_ratio (or give "
             f"preprocess.{config.split}_source) and run from there, or choose another evaluate.split"
         )
+    unknown = of_corpus.details.get("unknown", {}).get(config.split)
+    if unknown:
+        names = ", ".join(f"{name} ({count:,})" for name, count in list(unknown["names"].items())[:10])
+        log.warning(
+            "%s of %s rows of the %s split have a %s that the train split lacks, so they count as wrong: %s",
+            f"{unknown['rows']:,}",
+            f"{unknown['of']:,}",
+            config.split,
+            unknown["role"],
+            names,
+        )
     with staged(output, "evaluation") as target:
         systems, shown = _systems(
             replace(config, earlier=earlier), chosen_task, split, model_at, of_shards, training, target

@@ -8,16 +8,18 @@ the splits. So memory grows with the number of rows (about 200 bytes each) and n
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hanflow.config import PreprocessConfig, to_mapping
-from hanflow.data.ingest import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, TEST, TRAIN, VALIDATION, Intake
+from hanflow.data.ingest import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, SPELLINGS, TEST, TRAIN, VALIDATION, Intake
 from hanflow.data.readers import raw_files
 from hanflow.data.schema import check_columns
 from hanflow.errors import UserError
@@ -30,6 +32,12 @@ from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
 from hanflow.system import gc_paused
 from hanflow.tasks import get_task
 from hanflow.tasks.base import Task
+
+Names = dict[str, dict[str, Counter[str]]]
+"""Role → split → rows of each name in that column."""
+
+MOST_NAMES = 50
+"""Names that the train split lacks which the manifest lists."""
 
 
 def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
@@ -54,9 +62,12 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
                 intake.read_source(split, files)
         intake.refuse_nothing()
         parts = assign(intake.split_array(), intake.digest_array(), ratios, chosen.split_role)
-        rows = _deal_out(folder, parts, chosen)
+        rows, names = _deal_out(folder, parts, chosen)
+        unknown = _unknown_names(names, config)
         counts = {"rows": rows, "read": intake.read, "rejected": intake.rejected, "reasons": dict(intake.reasons)}
         details = {
+            "merged": intake.merged(),
+            "unknown": unknown,
             "lengths": {role: lengths.summary(np.concatenate(found)) for role, found in intake.lengths.items()},
             "sources": [
                 {"split": SPLITS[split], "file": path, "bytes": fingerprint(path)["bytes"]}
@@ -75,6 +86,13 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
         log.warning(
             "rejected %s of %s rows: %s (see rejected.parquet)", f"{intake.rejected:,}", f"{intake.read:,}", reasons
         )
+    merged = intake.merged()
+    if merged:
+        shown = "; ".join(
+            f"{name} is " + ", ".join(f"{spelt!r} ({count:,})" for spelt, count in spellings.items())
+            for name, spellings in list(merged.items())[:10]
+        )
+        log.warning("several spellings are one name: %s; preprocess.labels=exact keeps them apart", shown)
     return Report({"rows": sum(rows.values()), **rows, "rejected": intake.rejected}, html="report.html")
 
 
@@ -137,8 +155,46 @@ def assign(given: np.ndarray, digests: np.ndarray, ratios: dict[int, float], wha
     return parts
 
 
-def _deal_out(folder: Path, parts: np.ndarray, task: Task) -> dict[str, int]:
-    """The second pass: write every split's file; returns its rows."""
+def _unknown_names(names: Names, config: PreprocessConfig) -> dict[str, dict[str, Any]]:
+    """Split → the names of a category in it that the train split lacks, told to the person.
+
+    Raises:
+        UserError: a split has no other ones.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for role, counts in names.items():
+        known = counts[SPLITS[TRAIN]]
+        if len(known) > MOST_NAMES and sum(known.values()) < 2 * len(known):
+            continue  # hardly a name twice: these are no names, which the task says
+        for split in SPLITS:
+            total = sum(counts[split].values())
+            absent = {name: count for name, count in counts[split].most_common() if name not in known}
+            if not absent:
+                continue
+            rows = sum(absent.values())
+            shown = ", ".join(f"{name} ({count:,})" for name, count in list(absent.items())[:10])
+            if rows == total:
+                there = ", ".join(f"{name} ({count:,})" for name, count in known.most_common(10))
+                given = getattr(config, f"{split}_source")
+                raise UserError(
+                    f"{given or config.source}: no row of the {split} split has a {role} that the train split has; "
+                    f"{split}: {shown}; train: {there}; spell both alike, or give the {split} split rows of these classes "
+                    f"({f'preprocess.{split}_source' if given else f'preprocess.{split}_ratio, preprocess.seed'})"
+                )
+            log.warning(
+                "the %s split has %s of %s rows with a %s that the train split lacks: %s; they count as wrong",
+                split,
+                f"{rows:,}",
+                f"{total:,}",
+                role,
+                shown,
+            )
+            found[split] = {"role": role, "rows": rows, "of": total, "names": dict(list(absent.items())[:MOST_NAMES])}
+    return found
+
+
+def _deal_out(folder: Path, parts: np.ndarray, task: Task) -> tuple[dict[str, int], Names]:
+    """The second pass: write every split's file; returns its rows, and the names of each column of categories."""
     roles = [column.role for column in task.columns]
     schema = pa.schema([(role, pa.string()) for role in roles])
     repeated = [role for role in roles if role not in task.text_roles]  # texts hardly repeat: no dictionary of them
@@ -150,6 +206,7 @@ def _deal_out(folder: Path, parts: np.ndarray, task: Task) -> dict[str, int]:
             for name in SPLITS
         ]
         waiting: list[list[pa.RecordBatch]] = [[] for _ in SPLITS]
+        names: Names = {c.role: {split: Counter() for split in SPLITS} for c in task.columns if c.category}
         done = 0
         for batch in _accepted_batches(folder):
             part = parts[done : done + batch.num_rows]
@@ -158,17 +215,23 @@ def _deal_out(folder: Path, parts: np.ndarray, task: Task) -> dict[str, int]:
                 mine = batch.filter(pa.array(part == split))
                 if mine.num_rows:
                     waiting[split].append(mine)
+                for role in names:
+                    for count in mine.column(role).value_counts().to_pylist():
+                        names[role][SPLITS[split]][count["values"]] += count["counts"]
                 if (
                     sum(map(len, waiting[split])) >= FLUSH_ROWS
                     or sum(b.nbytes for b in waiting[split]) >= 4 * FLUSH_CHARS
                 ):
                     writer.write_table(pa.Table.from_batches(waiting[split]))
                     waiting[split] = []
+            many = [role for role, counts in names.items() if any(len(found) > SPELLINGS for found in counts.values())]
+            for role in many:  # it holds no names; a later step says so
+                del names[role]
         for writer, batches in zip(writers, waiting, strict=True):
             if batches:
                 writer.write_table(pa.Table.from_batches(batches))
     (folder / ACCEPTED).unlink()
-    return {name: int((parts == split).sum()) for split, name in enumerate(SPLITS)}
+    return {name: int((parts == split).sum()) for split, name in enumerate(SPLITS)}, names
 
 
 def _accepted_batches(folder: Path) -> Iterator[pa.RecordBatch]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 
 from hanflow.data.delimited import csv_writer
-from hanflow.data.lines import rereadable
-from hanflow.data.readers import read_texts
+from hanflow.data.readers import text_source
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
 from hanflow.metrics.rouge import CHUNK_CHARACTERS, CHUNK_ROWS, score_rows
 from hanflow.progress import Progress
+from hanflow.steps.pairing import Pairs
+from hanflow.tasks import get_task
 from hanflow.text.scoring_tokens import Tokenization
 
 
@@ -32,6 +32,19 @@ class FileScores:
     """Score (`rougeL_morpheme_precision`) → float64 array of shape (rows,); see `rouge.score_rows`."""
 
 
+def text_file(path: str, what: str, column: str | None, encoding: str) -> Source:
+    """A file of texts to score.
+
+    Args:
+        what: `prediction` or `reference`, the usual name of its column; else it is found by those of summaries.
+        column: its name, as a person gave it.
+        encoding: see `Source.encoding`.
+    """
+    usual = next(c.aliases for c in get_task("summarization").columns if c.text and not c.input)
+    option = f"--{what}-column"
+    return text_source(path, column, (what, *usual), ids=True, column_option=option, encoding=encoding)
+
+
 def score_files(
     predictions: Source, references: Sequence[Source], tokenizations: Sequence[str | Tokenization]
 ) -> FileScores:
@@ -39,18 +52,19 @@ def score_files(
 
     Args:
         predictions: one text a row; see `readers.text_source`.
-        references: files with as many rows; a row's references are those of all files together.
+        references: files with as many rows; a row's references are those of all files together; see `Pairs`.
         tokenizations: ways to cut the texts; each gives its own scores.
 
     Raises:
-        UserError: a file cannot be used (`readers.read_texts`), a row has several predictions, or the files differ in rows.
+        UserError: a file cannot be used (`readers.read_texts`), a row has several predictions, or the files differ in rows
+            or in ids.
     """
-    total = _count([predictions, *references])
+    pairs = Pairs(predictions, references)
     parts: list[dict[str, np.ndarray]] = []
     rows = empty = 0
     counts: set[int] = set()
-    with Progress("scoring", total) as progress:
-        for predicted, referenced in _chunks(predictions, references):
+    with Progress("scoring", pairs.rows) as progress:
+        for predicted, referenced in _chunks(pairs):
             part: dict[str, np.ndarray] = {}
             for tokenization in tokenizations:
                 part.update(score_rows(predicted, referenced, tokenization))
@@ -68,51 +82,24 @@ def score_files(
     return FileScores(rows, empty, (min(counts), max(counts)), scores)
 
 
-def _count(sources: Sequence[Source]) -> int | None:
-    """The rows that all files hold, so that a mistake shows before the work; None if one can be read only once."""
-    if not all(rereadable(source.path) for source in sources):
-        return None
-    counts = {source.path: sum(1 for _ in read_texts(source)) for source in sources}
-    if len(set(counts.values())) > 1:
-        raise _unequal(counts)
-    return counts[sources[0].path]
-
-
-def _chunks(predictions: Source, references: Sequence[Source]) -> Iterator[tuple[list[str], list[list[str]]]]:
+def _chunks(pairs: Pairs) -> Iterator[tuple[list[str], list[list[str]]]]:
     """The predictions, and the references of each, of rows that are scored at once."""
-    sources = [predictions, *references]
     predicted: list[str] = []
     referenced: list[list[str]] = []
     characters = 0
-    counts = dict.fromkeys((source.path for source in sources), 0)
-    for number, rows in enumerate(zip_longest(*map(read_texts, sources)), start=1):
-        counts.update((source.path, number) for source, row in zip(sources, rows, strict=True) if row is not None)
-        if any(row is None for row in rows):
-            continue  # count on, for the message
-        texts = rows[0].texts
+    for number, (texts, references) in enumerate(pairs, start=1):
         if len(texts) > 1:
             raise UserError(
-                f"{predictions.path}: row {number} has {len(texts)} predictions; score each system by itself"
+                f"{pairs.sources[0].path}: row {number} has {len(texts)} predictions; score each system by itself"
             )
         predicted.append(texts[0])
-        referenced.append([text for row in rows[1:] for text in row.texts])
-        characters += len(texts[0]) + sum(map(len, referenced[-1]))
+        referenced.append(references)
+        characters += len(texts[0]) + sum(map(len, references))
         if characters >= CHUNK_CHARACTERS or len(predicted) >= CHUNK_ROWS:
             yield predicted, referenced
             predicted, referenced, characters = [], [], 0
-    if len(set(counts.values())) > 1:
-        raise _unequal(counts)
     if predicted:
         yield predicted, referenced
-
-
-def _unequal(rows: Mapping[str, int]) -> UserError:
-    """The error for files that do not hold the same number of rows: path → rows."""
-    counts = ", ".join(f"{path} {count:,}" for path, count in rows.items())
-    return UserError(
-        f"the files differ in rows: {counts}; give one prediction for every reference, in the same order (in a file of "
-        f"lines a newline inside a text makes two rows: give csv or jsonl then)"
-    )
 
 
 def write_rows(path: Path, scores: Mapping[str, np.ndarray]) -> None:

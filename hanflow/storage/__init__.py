@@ -8,6 +8,7 @@ temporary files; when the disk fills, the least recently used copies are removed
 
 from __future__ import annotations
 
+from hanflow.storage.archives import divided, is_archive
 from hanflow.storage.cache import cache_folder, hold, work_folder
 from hanflow.storage.fetch import fetched, fetched_model, manifest_at, nothing, with_fetched_model
 from hanflow.storage.files import (
@@ -19,6 +20,7 @@ from hanflow.storage.files import (
     open_raw,
     publish_file,
     refuse_run,
+    unpacked,
 )
 from hanflow.storage.stage import readable_by_umask, staged
 from hanflow.storage.uri import is_remote, join, local_path
@@ -26,12 +28,14 @@ from hanflow.storage.uri import is_remote, join, local_path
 __all__ = [
     "cache_folder",
     "copy_file",
+    "divided",
     "exists",
     "fetched",
     "fetched_model",
     "find_raw",
     "fingerprint",
     "hold",
+    "is_archive",
     "is_remote",
     "join",
     "local_path",
@@ -43,6 +47,7 @@ __all__ = [
     "readable_by_umask",
     "refuse_run",
     "staged",
+    "unpacked",
     "with_fetched_model",
     "work_folder",
 ]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hanflow.errors import UserError
+from hanflow.storage.archives import divided, is_archive, member_names, open_member
 from hanflow.storage.uri import is_remote, join, local_path, pattern
 
 if TYPE_CHECKING:
@@ -143,13 +144,16 @@ def _find_objects(uri: str, suffixes: tuple[str, ...], endings: str) -> list[str
 
 
 def open_raw(path: str) -> BinaryIO:
-    """One of the files that `find_raw` found, opened to read bytes; seekable.
+    """One of the files that `find_raw` found, or one in a zip archive (`corpus.zip/1.json`), opened to read bytes; seekable.
 
     From a bucket it is streamed: nothing is copied to disk, and memory holds some megabytes of it.
 
     Raises:
         UserError, OSError: it cannot be read.
     """
+    archive, member = divided(path)
+    if member:
+        return open_member(archive, open_raw(archive), member)
     if not is_remote(path):
         return open(path, "rb")
     from hanflow.storage import gcs
@@ -161,8 +165,28 @@ def open_raw(path: str) -> BinaryIO:
     return stream
 
 
+def unpacked(paths: list[str]) -> list[str]:
+    """The paths, with those of its files for each zip archive.
+
+    Raises:
+        UserError: one is no archive, or cannot be read.
+    """
+    found = []
+    for path in paths:
+        if is_archive(path):
+            with open_raw(path) as stream:
+                found += [f"{path}/{name}" for name in member_names(path, stream)]
+        else:
+            found.append(path)
+    return found
+
+
 def fingerprint(path: str) -> dict[str, Any]:
-    """What changes when a raw file is replaced: `path`, `bytes`, and `modified_ns` (local) or `generation` (bucket)."""
+    """What changes when a raw file is replaced: `path`, `bytes`, and `modified_ns` (local) or `generation` (bucket).
+
+    Of a file in an archive: those of the archive.
+    """
+    path = divided(path)[0]
     if not is_remote(path):
         found = os.stat(path)
         return {"path": str(Path(path).resolve()), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}

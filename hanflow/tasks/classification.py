@@ -29,6 +29,7 @@ from hanflow.tasks.data import (
 )
 from hanflow.tasks.predictor import ModelPredictor
 from hanflow.text.encoding import cut_into_morphemes
+from hanflow.text.labels import label_of, label_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +67,12 @@ class ClassificationPreprocess(PreprocessConfig):
     """Labelled texts, clean and split."""
 
     drop_labels: list = setting([], 'Reject rows with these labels, e.g. ["2"] (ambiguous reviews).')
+    labels: str = setting(
+        "meaning",
+        "When two spellings of a label are one class; meaning: 1 and 1.0, true and TRUE, characters that look the same; "
+        "exact: only the same characters.",
+        choices=("meaning", "exact"),
+    )
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ class Classification(Task):
         "morphemes": "tokenize.morphemes",
     }
     columns = (
-        Column("label", ("label", "rating", "class", "category", "sentiment")),
+        Column("label", ("label", "rating", "class", "category", "sentiment"), category=True),
         Column("text", ("text", "document", "review", "sentence", "content"), text=True, input=True),
         Column("id", ("id",), required=False),
     )
@@ -126,12 +133,15 @@ class Classification(Task):
         return cut_into_morphemes(texts) if config.morphemes else list(texts)
 
     def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
-        text, label = self.clean_input(row["text"], config), row["label"].strip()
+        exact = config.labels == "exact"
+        text, label = self.clean_input(row["text"], config), row["label"].strip() if exact else label_of(row["label"])
         if not text:
             raise RejectedRow("the text is empty")
         if not label:
             raise RejectedRow("the label is empty")
-        if label in map(str, config.drop_labels):
+        if config.drop_labels and label in (
+            str(dropped) if exact else label_of(str(dropped)) for dropped in config.drop_labels
+        ):
             raise RejectedRow(f"the label {label} is one of preprocess.drop_labels")
         check_length("text", text, config)
         return {"label": label, "text": text, "id": row.get("id", "")}
@@ -152,7 +162,7 @@ class Classification(Task):
                 f"the train split has {found}: nothing can be told apart; give rows of two classes or more, and check "
                 """that preprocess.columns='{"label": "..."}' names the right column"""
             )
-        labels = sorted(counts, key=lambda label: (0, int(label), "") if label.isdecimal() else (1, 0, label))
+        labels = sorted(counts, key=label_order)
         return {"labels": labels, "counts": [counts[label] for label in labels]}
 
     def longest(self, config: Config) -> dict[str, int]:
@@ -217,9 +227,17 @@ class Classification(Task):
         return {"most frequent class": Predictions(texts, measures={"probabilities": shares}, classes=tuple(labels))}
 
     def score(self, predictions: Predictions, references: Sequence[str]) -> dict[str, np.ndarray]:
+        """See `Task.score`. Classes are numbered in the order of `facts` and known by their meaning, whatever order and
+        spelling a model has."""
         from hanflow.metrics import classification as classes
 
-        return classes.measures(predictions.measures.get("probabilities"), predictions.classes, references)
+        order = sorted(range(len(predictions.classes)), key=lambda place: label_order(predictions.classes[place]))
+        names = [predictions.classes[place] for place in order]
+        meanings = [label_of(name) for name in names]
+        if len(set(meanings)) == len(names):  # else they were kept apart on purpose
+            names, references = meanings, [label_of(reference) for reference in references]
+        probabilities = predictions.measures.get("probabilities")
+        return classes.measures(None if probabilities is None else probabilities[:, order], names, references)
 
     def overall(self, measures: Measures) -> dict[str, float]:
         from hanflow.metrics import classification as classes

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hanflow.cli import use
 from hanflow.cli.main import main
+from hanflow.config.steps import MISSING
 from hanflow.data.readers import read_texts, text_source
 from hanflow.metrics import rouge
 from hanflow.steps import score as compare
@@ -61,7 +62,7 @@ def write_csv(path: Path, texts: Sequence[str], column: str = "prediction", deli
 
 
 def write_jsonl(path: Path, texts: Sequence[str | Sequence[str]], column: str = "prediction") -> Path:
-    path.write_text("".join(json.dumps({"id": 1, column: text}) + "\n" for text in texts))
+    path.write_text("".join(json.dumps({"id": number, column: text}) + "\n" for number, text in enumerate(texts)))
     return path
 
 
@@ -268,7 +269,7 @@ def test_nasty_rows(
     assert found["rows"] == 200
     with out.open(encoding="utf-8", newline="") as stream:
         scores = [float(row["rougeL_character"]) for row in csv.DictReader(stream)]
-    tokens = [len(tokenizations.TOKENIZATIONS["character"](row)) > 0 for row in rows]
+    tokens = [row not in MISSING and len(tokenizations.TOKENIZATIONS["character"](row)) > 0 for row in rows]
     # csv cannot carry a lone surrogate, and a text that looks like a guarded formula is taken for one.
     odd = [
         writer is write_csv and (row.startswith("'=") or any("\ud800" <= character <= "\udfff" for character in row))
@@ -352,7 +353,7 @@ def test_differing_rows_are_reported_with_both_counts(capsys: pytest.CaptureFixt
         (
             "a.csv",
             "id,본문,제목\n1,가,나\n".encode(),
-            "has no column for prediction (looked for prediction); columns found: id, 본문, 제목; name it with --prediction-column",
+            "has no column for prediction (looked for prediction, summary, script, abstractive, target, title); columns found: id, 본문, 제목; name it with --prediction-column",
         ),
         ("a.csv", b"id,prediction\n1,a\n2,b,c\n", "line 3: expected 2 columns, found 3"),
         ("a.tsv", b"id\tprediction\n1\ta\n2\n", "line 3: expected 2 columns, found 1"),

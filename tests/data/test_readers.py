@@ -413,9 +413,9 @@ def test_a_bad_aihub_record_loses_only_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "reported"),
     [
-        ('{"a": 1}', "neither a list 'data' nor a list 'documents'"),
-        ('[{"news": "x"}]', "it is a list"),
-        ('{"data": [{"news": "x"}]}', "the first entry of 'data' is not such a record"),
+        ('{"a": 1}', "unknown layout, without source and target; its keys: a; known are AI-Hub dialogue summarization"),
+        ('[{"news": "x"}]', "its keys: none, it is a list; in item: news;"),
+        ('{"data": [{"news": "x"}]}', "its keys: data; in data.item: news;"),
         ('{"news": "x"}\n{"news": "y"}', "name the file .jsonl"),
         (json.dumps(DIALOGUE)[:-2], "is no valid JSON after record 1"),
         ("아무 글", "is no valid JSON"),
@@ -598,7 +598,7 @@ def test_the_only_column_is_taken_whatever_its_name(tmp_path: Path, caplog: pyte
     several = write(tmp_path, "c.csv", "번호|본문\n1|글\n")
     with pytest.raises(
         UserError,
-        match=r"columns found: 번호\|본문; its values seem to be separated by '\|': save it as \.csv; or name it with --column",
+        match=r"columns found: 번호\|본문; its values seem to be separated by '\|': put the line sep=\| before the first, or save it with commas; or name it with --column",
     ):
         list(read_texts(text_source(str(several))))
     assert r"columns found: 번호|본문" in refusal(several, TEXT)

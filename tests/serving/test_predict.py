@@ -22,6 +22,7 @@ import pytest
 
 from hanflow.cli import use
 from hanflow.cli.main import main
+from hanflow.config.steps import MISSING
 from hanflow.data import writers as output
 from hanflow.data.delimited import safe_cell
 from hanflow.data.readers import FORMATS, read_texts, text_source
@@ -72,6 +73,7 @@ def test_predictions_are_those_that_were_scored(bundle: Path, scored: tuple[Chai
 def test_nasty_rows_come_out_one_by_one_in_every_format(bundle: Path, tmp_path: Path) -> None:
     texts = nasty.rows()
     source = write_json(tmp_path / "in.jsonl", texts)
+    texts = ["" if text in MISSING else text for text in texts]  # read as preprocess reads them
     exact = read_json(predicted(bundle, source, tmp_path / "out.jsonl", "--with-input", "--chunk-rows", "64"))
     assert [row["input"] for row in exact] == texts
     expected = [row["prediction"] for row in exact]

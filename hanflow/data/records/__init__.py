@@ -1,0 +1,1 @@
+"""Files whose rows name their own columns: JSON in all its layouts, parquet, Arrow."""
