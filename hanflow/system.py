@@ -1,9 +1,10 @@
-"""Processors and garbage collection of this process."""
+"""Processors, garbage collection and text encoding of this process."""
 
 from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -24,3 +25,16 @@ def gc_paused() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def use_utf8(module: str) -> None:
+    """Start this program again in Python's UTF-8 mode where the locale's encoding is another one (`LC_ALL=C`).
+
+    Else paths, standard output and every process started from here would hold what ASCII holds.
+
+    Args:
+        module: to run, as in `python -m`.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8_TRIED" not in os.environ:
+        os.environ |= {"PYTHONUTF8": "1", "PYTHONUTF8_TRIED": "1"}
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])

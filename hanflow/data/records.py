@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from hanflow.data.lines import ROW_LIMIT, TOO_LONG, empty, line_blocks
 from hanflow.data.schema import ColumnMapping, Row, without_surrogates
 from hanflow.errors import UserError, first_line
-from hanflow.storage import fingerprint, is_remote, open_raw
+from hanflow.storage import is_remote, open_raw, stamp
 
 LAYOUTS = 1000
 """Most combinations of keys in one jsonl file whose columns are remembered."""
@@ -156,7 +156,7 @@ def read_parquet(file: str, mapping: ColumnMapping) -> Iterator[list[Row]]:
         mapping: finds the roles' columns; has the name for messages.
     """
     path = mapping.path
-    if (is_remote(file) or os.path.exists(file)) and not fingerprint(file)["bytes"]:
+    if (is_remote(file) or os.path.exists(file)) and not stamp(file)[0]:
         raise empty(path)
     number = 0
     try:

@@ -46,7 +46,10 @@ def render(
             )
         )
     sections += [
-        Section("Sources", table(["split", "file", "bytes"], [tuple(s.values()) for s in details["sources"]])),
+        Section(
+            "Sources",
+            table(["split", "file", "bytes"], [(s["split"], s["file"], s["bytes"]) for s in details["sources"]]),
+        ),
         Section("Settings", settings(to_mapping(config))),
     ]
     return page("Corpus", sections, f"{task}: {sum(counts['rows'].values()):,} rows from {config.source}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hanflow.config import to_mapping
@@ -19,9 +19,17 @@ from hanflow.storage import exists, fetched, join, manifest_at, nothing
 from hanflow.storage.artifacts import Manifest, kind_of, numbered
 from hanflow.version import program_version
 
+Fits = Callable[[Manifest], bool]
+
 
 def finished_before(
-    step: str, values: Mapping[str, Any], *, task: str, called: str = "", **inputs: str | Sequence[str]
+    step: str,
+    values: Mapping[str, Any],
+    *,
+    task: str,
+    called: str = "",
+    fits: Fits | None = None,
+    **inputs: str | Sequence[str],
 ) -> dict[str, Any] | None:
     """The `finished` event of the step by an earlier process of this run; None: there is none.
 
@@ -32,31 +40,42 @@ def finished_before(
         values: its settings.
         task: name of the task.
         called: its name in the run, where the step runs several times; empty: that of the step.
+        fits: whether what the step reads beside its inputs is still what an artifact was made of.
         inputs: kind of each input artifact → its URI, or the URIs of several models.
     """
     event = _last_finish(called or step)
     if event is None:
         return None
-    fits = _fitting(event["artifact"], step, values, task, inputs)
-    return event if fits else None
+    return event if _fitting(event["artifact"], step, values, task, inputs, fits) else None
 
 
 def left_at(
-    output: str, step: str, values: Mapping[str, Any], *, task: str, **inputs: str | Sequence[str]
+    output: str,
+    step: str,
+    values: Mapping[str, Any],
+    *,
+    task: str,
+    fits: Fits | None = None,
+    **inputs: str | Sequence[str],
 ) -> Manifest | None:
     """The manifest of the artifact that an earlier attempt of the step left at `output`; None: there is none.
 
     Args:
         output: where the step is about to write.
-        step, values, task, inputs: see `finished_before`.
+        step, values, task, fits, inputs: see `finished_before`.
     """
     if not exists(join(output, f"{kind_of(step)}.json")):
         return None
-    return _fitting(output, step, values, task, inputs)
+    return _fitting(output, step, values, task, inputs, fits)
 
 
 def _fitting(
-    uri: str, step: str, values: Mapping[str, Any], task: str, inputs: Mapping[str, str | Sequence[str]]
+    uri: str,
+    step: str,
+    values: Mapping[str, Any],
+    task: str,
+    inputs: Mapping[str, str | Sequence[str]],
+    fits: Fits | None,
 ) -> Manifest | None:
     """The manifest of a complete artifact that this version makes of these settings and parents; None: it is another."""
     try:
@@ -74,9 +93,19 @@ def _fitting(
     wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step, manifest.task)}
     found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
     changed = [name for name in wanted if wanted[name] != found[name]]
+    if fits and not changed and not _fit(fits, manifest, uri):
+        changed.append("the sources")
     if changed:
         log.info("%s runs again: %s changed since %s was made", step, " and ".join(changed), uri)
     return None if changed else manifest
+
+
+def _fit(fits: Fits, manifest: Manifest, uri: str) -> bool:
+    try:
+        return fits(manifest)
+    except UserError as error:
+        log.warning("%s is kept, although its sources are no longer there: %s", uri, error)
+        return True
 
 
 def _last_finish(step: str) -> dict[str, Any] | None:

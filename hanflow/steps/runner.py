@@ -7,6 +7,7 @@ artifact to write, at which there must not be anything yet, and the URIs of the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -18,9 +19,9 @@ from hanflow.errors import UserError
 from hanflow.experiment import add_settings, given_settings, load_experiment, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
-from hanflow.signals import raise_on_sigterm
-from hanflow.steps.reuse import finished_before, left_at
-from hanflow.storage import copy_file, is_remote, join, local_path
+from hanflow.signals import exit_status, raise_on_sigterm
+from hanflow.steps.reuse import Fits, finished_before, left_at
+from hanflow.storage import copy_file, is_remote, join, local_path, writing
 from hanflow.storage.artifacts import Manifest
 
 Run = Callable[..., Report]
@@ -42,6 +43,7 @@ def execute(
     output: str,
     called: str = "",
     keep: bool = False,
+    fits: Fits | None = None,
     **inputs: Any,
 ) -> Report:
     """Run a step's function on plain setting values; its start, and its end or failure, are emitted as events.
@@ -49,19 +51,23 @@ def execute(
     Args:
         called: its name in the run, where the step runs several times; empty: that of the step.
         keep: whether this may be another attempt: a complete artifact that an earlier one left at `output` is kept.
+        fits: see `finished_before`.
         inputs: URI of every input artifact, or a list of them.
     """
     setup_logging()
     raise_on_sigterm()
     hold_run()
     set_step(called or step)
-    emit("started")
+    emit("started", pid=os.getpid())
     started = time.monotonic()
     try:
-        left = left_at(output, step, values, task=task, **inputs) if keep else None
-        report = _report_of(left) if left else run(step_config(step, values, task), task=task, output=output, **inputs)
+        config = step_config(step, values, task)
+        with writing(output):
+            left = left_at(output, step, values, task=task, fits=fits, **inputs) if keep else None
+            report = _report_of(left) if left else run(config, task=task, output=output, **inputs)
     except BaseException as error:
-        emit("failed", message=_message(error), expected=isinstance(error, UserError))
+        with contextlib.suppress(UserError):  # a full disk: the error itself says so
+            emit("failed", message=_message(error), expected=isinstance(error, (UserError, KeyboardInterrupt)))
         raise
     seconds = time.monotonic() - started
     emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
@@ -81,18 +87,24 @@ def _report_of(left: Manifest) -> Report:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing half-written was left"
+        return str(error) or "interrupted; nothing half-written was left"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def main(
-    step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None, lists: Sequence[str] = ()
+    step: str,
+    run: Run,
+    inputs: Sequence[str],
+    argv: Sequence[str] | None = None,
+    lists: Sequence[str] = (),
+    fits: Fits | None = None,
 ) -> int:
     """The command line of a step: `python -m hanflow.steps.<step> --output DIR --<input> DIR --<setting> VALUE`.
 
     Args:
         inputs: names of the input artifacts.
         lists: names of inputs that are several artifacts of one kind: `--models DIR DIR`.
+        fits: see `finished_before`.
 
     Returns:
         The exit status: 0, 1 after an error (printed to standard error), 130 after Ctrl-C, 143 after SIGTERM.
@@ -128,13 +140,14 @@ def main(
         options = vars(parser.parse_args(argv))
         values = given_settings(options, step, task)
         artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
-        execute(step, run, values, task=task, output=options["output"], keep=options["keep_finished"], **artifacts)
+        keep, output = options["keep_finished"], options["output"]
+        execute(step, run, values, task=task, output=output, keep=keep, fits=fits, **artifacts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as error:
         print(f"error: {_message(error)}", file=sys.stderr)
-        return 130
+        return exit_status(error)
     return 0
 
 
@@ -146,6 +159,7 @@ def in_pipeline(
     inputs: Sequence[str],
     output: str,
     called: str = "",
+    fits: Fits | None = None,
 ) -> str:
     """The body of a step's Kubeflow component.
 
@@ -156,20 +170,20 @@ def in_pipeline(
             output artifacts: `output`, `metrics` and, where there is one, `report`.
         inputs: names of the arguments that are URIs of input artifacts.
         output: name of the argument that is the output artifact.
-        called: see `execute`.
+        called, fits: see `execute`.
 
     Returns:
         The URI of the artifact, for the next step.
     """
     values, task, artifact = arguments["settings"], arguments["task"], arguments[output]
     uris = {name: arguments[name] for name in inputs}
-    earlier = finished_before(step, values, task=task, called=called, **uris)
+    earlier = finished_before(step, values, task=task, called=called, fits=fits, **uris)
     if earlier:
         emit(**{**earlier, "kept": True})
         report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
     else:
         uri = _place(artifact.uri, output, called)
-        report = execute(step, run, values, task=task, output=uri, called=called, keep=True, **uris)
+        report = execute(step, run, values, task=task, output=uri, called=called, keep=True, fits=fits, **uris)
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)
