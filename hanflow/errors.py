@@ -23,12 +23,13 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """One or more settings are wrong; the message lists them all."""
+    """One or more settings are wrong; the message lists them all, and the file if they are of one."""
 
-    def __init__(self, problems: Sequence[str]):
+    def __init__(self, problems: Sequence[str], place: object = ""):
         self.problems = list(problems)
-        head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        super().__init__("\n".join([f"{head} in the settings:", *(f"  - {problem}" for problem in problems)]))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        head = f"{place}: {count} in the settings:" if place else f"{count} in the settings:"
+        super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]))
 
 
 _CURES = {

@@ -175,7 +175,8 @@ def _brief(error: BaseException) -> str:
     """What is wrong, in one line."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem:
         mark = error.problem_mark or error.context_mark
-        return f"{error.problem[:200]}{f' (line {mark.line + 1}, column {mark.column + 1})' if mark else ''}"
+        what = f"{error.context}, {error.problem}" if error.context else error.problem
+        return f"{what[:200]}{f' (line {mark.line + 1}, column {mark.column + 1})' if mark else ''}"
     if isinstance(error, RecursionError):
         return "nested too deep"
     return " ".join(str(error).split())[:300]

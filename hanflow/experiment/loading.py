@@ -90,12 +90,14 @@ def load_experiment(
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
-    experiment, found = build_experiment(values, require)
+    experiment, found = build_experiment(values, require=False)
     problems += found
     if experiment is not None and not problems:
         problems += cross_checks(experiment)
+    if require:
+        problems += [problem for problem in build_experiment(values)[1] if problem not in problems]
     if experiment is None or problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, path)
     return experiment
 
 
@@ -174,7 +176,10 @@ def _read_yaml(path: Path, chain: tuple[Path, ...], files: list[Path] | None = N
 
 def _base(path: Path, name: str) -> Path:
     """The file that a `base:` names: beside the file itself, or a bundled experiment."""
-    beside = local_path(path.parent / local_path(name))
+    try:
+        beside = local_path(path.parent / local_path(name))
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
     bare = name.removesuffix(".yaml")
     if beside.exists() or bare not in experiment_names():
         if not beside.exists():

@@ -168,7 +168,7 @@ def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = 
             )
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise Damaged(f"{path}: is damaged, no manifest ({error}); {again}") from None
+        raise Damaged(f"{path}: is damaged, no manifest ({str(error)[:200]}); {again}") from None
     if manifest.artifact != kind or manifest.digest != digest:
         raise UserError(f"{path}: was changed after it was written; {again}")
     if task is not None and manifest.task != task:
@@ -249,5 +249,5 @@ def read_training(folder: Path) -> dict[str, Any]:
         for facts in (training, *trainings(training).values()):
             facts["settings"], facts["steps"], facts["history"]["train"], facts["history"]["validation"]
     except (FileNotFoundError, AttributeError, KeyError, TypeError) as error:
-        raise Damaged(f"{path}: is no record of a training ({error}); {cure}") from None
+        raise Damaged(f"{path}: is no record of a training ({str(error)[:200]}); {cure}") from None
     return training
