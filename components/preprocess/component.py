@@ -26,7 +26,7 @@ def preprocess(
         URI of the corpus, for the next step.
     """
     arguments = locals()
-    from hanflow.steps.preprocess import run, sources_fit
+    from hanflow.steps.preprocess import run
     from hanflow.steps.runner import in_pipeline
 
-    return in_pipeline("preprocess", run, arguments, inputs=(), output="corpus", fits=sources_fit)
+    return in_pipeline("preprocess", run, arguments, inputs=(), output="corpus")

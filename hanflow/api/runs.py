@@ -130,7 +130,6 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
         UserError: a setting, the data or the output cannot be used, or training cannot continue.
     """
     from hanflow.config import changed
-    from hanflow.steps.preprocess import sources_fit
     from hanflow.steps.reuse import left_at
     from hanflow.storage import join
 
@@ -139,8 +138,8 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
 
     def made(step: str, kind: str, **inputs: str) -> str:
         place, values = join(str(output), kind), experiment.settings(step)
-        fits = sources_fit if step == "preprocess" else None
-        if left_at(place, step, values, task=experiment.task, fits=fits, **inputs) is None:
+        importlib.import_module(f"hanflow.steps.{step}")  # which registers what it reads beside its inputs
+        if left_at(place, step, values, task=experiment.task, **inputs) is None:
             run_step(step, values, task=experiment.task, output=place, **inputs)
         return place
 

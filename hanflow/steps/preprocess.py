@@ -26,6 +26,7 @@ from hanflow.experiment import step_config
 from hanflow.metrics import lengths
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
+from hanflow.steps.reuse import reads_sources
 from hanflow.steps.runner import main
 from hanflow.storage import fingerprint, shown, staged, stamp
 from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
@@ -101,6 +102,9 @@ def sources_fit(corpus: Manifest) -> bool:
     """
     config = step_config("preprocess", corpus.config, corpus.task)
     return _described(_sources(config)) == corpus.details["sources"]
+
+
+reads_sources("preprocess", sources_fit)
 
 
 def _stamps(sources: list[tuple[int, list[str]]]) -> list[tuple[int, ...]]:
@@ -202,4 +206,4 @@ def _accepted_batches(folder: Path) -> Iterator[pa.RecordBatch]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("preprocess", run, inputs=(), fits=sources_fit))
+    sys.exit(main("preprocess", run, inputs=()))

@@ -19,7 +19,16 @@ from hanflow.storage import exists, fetched, join, manifest_at, nothing
 from hanflow.storage.artifacts import Manifest, kind_of, numbered
 from hanflow.version import program_version
 
-Fits = Callable[[Manifest], bool]
+_fits: dict[str, Callable[[Manifest], bool]] = {}
+
+
+def reads_sources(step: str, fit: Callable[[Manifest], bool]) -> None:
+    """Register a step that reads more than its inputs.
+
+    Args:
+        fit: whether that is still what an artifact was made of, by its manifest; raises UserError where it is gone.
+    """
+    _fits[step] = fit
 
 
 def finished_before(
@@ -28,7 +37,6 @@ def finished_before(
     *,
     task: str,
     called: str = "",
-    fits: Fits | None = None,
     **inputs: str | Sequence[str],
 ) -> dict[str, Any] | None:
     """The `finished` event of the step by an earlier process of this run; None: there is none.
@@ -40,13 +48,12 @@ def finished_before(
         values: its settings.
         task: name of the task.
         called: its name in the run, where the step runs several times; empty: that of the step.
-        fits: whether what the step reads beside its inputs is still what an artifact was made of.
         inputs: kind of each input artifact → its URI, or the URIs of several models.
     """
     event = _last_finish(called or step)
     if event is None:
         return None
-    return event if _fitting(event["artifact"], step, values, task, inputs, fits) else None
+    return event if _fitting(event["artifact"], step, values, task, inputs) else None
 
 
 def left_at(
@@ -55,18 +62,17 @@ def left_at(
     values: Mapping[str, Any],
     *,
     task: str,
-    fits: Fits | None = None,
     **inputs: str | Sequence[str],
 ) -> Manifest | None:
     """The manifest of the artifact that an earlier attempt of the step left at `output`; None: there is none.
 
     Args:
         output: where the step is about to write.
-        step, values, task, fits, inputs: see `finished_before`.
+        step, values, task, inputs: see `finished_before`.
     """
     if not exists(join(output, f"{kind_of(step)}.json")):
         return None
-    return _fitting(output, step, values, task, inputs, fits)
+    return _fitting(output, step, values, task, inputs)
 
 
 def _fitting(
@@ -75,7 +81,6 @@ def _fitting(
     values: Mapping[str, Any],
     task: str,
     inputs: Mapping[str, str | Sequence[str]],
-    fits: Fits | None,
 ) -> Manifest | None:
     """The manifest of a complete artifact that this version makes of these settings and parents; None: it is another."""
     try:
@@ -93,16 +98,16 @@ def _fitting(
     wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step, manifest.task)}
     found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
     changed = [name for name in wanted if wanted[name] != found[name]]
-    if fits and not changed and not _fit(fits, manifest, uri):
+    if not changed and not _sources_fit(step, manifest, uri):
         changed.append("the sources")
     if changed:
         log.info("%s runs again: %s changed since %s was made", step, " and ".join(changed), uri)
     return None if changed else manifest
 
 
-def _fit(fits: Fits, manifest: Manifest, uri: str) -> bool:
+def _sources_fit(step: str, manifest: Manifest, uri: str) -> bool:
     try:
-        return fits(manifest)
+        return step not in _fits or _fits[step](manifest)
     except UserError as error:
         log.warning("%s is kept, although its sources are no longer there: %s", uri, error)
         return True

@@ -20,7 +20,7 @@ from hanflow.experiment import add_settings, given_settings, load_experiment, st
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
 from hanflow.signals import exit_status, raise_on_sigterm
-from hanflow.steps.reuse import Fits, finished_before, left_at
+from hanflow.steps.reuse import finished_before, left_at
 from hanflow.storage import copy_file, is_remote, join, local_path, writing
 from hanflow.storage.artifacts import Manifest
 
@@ -43,7 +43,6 @@ def execute(
     output: str,
     called: str = "",
     keep: bool = False,
-    fits: Fits | None = None,
     **inputs: Any,
 ) -> Report:
     """Run a step's function on plain setting values; its start, and its end or failure, are emitted as events.
@@ -51,7 +50,6 @@ def execute(
     Args:
         called: its name in the run, where the step runs several times; empty: that of the step.
         keep: whether this may be another attempt: a complete artifact that an earlier one left at `output` is kept.
-        fits: see `finished_before`.
         inputs: URI of every input artifact, or a list of them.
     """
     setup_logging()
@@ -63,7 +61,7 @@ def execute(
     try:
         config = step_config(step, values, task)
         with writing(output):
-            left = left_at(output, step, values, task=task, fits=fits, **inputs) if keep else None
+            left = left_at(output, step, values, task=task, **inputs) if keep else None
             report = _report_of(left) if left else run(config, task=task, output=output, **inputs)
     except BaseException as error:
         with contextlib.suppress(UserError):  # a full disk: the error itself says so
@@ -97,14 +95,12 @@ def main(
     inputs: Sequence[str],
     argv: Sequence[str] | None = None,
     lists: Sequence[str] = (),
-    fits: Fits | None = None,
 ) -> int:
     """The command line of a step: `python -m hanflow.steps.<step> --output DIR --<input> DIR --<setting> VALUE`.
 
     Args:
         inputs: names of the input artifacts.
         lists: names of inputs that are several artifacts of one kind: `--models DIR DIR`.
-        fits: see `finished_before`.
 
     Returns:
         The exit status: 0, 1 after an error (printed to standard error), 130 after Ctrl-C, 143 after SIGTERM.
@@ -141,7 +137,7 @@ def main(
         values = given_settings(options, step, task)
         artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
         keep, output = options["keep_finished"], options["output"]
-        execute(step, run, values, task=task, output=output, keep=keep, fits=fits, **artifacts)
+        execute(step, run, values, task=task, output=output, keep=keep, **artifacts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -159,7 +155,6 @@ def in_pipeline(
     inputs: Sequence[str],
     output: str,
     called: str = "",
-    fits: Fits | None = None,
 ) -> str:
     """The body of a step's Kubeflow component.
 
@@ -170,20 +165,20 @@ def in_pipeline(
             output artifacts: `output`, `metrics` and, where there is one, `report`.
         inputs: names of the arguments that are URIs of input artifacts.
         output: name of the argument that is the output artifact.
-        called, fits: see `execute`.
+        called: see `execute`.
 
     Returns:
         The URI of the artifact, for the next step.
     """
     values, task, artifact = arguments["settings"], arguments["task"], arguments[output]
     uris = {name: arguments[name] for name in inputs}
-    earlier = finished_before(step, values, task=task, called=called, fits=fits, **uris)
+    earlier = finished_before(step, values, task=task, called=called, **uris)
     if earlier:
         emit(**{**earlier, "kept": True})
         report, uri = Report(earlier["figures"], earlier["report"]), earlier["artifact"]
     else:
         uri = _place(artifact.uri, output, called)
-        report = execute(step, run, values, task=task, output=uri, called=called, keep=True, fits=fits, **uris)
+        report = execute(step, run, values, task=task, output=uri, called=called, keep=True, **uris)
     for name, value in report.figures.items():
         if isinstance(value, (int, float)):
             arguments["metrics"].log_metric(name, value)
