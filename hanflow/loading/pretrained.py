@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError, first_line
 from hanflow.models import register
+from hanflow.system import hub_answers
 from hanflow.text.vocabulary import add_tokens
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def load_encoding_tokenizer(name: str, special_tokens: Iterable[str] = ()) -> Pr
 
 def _safely(name: str | Path) -> dict[str, bool]:
     """Arguments of every `from_pretrained`."""
-    return {"trust_remote_code": False, "local_files_only": Path(name).exists()}
+    return {"trust_remote_code": False, "local_files_only": Path(name).exists() or not hub_answers()}
 
 
 def _is_missing(name: str) -> bool:

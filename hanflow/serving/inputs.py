@@ -100,7 +100,7 @@ def inputs_of(bundle: Bundle, request: Request) -> Inputs:
         special = os.path.exists(request.input) and not os.path.isdir(request.input)  # a pipe is one, too
         paths = [request.input] if special else find_raw(request.input, SUFFIXES)
         output = Path(request.output).absolute()
-        own = {f"{output}{ending}" for ending in (".partial", ".partial.json", ".partial.json.new")}
+        own = {f"{output}{ending}" for ending in (".partial", ".partial.json")}
         paths = [path for path in paths if str(Path(path).absolute()) not in own]
         if request.output != STANDARD_INPUT and any(Path(path).resolve() == output.resolve() for path in paths):
             raise UserError(f"--output: {request.output} is one of the input files; give another one")
