@@ -23,6 +23,7 @@ from hanflow.signals import exit_status, raise_on_sigterm
 from hanflow.steps.reuse import finished_before, left_at
 from hanflow.storage import copy_file, is_remote, join, local_path, writing
 from hanflow.storage.artifacts import Manifest
+from hanflow.system import use_utf8
 
 Run = Callable[..., Report]
 
@@ -105,6 +106,8 @@ def main(
     Returns:
         The exit status: 0, 1 after an error (printed to standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
+    if argv is None:
+        use_utf8(f"hanflow.steps.{step}")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", help="name of the task (default: the experiment's, else summarization)")
     first.add_argument("--experiment", help="YAML file that the settings start from")

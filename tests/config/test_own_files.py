@@ -18,6 +18,7 @@ from hanflow.experiment import EXPERIMENTS, all_settings, find_experiment, load_
 from hanflow.own_files import Damaged, json_text, parse_json, parse_yaml, read_json, replace_file
 from hanflow.storage.artifacts import Manifest, read_manifest, read_training, write_manifest
 from hanflow.tasks import known_tasks
+from tests.support.disks import small_disk
 from tests.support.fuzz import cases
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 495000000\n"
@@ -192,35 +193,29 @@ def test_any_value_of_any_setting_is_taken_or_refused_by_name(tmp_path: Path) ->
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if os.getuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 1 << 18):
+        yield tmp_path / "disk"
 
 
-def test_a_full_disk_leaves_the_old_file_whole(small_disk: Path) -> None:
-    path = small_disk / "experiment.yaml"
+def test_a_full_disk_leaves_the_old_file_whole(disk: Path) -> None:
+    path = disk / "experiment.yaml"
     replace_file(path, "name: old\n")
-    (small_disk / "other").write_bytes(b"x" * (small_disk_free(small_disk) - 4096))
+    (disk / "other").write_bytes(b"x" * (free(disk) - 4096))
     with pytest.raises(UserError, match=f"{path}: no space left on the disk; free some"):
         replace_file(path, "name: new\n" + "#" * 100_000)
     assert path.read_text() == "name: old\n"
-    assert sorted(p.name for p in small_disk.iterdir()) == ["experiment.yaml", "other"]
-    (small_disk / "other").unlink()
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert sorted(p.name for p in disk.iterdir()) == ["experiment.yaml", "other"]
+    (disk / "other").unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     with pytest.raises(UserError, match=f"{path}: its disk can only be read"):
         replace_file(path, "name: new\n")
-    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     replace_file(path, "name: new\n")
     assert path.read_text() == "name: new\n"
 
 
-def small_disk_free(disk: Path) -> int:
+def free(disk: Path) -> int:
     found = os.statvfs(disk)
     return found.f_bavail * found.f_frsize
 
