@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from hanflow.config import TokenizeConfig
@@ -85,3 +87,17 @@ def add_tokens(tokenizer: PreTrainedTokenizerFast, tokens: Iterable[str]) -> Non
     if wrong:
         raise UserError(f"tokenize.special_tokens: {wrong[0]!r} is not a token; give non-empty texts")
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+
+
+def unused_tokens(texts: Iterable[str], tokens: Sequence[str]) -> str:
+    """What to say of tokens that occur in no text: which, and spellings that do occur and differ in case alone; else ""."""
+    known = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))), re.IGNORECASE)
+    found = Counter(spelling for text in texts for spelling in known.findall(text)) if tokens else Counter()
+    unused = [token for token in tokens if token not in found]
+    if not unused:
+        return ""
+    folded = {token.casefold() for token in unused}
+    near = [
+        f"{spelling} ({count:,} times)" for spelling, count in sorted(found.items()) if spelling.casefold() in folded
+    ]
+    return f"{', '.join(unused)} occur in no text{'; near: ' if near else ''}{', '.join(near)}"
