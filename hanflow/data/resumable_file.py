@@ -7,16 +7,17 @@ that are not on the disk.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from hanflow.errors import UserError
 from hanflow.own_files import json_text, read_json, replace_file
-from hanflow.storage import writing
 
 _KEYS = {"identity": dict, "done": dict, "bytes": int, "complete": bool}
 """What the state holds."""
@@ -78,13 +79,29 @@ class PartialFile:
 
     def _write_state(self, done: Mapping[str, Any], complete: bool) -> None:
         self.done = dict(done)
-        state = {"identity": self._identity, "done": self.done, "bytes": self._bytes, "complete": complete}
+        state = {
+            "identity": self._identity,
+            "done": self.done,
+            "bytes": self._bytes,
+            "complete": complete,
+            "pid": os.getpid(),
+        }
         replace_file(self.state_path, json_text(state))
         _sync_folder(self.path.parent)
 
     def _begin(self, restart: bool, resumable: bool) -> None:
-        """Cut the file to what is committed."""
+        """Lock the file and cut it to what is committed."""
         self._stream = stream = self.partial.open("ab")
+        try:
+            # No lock beside it: a kill just before its removal would leave it when all else is done.
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.partial}: {self._writer()} is writing it; let it finish, or give another --output"
+            ) from None
+        except OSError as error:  # a file system without locks
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+                raise
         size = os.fstat(stream.fileno()).st_size
         state = None if restart else self._state()
         if restart or not (state or size):
@@ -112,6 +129,14 @@ class PartialFile:
             )
         os.ftruncate(stream.fileno(), state["bytes"])
         self._bytes, self.done = state["bytes"], state["done"]
+
+    def _writer(self) -> str:
+        """The process that has the lock, as far as it has left its id."""
+        with suppress(UserError):
+            state = self._state()
+            if state and "pid" in state:
+                return f"process {state['pid']}"
+        return "another process"
 
     def _state(self) -> dict[str, Any] | None:
         try:
@@ -141,14 +166,13 @@ class PartialFile:
         Raises:
             UserError: it was started with another identity, another process works on it, or it cannot be written.
         """
-        with writing(str(self.path)):
-            try:
-                with self._writing():
-                    self._begin(restart, resumable)
-                yield
-            finally:
-                if self._stream is not None:
-                    self._stream.close()
+        try:
+            with self._writing():
+                self._begin(restart, resumable)
+            yield
+        finally:
+            if self._stream is not None:
+                self._stream.close()
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:
