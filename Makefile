@@ -29,9 +29,12 @@ test-xla: $(INSTALLED_XLA)
 
 # A Kubernetes of one machine with the operators, as root on Linux: 25 minutes the first time (it is built from source),
 # then half a minute. A machine that has a cluster sets KUBECONFIG (and HANFLOW_TEST_NAMESPACE) instead.
+# OPERATORS=oldest: the oldest supported operators, in a cluster of their own; HANFLOW_CLUSTER=NAME: one more cluster.
 # TEST_WORKERS: more than cores, since scenarios mostly wait.
-CLUSTER := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/hanflow-cluster/state
+OPERATORS ?= newest
 TEST_WORKERS ?= 6
+SCENARIOS ?= tests/cluster$(if $(filter-out newest,$(OPERATORS)),/test_operators.py $(if $(filter oldest,$(OPERATORS)),tests/cluster/test_launch.py))
+cluster cluster-down test-cluster: export HANFLOW_OPERATORS := $(OPERATORS)
 
 cluster: $(INSTALLED)
 	$(BIN)/python -m tests.cluster.machine up
@@ -40,9 +43,9 @@ cluster-down: $(INSTALLED)
 	$(BIN)/python -m tests.cluster.machine down
 
 test-cluster: $(INSTALLED)
-	KUBECONFIG=$${KUBECONFIG:-$(CLUSTER)/kubeconfig} HANFLOW_TEST_NAMESPACE=$${HANFLOW_TEST_NAMESPACE:-hanflow-test} \
-		PATH=$$($(BIN)/python -m tests.cluster.machine path):$$PATH \
-		$(BIN)/python -m pytest -n $(TEST_WORKERS) -m cluster tests/cluster
+	eval "$$($(BIN)/python -m tests.cluster.machine environment)" && \
+		HANFLOW_TEST_NAMESPACE=$${HANFLOW_TEST_NAMESPACE:-hanflow-test} \
+		$(BIN)/python -m pytest -n $(TEST_WORKERS) -m cluster $(SCENARIOS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

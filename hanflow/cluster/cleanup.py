@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hanflow.cluster.client import Cluster, ClusterError, Conflict, NotFound
+from hanflow.cluster.follow import may_remove, same_run, same_settings
 from hanflow.cluster.job import RUN_LABEL, label_value
 from hanflow.cluster.runtimes import BY_KIND, KINDS
 from hanflow.errors import UserError
@@ -23,11 +24,6 @@ def find(cluster: Cluster, body: Mapping[str, Any], patience: float | None = Non
         return cluster.request("GET", f"{KINDS[body['kind']].path}/{body['metadata']['name']}", patience=patience)
     except NotFound:
         return None
-
-
-def same_run(found: Mapping[str, Any], body: Mapping[str, Any]) -> bool:
-    """Whether an object of the cluster belongs to the run of a job."""
-    return (found["metadata"].get("labels") or {}).get(RUN_LABEL) == body["metadata"]["labels"][RUN_LABEL]
 
 
 def delete(
@@ -58,17 +54,21 @@ def remove(
         job: the job as the cluster has it; None: it is not known whether it was created.
         patience: seconds to keep trying while the API server is away.
     """
-    wanted = objects[-1]
-    name = wanted["metadata"]["name"]
+    *templates, wanted = objects
+    name, uid = wanted["metadata"]["name"], job["metadata"]["uid"] if job is not None else ""
     try:
-        # Submitting may have been interrupted: what is found may belong to another run.
-        for body in reversed(objects):
-            found = job if job is not None and body is wanted else find(cluster, body, patience)
-            if found is None or not same_run(found, body):
-                continue
-            delete(cluster, {**found, "kind": body["kind"]}, patience)
-            if body is wanted:
-                log.info("removed job %s", name)
+        found = find(cluster, wanted, patience)
+        if not may_remove(wanted, uid, found):
+            log.info("%s %s is now that of another attempt or run: it stays", wanted["kind"], name)
+            return
+        if found is not None:
+            delete(cluster, {**found, "kind": wanted["kind"]}, patience)
+            log.info("removed job %s", name)
+        for template in templates:
+            found = find(cluster, template, patience)
+            # Once the job is gone, a later attempt may have made another.
+            if found is not None and same_run(found, template) and (not uid or same_settings(found, template)):
+                delete(cluster, {**found, "kind": template["kind"]}, patience)
     except ClusterError as error:
         kinds = ",".join(body["kind"].lower() for body in reversed(objects))
         log.error(

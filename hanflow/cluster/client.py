@@ -10,7 +10,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ class Cluster:
             ClusterError: as `request`; also when the connection breaks.
         """
         with self._retried("GET", path, query, None, patience, stream=True) as answer:
-            yield _lines(answer)
+            yield lines_of(answer.stream(amt=None, decode_content=False))
 
     @contextlib.contextmanager
     def _retried(
@@ -148,7 +148,7 @@ class Cluster:
         until = time.monotonic() + patience
         timeout = min(TIMEOUT_SECONDS, patience or TIMEOUT_SECONDS)
         for attempt in itertools.count():
-            generation = self._generation
+            generation, asked = self._generation, 0.0
             try:
                 answer = self._once(method, path, query, body, timeout, stream)
                 break
@@ -159,11 +159,11 @@ class Cluster:
                 if error.status == 401:
                     self._refresh(generation)
                 elif error.status not in _RETRIED:
-                    raise _refusal(method, path, error) from None
-                problem = f"it answered {error.status} {error.reason}"
+                    raise refusal(method, path, error) from None
+                problem, asked = f"it answered {error.status} {error.reason}", retry_after(error.headers or {})
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 problem = _short(error)
-            pause = self._pauses[min(attempt, len(self._pauses) - 1)]
+            pause = max(self._pauses[min(attempt, len(self._pauses) - 1)], asked)
             if time.monotonic() + pause > until:
                 raise Unavailable(f"the API server cannot be used: {problem} ({method} {path})") from None
             if attempt == 3:
@@ -200,10 +200,10 @@ class Cluster:
 
     def _log_warnings(self, headers: Mapping[str, str] | None) -> None:
         """Log what the API server warns of, each text once."""
-        for text in _WARNING.findall((headers or {}).get("Warning", "")):
+        for text in warnings_in(headers or {}):
             if text not in self._warnings:
                 self._warnings.add(text)
-                log.warning("warning of the API server: %s", re.sub(r"\\(.)", r"\1", text))
+                log.warning("warning of the API server: %s", text)
 
     def _refresh(self, generation: int) -> None:
         """Read the credentials again, unless another thread has done so since they were refused."""
@@ -213,10 +213,26 @@ class Cluster:
                 self._generation += 1
 
 
-def _lines(answer: urllib3.HTTPResponse) -> Iterator[bytes]:
+def warnings_in(headers: Mapping[str, str]) -> list[str]:
+    """What the API server warns of in the headers of an answer."""
+    return [re.sub(r"\\(.)", r"\1", text) for text in _WARNING.findall(headers.get("Warning", ""))]
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds for which an overloaded API server asks to be left alone; at most `TIMEOUT_SECONDS`."""
+    seconds = headers.get("Retry-After", "")
+    return min(float(seconds), TIMEOUT_SECONDS) if seconds.isdecimal() else 0.0
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of an answer, however it is cut into chunks.
+
+    Raises:
+        Unavailable: the connection breaks.
+    """
     rest = b""
     try:
-        for chunk in answer.stream(amt=None, decode_content=False):
+        for chunk in chunks:
             *whole, rest = (rest + chunk).split(b"\n")
             yield from whole
     except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -225,7 +241,7 @@ def _lines(answer: urllib3.HTTPResponse) -> Iterator[bytes]:
         yield rest
 
 
-def _refusal(method: str, path: str, error: ApiException) -> ClusterError:
+def refusal(method: str, path: str, error: ApiException) -> ClusterError:
     try:
         message = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):

@@ -1,4 +1,4 @@
-"""Decisions of the launcher: what to do next, given what the API server reported about a job.
+"""Decisions of the launcher: how to get a job, and what to do next, given what the API server reported about it.
 
 Nothing here has a clock, a network or a thread: `launcher.py` reports objects and the time, and carries out the decisions.
 `now` is always seconds of one monotonic clock.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from hanflow.cluster import status
-from hanflow.cluster.job import QUEUE_LABEL
+from hanflow.cluster.job import DIGEST_ANNOTATION, QUEUE_LABEL, RUN_LABEL, Runtime
 from hanflow.errors import UserError
 
 TAIL_LINES = 20
@@ -53,6 +53,91 @@ class Timing:
 
 class JobFailed(UserError):
     """The job did not succeed; the message has the pods' reasons and the last lines of their logs."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to get an object, a job or what it refers to."""
+
+    action: Literal["create", "adopt", "replace", "wait", "refuse"]
+    """replace: delete the one that exists, and then wait until it is gone."""
+    why: str = ""
+
+
+def plan(wanted: Mapping[str, Any], found: Mapping[str, Any] | None, made: Mapping[str, Any] | None = None) -> Plan:
+    """How to get the wanted object: a step that is retried, or that runs twice, finds that of the other attempt.
+
+    Args:
+        wanted: as it is to be created.
+        found: the object of its kind and name; None: there is none.
+        made: the object of the job's name that a controller made of an earlier job, where the controller knows it by name.
+    """
+    name = wanted["metadata"]["name"]
+    if found is None:
+        return Plan("wait", f"{made['kind']} {name} of an earlier attempt is being removed") if made else Plan("create")
+    if found["metadata"].get("deletionTimestamp"):
+        return Plan("wait", f"{wanted['kind']} {name} of an earlier attempt is being removed")
+    if not same_run(found, wanted):
+        return Plan("refuse", f"{wanted['kind']} {name} exists already and belongs to another run; rename or remove it")
+    if status.phase(found).name == "failed":
+        return Plan("replace", "it failed")
+    if not same_settings(found, wanted):
+        return Plan("replace", "it was made from other settings")
+    owners, own = _owners(found), _owners(wanted)
+    if owners and own and owners.isdisjoint(own):  # the cluster deletes it soon
+        return Plan("replace", "its Workflow is gone")
+    return Plan("adopt")
+
+
+def _owners(body: Mapping[str, Any]) -> set[str]:
+    return {owner["uid"] for owner in body["metadata"].get("ownerReferences", ())}
+
+
+def same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an object of the cluster belongs to the run of a job."""
+    return found["metadata"].get("labels", {}).get(RUN_LABEL) == wanted["metadata"]["labels"][RUN_LABEL]
+
+
+def same_settings(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether an object of the cluster was made from the settings of a job."""
+    digest = found["metadata"].get("annotations", {}).get(DIGEST_ANNOTATION)
+    return digest == wanted["metadata"]["annotations"][DIGEST_ANNOTATION]
+
+
+def may_remove(wanted: Mapping[str, Any], uid: str, found: Mapping[str, Any] | None) -> bool:
+    """Whether the launcher of a job may remove what has the job's name: not another run's, nor another attempt's.
+
+    Args:
+        wanted: the job as it was to be created.
+        uid: of the job; empty: it is not known whether it was created.
+        found: the job that has its name now; None: there is none.
+    """
+    return found is None or (same_run(found, wanted) and uid in ("", found["metadata"]["uid"]))
+
+
+def past_the_queue(runtime: Runtime, answer: Mapping[str, Any]) -> str:
+    """Why a job with a queue name would run past the queue; empty: it would wait there.
+
+    Kueue suspends the jobs that it manages. Where it or its integration of that kind is missing, the name is ignored.
+
+    Args:
+        runtime: the kind of the job.
+        answer: what the API server would make of the job.
+    """
+    if status.suspended(answer):
+        return ""
+    return (
+        f"job.queue={answer['metadata']['labels'][QUEUE_LABEL]}: Kueue does not manage a {runtime.kind} on this cluster, which "
+        f"would start at once, outside of the queue. Install Kueue, or add {runtime.integration} to integrations.frameworks "
+        "in the configuration of its controller; or leave job.queue empty"
+    )
+
+
+def events_about(job: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The events about a job, what its controller makes of it, and its place in a queue of Kueue."""
+    name = job["metadata"]["name"]
+    names = (name, f"{job['kind'].lower()}-{name}-")  # Kueue derives its object's name from the job's
+    return [event for event in events if event["involvedObject"]["name"].startswith(names)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +200,9 @@ class JobFollower:
         """The watch of the job reported a change of this kind (LIST, ADDED, MODIFIED, DELETED)."""
         own = [job for job in jobs if job["metadata"]["uid"] == self.uid]
         if (kind == "DELETED" and own) or (kind == "LIST" and not own):
-            return Decision(failure="it was deleted by somebody else, or together with its Workflow")
+            return Decision(
+                failure="it was deleted by somebody else (kubectl, another attempt of this step), or together with its Workflow"
+            )
         messages = [message for job in own for message in self._new_phase(job)]
         return Decision(messages, failure=self._overdue(now))
 

@@ -155,6 +155,8 @@ class Runtime(Kind):
     would take over its state."""
     integration: str = ""
     """Name of this kind among Kueue's integrations."""
+    version: tuple[str, str] | None = None
+    """Path of a ConfigMap that everyone may read, and the key in it that has the version of the operator."""
 
 
 def describe(

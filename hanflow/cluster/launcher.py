@@ -1,7 +1,8 @@
 """The train step's job on a cluster: submitted or adopted, followed to its end, and removed however that is.
 
 A step that is retried finds its job by name: one that runs or has succeeded is adopted, one that failed or was made from
-other settings is replaced. `follow.py` decides, this module acts.
+other settings is replaced. Two attempts at once share a job; one whose job the other has replaced fails, and leaves the
+other's alone. `follow.py` decides, this module acts.
 """
 
 from __future__ import annotations
@@ -16,12 +17,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hanflow.cluster import status
-from hanflow.cluster.cleanup import delete, find, remove, same_run
+from hanflow.cluster.cleanup import delete, find, remove
 from hanflow.cluster.client import Change, Cluster, ClusterError, Conflict, NotFound, Watch
-from hanflow.cluster.follow import TAIL_LINES, Decision, JobFailed, JobFollower, Timing
-from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
+from hanflow.cluster.follow import (
+    TAIL_LINES,
+    Decision,
+    JobFailed,
+    JobFollower,
+    Timing,
+    events_about,
+    past_the_queue,
+    plan,
+)
+from hanflow.cluster.job import JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
-from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, pod_count
+from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, operator_version, pod_count
 from hanflow.config import JobConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
@@ -185,90 +195,58 @@ def submit(cluster: Cluster, objects: Sequence[Mapping[str, Any]], timing: Timin
         time.sleep(timing.removal_poll)
 
 
-def _adopted(cluster: Cluster, body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The job of an earlier attempt, if it can be adopted; None: there is none. Any other is deleted."""
-    found, name = find(cluster, body), body["metadata"]["name"]
-    if found is None:
+def _adopted(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The object of an earlier attempt, if it can be adopted; None: the way is free to create it."""
+    kind, name = wanted["kind"], wanted["metadata"]["name"]
+    found, made = find(cluster, wanted), None
+    if found is None and kind in BY_KIND and (child := BY_KIND[kind].made):
+        made = find(cluster, {**wanted, "kind": child.kind})
+    planned = plan(wanted, found, made)
+    if planned.action == "create":
         return None
-    if not found["metadata"].get("deletionTimestamp"):
-        obstacle = _obstacle(found, body)
-        if obstacle is None:
-            log.info("adopted job %s of an earlier attempt: it is %s", name, status.phase(found).name)
-            return found
-        log.info("replacing job %s of an earlier attempt: %s", name, obstacle)
-        delete(cluster, {**found, "kind": body["kind"]}, propagation="Foreground")
-    raise _NotYet(f"job {name} of an earlier attempt is being removed")
+    if planned.action == "refuse":
+        raise ClusterError(planned.why)
+    if found is None or planned.action == "wait":
+        raise _NotYet(planned.why)
+    if planned.action == "replace":
+        log.info("replacing %s %s of an earlier attempt: %s", kind, name, planned.why)
+        delete(cluster, {**found, "kind": kind}, propagation="Foreground")
+        raise _NotYet(f"{kind} {name} of an earlier attempt is being removed")
+    if kind in BY_KIND:
+        log.info("adopted %s %s of an earlier attempt: it is %s", kind, name, status.phase(found).name)
+    return found
 
 
 def _created(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The job, newly created with what it needs."""
     *templates, body = objects
     runtime, name = BY_KIND[body["kind"]], body["metadata"]["name"]
-    if runtime.made and find(cluster, {**body, "kind": runtime.made.kind}) is not None:
-        raise _NotYet(f"{runtime.made.kind} {name} of an earlier attempt is being removed")
     try:
         for template in templates:
-            _create_template(cluster, template)
+            if _adopted(cluster, template) is None:
+                cluster.request("POST", KINDS[template["kind"]].path, body=template)
         if QUEUE_LABEL in body["metadata"]["labels"]:
-            _check_queue(cluster, body)
+            obstacle = past_the_queue(
+                runtime, cluster.request("POST", runtime.path, query={"dryRun": "All"}, body=body)
+            )
+            if obstacle:
+                raise ClusterError(obstacle)
         created = cluster.request("POST", runtime.path, body=body)
     except Conflict:  # created in between: look again
-        raise _NotYet(f"job {name} exists already") from None
+        raise _NotYet(f"{runtime.kind} {name} exists already") from None
     except NotFound:
         raise ClusterError(f"the cluster does not know {body['kind']}: install {runtime.operator}") from None
     except ClusterError as error:
         if _BEHIND not in str(error):
             raise
         raise _NotYet(f"Trainer has not noticed TrainingRuntime {name} yet") from None
+    version = operator_version(cluster, runtime)
     log.info(
-        "submitted %s %s to namespace %s: %d pods; kubectl describe %s %s",
-        runtime.kind, name, cluster.namespace, pod_count(*objects), runtime.kind.lower(), name,
+        "submitted %s %s to namespace %s%s: %d pods; kubectl describe %s %s",
+        runtime.kind, name, cluster.namespace, version and f" for {version}", pod_count(*objects),
+        runtime.kind.lower(), name,
     )  # fmt: skip
     return created
-
-
-def _create_template(cluster: Cluster, template: Mapping[str, Any]) -> None:
-    """Create what the job refers to, or keep that of an earlier attempt that was made from the same settings."""
-    try:
-        cluster.request("POST", KINDS[template["kind"]].path, body=template)
-    except Conflict:
-        found = find(cluster, template)
-        if found is not None and not found["metadata"].get("deletionTimestamp"):
-            if _obstacle(found, template) is None:
-                return
-            delete(cluster, {**found, "kind": template["kind"]})
-        name = template["metadata"]["name"]
-        raise _NotYet(f"{template['kind']} {name} of an earlier attempt is being removed") from None
-
-
-def _check_queue(cluster: Cluster, body: Mapping[str, Any]) -> None:
-    """Ask the API server what would become of a job with a queue name: Kueue suspends those that it manages.
-
-    Where Kueue or its integration of that kind is missing, the name is ignored, and the job would run past the queue.
-    """
-    runtime, queue = BY_KIND[body["kind"]], body["metadata"]["labels"][QUEUE_LABEL]
-    answer = cluster.request("POST", runtime.path, query={"dryRun": "All"}, body=body)
-    if not status.suspended(answer):
-        raise ClusterError(
-            f"job.queue={queue}: Kueue does not manage a {runtime.kind} on this cluster, which would start at once, outside "
-            f"of the queue. Install Kueue, or add {runtime.integration} to integrations.frameworks in the configuration of "
-            "its controller; or leave job.queue empty"
-        )
-
-
-def _obstacle(found: Mapping[str, Any], body: Mapping[str, Any]) -> str | None:
-    """Why an existing object cannot be adopted; None: it can."""
-    metadata, wanted = found["metadata"], body["metadata"]
-    if not same_run(found, body):
-        raise ClusterError(f"job {metadata['name']} exists already and belongs to another run; rename or remove it")
-    if status.phase(found).name == "failed":
-        return "it failed"
-    if (metadata.get("annotations") or {}).get(DIGEST_ANNOTATION) != wanted["annotations"][DIGEST_ANNOTATION]:
-        return "it was made from other settings"
-    owners, own = ({o["uid"] for o in m.get("ownerReferences") or ()} for m in (metadata, wanted))
-    if owners and own and owners.isdisjoint(own):  # the cluster deletes it soon
-        return "its Workflow is gone"
-    return None
 
 
 def follow(
@@ -310,6 +288,10 @@ def follow(
             change = _next(changes, timing.tick / 4)
             if change is not None and change.source == "pods" and change.kind != "BROKEN":
                 carry_out(_decide(follower, change))
+        if not follower.settled:  # the watch is far behind: ask, or the log of a short job is lost
+            with contextlib.suppress(ClusterError):
+                listed = cluster.request("GET", PODS, query=_pods_of(job), patience=timing.settle)["items"]
+                carry_out(follower.on_pods("LIST", listed, time.monotonic()))
         logs.finish(timing.log_rest)
     if follower.phase.name == "failed":
         reason = follower.phase.message or "its status gives no reason"
@@ -322,7 +304,7 @@ def _watches(cluster: Cluster, job: Mapping[str, Any], timing: Timing) -> Iterat
     name, path = job["metadata"]["name"], BY_KIND[job["kind"]].path
     selectors = {
         "job": (path, {"fieldSelector": f"metadata.name={name}"}),
-        "pods": (PODS, {"labelSelector": f"{JOB_LABEL}={name}"}),
+        "pods": (PODS, _pods_of(job)),
     }
     watches = [
         Watch(cluster, path, selector, changes, name=source, retry_seconds=timing.watch_retry)
@@ -335,6 +317,10 @@ def _watches(cluster: Cluster, job: Mapping[str, Any], timing: Timing) -> Iterat
     finally:
         for watch in watches:
             watch.stop()
+
+
+def _pods_of(job: Mapping[str, Any]) -> dict[str, str]:
+    return {"labelSelector": f"{JOB_LABEL}={job['metadata']['name']}"}
 
 
 def _next(changes: queue.Queue[Change], seconds: float) -> Change | None:
@@ -354,19 +340,18 @@ def _decide(follower: JobFollower, change: Change | None) -> Decision:
     return report(change.kind, change.objects, now)
 
 
-def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Warnings about a job, the objects that its controller makes of it, and its place in a queue of Kueue."""
     name, kind = job["metadata"]["name"], job["kind"]
     selectors = [f"involvedObject.name={name}{end},type=Warning" for end in ("", *BY_KIND[kind].children)]
     if QUEUE_LABEL in (job["metadata"].get("labels") or {}):
         selectors.append("involvedObject.kind=Workload,reason=Pending")
-    found: list[dict[str, Any]] = []
+    found: list[Mapping[str, Any]] = []
     # They help, but nothing depends on them.
     with contextlib.suppress(ClusterError):
         for selector in selectors:
             found += cluster.request("GET", EVENTS, query={"fieldSelector": selector}, patience=5.0)["items"]
-    names = (name, f"{kind.lower()}-{name}-")  # Kueue derives its object's name from the job's
-    return [event for event in found if event["involvedObject"]["name"].startswith(names)]
+    return events_about(job, found)
 
 
 def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:

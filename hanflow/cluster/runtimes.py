@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -79,6 +79,17 @@ def pod_count(*objects: Mapping[str, Any]) -> int:
     return sum(count for body in objects for _, count in KINDS[body["kind"]].pods(body["spec"]))
 
 
+def operator_version(cluster: Cluster, runtime: Runtime) -> str:
+    """Which operator runs a kind of job, and its version, e.g. `Kubeflow Trainer v2.3.0`; empty: it does not tell."""
+    if runtime.version is None:
+        return ""
+    path, key = runtime.version
+    try:
+        return f"{runtime.operator.partition(',')[0]} {cluster.request('GET', path, patience=5.0)['data'][key]}"
+    except (ClusterError, KeyError):
+        return ""
+
+
 def choose(cluster: Cluster, job: JobConfig) -> JobConfig:
     """The settings with a runtime in place of `auto`: the first of `AUTOMATIC` that this cluster can run.
 
@@ -87,39 +98,72 @@ def choose(cluster: Cluster, job: JobConfig) -> JobConfig:
     """
     if job.runtime != "auto":
         return job
-    obstacles: list[str] = []
+    obstacles: dict[str, str] = {}
     for name in AUTOMATIC:
-        runtime = RUNTIMES[name]
-        obstacle = _obstacle(cluster, runtime, elastic=job.min_workers > 0)
-        if not obstacle:
-            log.info(
-                "job.runtime=auto: training runs as a %s, which this cluster serves%s",
-                runtime.kind, "".join(f"; no {text}" for text in obstacles),
-            )  # fmt: skip
-            return replace(job, runtime=name)
-        obstacles.append(f"{runtime.kind}: {obstacle}")
+        runtime, elastic = RUNTIMES[name], job.min_workers > 0
+        kinds = [kind for kind in (runtime, runtime.template) if kind]
+        served = {kind.api_version: _served(cluster, kind.api_version) for kind in kinds}
+        forbidden = [kind.plural for kind in kinds if not _may_create(cluster, kind)]
+        obstacles[name] = obstacle(runtime, served, forbidden, elastic=elastic, namespace=cluster.namespace)
+        if not obstacles[name]:
+            break
+    chosen, why = first_choice(obstacles)
+    log.info("job.runtime=auto: %s", why)
+    return replace(job, runtime=chosen)
+
+
+def obstacle(
+    runtime: Runtime,
+    served: Mapping[str, Collection[str]],
+    forbidden: Collection[str],
+    *,
+    elastic: bool,
+    namespace: str,
+) -> str:
+    """Why jobs cannot run as this kind; empty: they can.
+
+    Args:
+        runtime: the kind.
+        served: API version → plural names of what the API server serves of it.
+        forbidden: plural names of what this account may not create in the namespace.
+        elastic: whether training is to go on with some of the pods.
+        namespace: of the jobs.
+    """
+    if elastic and not runtime.elastic:
+        return "it needs all its pods, and job.min_workers asks for less"
+    for kind in (runtime, runtime.template):
+        if kind is not None and kind.plural not in served[kind.api_version]:
+            return f"the cluster does not serve {kind.plural} ({kind.api_version})"
+        if kind is not None and kind.plural in forbidden:
+            return f"this account may not create {kind.plural} in namespace {namespace}"
+    return ""
+
+
+def first_choice(obstacles: Mapping[str, str]) -> tuple[str, str]:
+    """The first runtime without an obstacle, and why it is that one.
+
+    Args:
+        obstacles: runtime → obstacle, the preferred runtime first.
+
+    Raises:
+        ClusterError: each has one.
+    """
+    found: list[str] = []
+    for name, text in obstacles.items():
+        if not text:
+            return name, "; no ".join([f"training runs as a {RUNTIMES[name].kind}, which this cluster serves", *found])
+        found.append(f"{RUNTIMES[name].kind}: {text}")
     raise ClusterError(
-        f"job.runtime=auto: this cluster cannot run a training job: {'; '.join(obstacles)}. "
+        f"job.runtime=auto: this cluster cannot run a training job: {'; '.join(found)}. "
         f"Install {RUNTIMES[AUTOMATIC[0]].operator}, or train in the step itself with job.runtime=local"
     )
 
 
-def _obstacle(cluster: Cluster, runtime: Runtime, *, elastic: bool) -> str:
-    """Why jobs cannot run as this kind; empty: they can."""
-    if elastic and not runtime.elastic:
-        return "it needs all its pods, and job.min_workers asks for less"
-    for kind in (runtime, runtime.template):
-        if kind is None:
-            continue
-        try:
-            served = cluster.request("GET", f"/apis/{kind.api_version}")["resources"]
-        except NotFound:
-            served = []
-        if kind.plural not in {resource["name"] for resource in served}:
-            return f"the cluster does not serve {kind.plural} ({kind.api_version})"
-        if not _may_create(cluster, kind):
-            return f"this account may not create {kind.plural} in namespace {cluster.namespace}"
-    return ""
+def _served(cluster: Cluster, api_version: str) -> list[str]:
+    try:
+        return [resource["name"] for resource in cluster.request("GET", f"/apis/{api_version}")["resources"]]
+    except NotFound:
+        return []
 
 
 def _may_create(cluster: Cluster, kind: Kind) -> bool:

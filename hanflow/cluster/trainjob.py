@@ -60,4 +60,6 @@ RUNTIME = Runtime(
     template=TRAINING_RUNTIME,
     made=jobset.RUNTIME,
     integration="trainer.kubeflow.org/trainjob",
+    # from 2.2 on
+    version=("/api/v1/namespaces/kubeflow-system/configmaps/kubeflow-trainer-public", "kubeflow_trainer_version"),
 )

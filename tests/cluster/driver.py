@@ -11,6 +11,7 @@ from hanflow.cluster.launcher import launch
 from hanflow.errors import UserError
 from hanflow.progress import setup_logging
 from hanflow.signals import raise_on_sigterm
+from tests.cluster.world import QUICK
 
 
 def main() -> int:
@@ -18,7 +19,7 @@ def main() -> int:
     setup_logging()
     raise_on_sigterm()
     try:
-        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects)
+        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects, timing=QUICK)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -1,13 +1,14 @@
-"""A cluster to play scenarios on: the one in this process or, with KUBECONFIG, a real one; the scenarios are the same.
+"""A real cluster to play scenarios on: that of KUBECONFIG.
 
-A real one needs the training operator, the JobSet controller, kubectl, and a namespace (HANFLOW_TEST_NAMESPACE, else the
-context's) in which pods, jobs, Secrets and roles may be created. The launcher acts there with the rights that manifests/
-gives to its service account, and no others.
+It needs the operators (see tests/cluster/machine), kubectl, and a namespace (HANFLOW_TEST_NAMESPACE, else the context's) in
+which pods, jobs, Secrets and roles may be created. The launcher acts there with the rights that manifests/ gives to its
+service account, and no others; a test looks and acts with those of KUBECONFIG.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -15,26 +16,34 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hanflow.cluster.client import Cluster, NotFound
+from hanflow.cluster.cleanup import find
+from hanflow.cluster.client import Cluster, ClusterError, NotFound
 from hanflow.cluster.follow import Timing
 from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, Origin
 from hanflow.cluster.launcher import launch
 from hanflow.cluster.runtimes import BY_KIND, KINDS, build, pod_templates
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
-from tests.cluster.fake import FakeCluster, fake_cluster
+from tests.cluster.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
 IMAGE = os.environ.get("HANFLOW_TEST_IMAGE", "busybox:1.36")
-QUICK = Timing(tick=0.05, log_rest=3.0, log_retry=0.1, watch_retry=0.2, events=0.5, removal_poll=0.05)
-"""Waiting times for the cluster in this process, which reacts at once."""
-PAUSES = (0.05, 0.1, 0.2, 0.3)
+QUICK = Timing(tick=0.2, log_retry=0.3, watch_retry=0.2, events=1.0, removal_poll=0.2)
 PODS = "/api/v1/namespaces/{namespace}/pods"
+SECRETS = "/api/v1/namespaces/{namespace}/secrets"
+
+ORDERS = """\
+trap 'echo stopping; exit 143' TERM
+until [ -e /tmp/order ]; do sleep 0.2; done
+. /tmp/order
+"""
+"""A script that waits until the test says what the pod does (`World.order`), and that SIGTERM stops as it stops a worker."""
 
 
 class World:
@@ -42,20 +51,29 @@ class World:
 
     Args:
         cluster: as the launcher sees it, with its rights.
-        fake: the cluster in this process; None: a real one.
-        admin: with the rights of whoever runs the tests; None: those of the launcher.
-        pace: seconds that stand for "soon": real clusters take longer to start a pod.
-        timing: waiting times of the launcher.
+        admin: with the rights of whoever runs the tests.
+        kubeconfig: of `admin`.
+        folder: for files of the test.
+        proxy: between the launcher and the API server.
     """
 
+    fake: Any = None
+    """The cluster in this process (tests/cluster/fake), for as long as a test uses it."""
+
     def __init__(
-        self, cluster: Cluster, fake: FakeCluster | None, pace: float, timing: Timing, admin: Cluster | None = None
-    ):
-        self.cluster, self.fake, self.pace, self.timing = cluster, fake, pace, timing
-        self.admin = admin or cluster
+        self, cluster: Cluster, admin: Cluster, kubeconfig: Path, folder: Path, proxy: Proxy | None = None
+    ) -> None:
+        self.cluster, self.admin, self._kubeconfig, self.folder = cluster, admin, kubeconfig, folder
+        self._proxy = proxy
         self.run = f"test-{uuid.uuid4()}"
         self._templates: dict[str, list[dict[str, Any]]] = {}
         """Digest of a job → what is created before it."""
+
+    @property
+    def proxy(self) -> Proxy:
+        """Of the fixture `faults`."""
+        assert self._proxy is not None
+        return self._proxy
 
     def body(
         self, script: str, *, runtime: str = "pytorchjob", seed: int = 42, run: str = "", **job: Any
@@ -86,8 +104,7 @@ class World:
         body["metadata"]["annotations"].pop("alpha.jobset.sigs.k8s.io/exclusive-topology", None)
         for template in pod_templates(*objects):
             spec = template["spec"]
-            if self.fake is None:
-                spec["terminationGracePeriodSeconds"] = 5  # a shell that is process 1 ignores SIGTERM
+            spec["terminationGracePeriodSeconds"] = 3  # a shell that is process 1 ignores SIGTERM
             (container,) = spec["containers"]
             container["command"] = ["sh", "-c", "NODE=${JOB_COMPLETION_INDEX:-$RANK}\n" + script]
             for resources in container["resources"].values():
@@ -97,37 +114,42 @@ class World:
         return body
 
     def launch(self, body: Mapping[str, Any], **options: Any) -> None:
-        """Run the job to its end, as the train step does."""
-        launch(self.cluster, *self.objects(body), **{"timing": self.timing, **options})
+        """Run the job to its end, as the train step does; a test that waits in vain ends at the job's deadline."""
+        launch(self.cluster, *self.objects(body), **{"timing": QUICK, "hours": 0.25, **options})
 
     def objects(self, body: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         """All objects of a job, in the order in which they are created."""
         return [*self._templates[body["metadata"]["annotations"][DIGEST_ANNOTATION]], body]
 
-    def soon(self, paces: float = 1.0) -> int:
-        """A time (seconds since the epoch) for scripts to wait for."""
-        return int(time.time() + paces * self.pace) + 1
-
     def jobs(self) -> list[str]:
-        """Names of this test's jobs, and of their templates, that exist."""
+        """Names of this test's jobs, and of what they refer to, that exist."""
         selector = {"labelSelector": f"hanflow/run={self.run}"}
-        found = [self.cluster.request("GET", kind.path, query=selector)["items"] for kind in KINDS.values()]
+        found = [self.admin.request("GET", kind.path, query=selector)["items"] for kind in KINDS.values()]
         return [job["metadata"]["name"] for items in found for job in items]
 
     def job(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self.cluster.request("GET", f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}")
+        return self.admin.request("GET", f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}")
 
     def pods(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         query = {"labelSelector": f"{JOB_LABEL}={body['metadata']['name']}"}
-        return self.cluster.request("GET", PODS, query=query)["items"]
+        return self.admin.request("GET", PODS, query=query)["items"]
 
     def create(self, body: Mapping[str, Any]) -> None:
         for each in self.objects(body):
-            self.cluster.request("POST", KINDS[each["kind"]].path, body=each)
+            self.wait(f"an accepted {each['kind']}", functools.partial(self._accepted, each))
+
+    def _accepted(self, body: Mapping[str, Any]) -> bool:
+        try:
+            self.cluster.request("POST", KINDS[body["kind"]].path, body=body)
+        except ClusterError as error:
+            if "must be created before" not in str(error):  # Trainer has not noticed the TrainingRuntime yet
+                raise
+            return False
+        return True
 
     def delete(self, body: Mapping[str, Any]) -> None:
         path = f"{BY_KIND[body['kind']].path}/{body['metadata']['name']}"
-        self.cluster.request("DELETE", path, body={"propagationPolicy": "Background"})
+        self.admin.request("DELETE", path, body={"propagationPolicy": "Background"})
 
     def evict(self, body: Mapping[str, Any]) -> None:
         for pod in self.pods(body):
@@ -136,85 +158,150 @@ class World:
             self.admin.request("POST", f"{PODS}/{name}/eviction", body=eviction)
 
     def create_secret(self, name: str, key: str, value: str) -> None:
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {key: value}}
-        self.admin.request("POST", "/api/v1/namespaces/{namespace}/secrets", body=secret)
+        metadata = {"name": name, "labels": {"hanflow/run": self.run}}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {key: value}}
+        self.admin.request("POST", SECRETS, body=secret)
 
-    def wait(self, what: str, reached: Callable[[], Any], seconds: float = 0) -> None:
+    def order(self, body: Mapping[str, Any], what: str, *, pods: int = 1) -> None:
+        """Wait until so many pods whose script is `ORDERS` run and have no order yet; they do it.
+
+        Args:
+            what: shell commands.
+        """
+        ordered: set[str] = set()
+
+        def all_ordered() -> bool:
+            for pod in self.pods(body):
+                name, runs = pod["metadata"]["name"], pod["status"]["phase"] == "Running"
+                dying = "deletionTimestamp" in pod["metadata"]
+                if runs and not dying and name not in ordered and self._order(name, what):
+                    ordered.add(name)
+            return len(ordered) >= pods
+
+        self.wait("pods that wait for orders", all_ordered)
+
+    def _order(self, pod: str, what: str) -> bool:
+        script = "[ ! -e /tmp/order ] && cat > /tmp/draft && mv /tmp/draft /tmp/order"
+        return self.kubectl("exec", "-i", pod, "--", "sh", "-c", script, text=what, check=False).returncode == 0
+
+    def kubectl(self, *arguments: str, text: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
+        """kubectl with the rights of whoever runs the tests."""
+        command = ["kubectl", f"--kubeconfig={self._kubeconfig}", f"--namespace={self.admin.namespace}", *arguments]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=check)
+
+    def wait(self, what: str, reached: Callable[[], Any], seconds: float = 300) -> None:
         """Wait until `reached()` is true; fails after a while."""
-        until = time.monotonic() + (seconds or 20 * self.pace)
+        until = time.monotonic() + seconds
         while not reached():
             assert time.monotonic() < until, f"this did not happen: {what}"
-            time.sleep(self.pace / 50)
+            time.sleep(0.2)
 
     def wait_running(self, body: Mapping[str, Any]) -> None:
         self.wait("a running pod", lambda: any(p["status"]["phase"] == "Running" for p in self.pods(body)))
 
     def assert_nothing_left(self, body: Mapping[str, Any]) -> None:
-        """The job is gone, and its pods disappear."""
-        assert self.jobs() == []
-        self.wait("no pods", lambda: self.pods(body) == [], 120 if self.fake is None else 10)
+        """The job is gone, or going; and so is, a little later, everything that was made for it and of it."""
+        left = self._left(body, body["kind"])
+        assert left is None or "deletionTimestamp" in left["metadata"]
+        self.wait("nothing left", lambda: self.pods(body) == [] and not any(self._left(body, k) for k in KINDS))
 
-    def start_launcher(self, body: Mapping[str, Any]) -> subprocess.Popen[str]:
-        """A launcher in a process of its own, to send signals to; its output is one text."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.cluster.driver"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    def _left(self, body: Mapping[str, Any], kind: str) -> dict[str, Any] | None:
+        return find(self.admin, {**body, "kind": kind})
+
+    def start_launcher(self, body: Mapping[str, Any]) -> Launcher:
+        """A launcher in a process of its own, to send signals to."""
+        output = self.folder / f"launcher-{uuid.uuid4()}.log"
+        environment = {**os.environ, "HANFLOW_TEST_NAMESPACE": self.cluster.namespace}
+        with output.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.cluster.driver"],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+                text=True,
+            )
         assert process.stdin
         process.stdin.write(json.dumps(self.objects(body)))
         process.stdin.close()
-        process.stdin = None
-        return process
+        return Launcher(process, output)
+
+    def kubeconfig_of(self, account: str, path: Path) -> Path:
+        """A file with the credentials of a service account of the namespace."""
+        path.write_text(_kubeconfig_of(self.admin, self._kubeconfig, account), encoding="utf-8")
+        return path
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A launcher in a process of its own."""
+
+    process: subprocess.Popen[str]
+    _output: Path
+
+    def ended(self) -> int:
+        """Wait until it has ended; its exit status."""
+        return self.process.wait(300)
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text(encoding="utf-8")
 
 
 @contextlib.contextmanager
-def in_process(folder: Path) -> Iterator[World]:
-    """The cluster in this process; KUBECONFIG must be set to `folder/kubeconfig`."""
-    with fake_cluster(folder) as fake:
-        yield World(Cluster(pauses=PAUSES), fake, pace=0.5, timing=QUICK)
-
-
-@contextlib.contextmanager
-def real(folder: Path) -> Iterator[World]:
+def real(folder: Path, *, with_proxy: bool = False, namespace: str = "") -> Iterator[World]:
     """The cluster of KUBECONFIG; what a test leaves behind is removed.
 
     While it is in use, KUBECONFIG names a file in `folder` with the credentials of the launcher's service account.
+
+    Args:
+        with_proxy: the launcher reaches the API server through `World.proxy`.
+        namespace: empty: that of all tests.
     """
-    admin = Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", ""))
-    given = os.environ["KUBECONFIG"]
-    os.environ["KUBECONFIG"] = str(_kubeconfig_of_the_launcher(admin, Path(given), folder))
-    try:
-        world = World(Cluster(admin.namespace), None, pace=15.0, timing=Timing(), admin=admin)
-        yield world
-    finally:
-        os.environ["KUBECONFIG"] = given
-        selector = {"labelSelector": f"hanflow/run={world.run}"}
-        for kind in KINDS.values():
-            for job in admin.request("GET", kind.path, query=selector)["items"]:
+    given = Path(os.environ["KUBECONFIG"])
+    admin = Cluster(namespace or os.environ.get("HANFLOW_TEST_NAMESPACE", ""))
+    launchers = folder / "launcher.kubeconfig"
+    launchers.write_text(_kubeconfig_of_the_launcher(given, admin.namespace), encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(launchers, folder)) if with_proxy else None
+        try:
+            os.environ["KUBECONFIG"] = str(proxy.kubeconfig if proxy else launchers)
+            world = World(Cluster(admin.namespace), admin, given, folder, proxy)
+            stack.callback(_clear, admin, world.run)
+            yield world
+        finally:
+            os.environ["KUBECONFIG"] = str(given)
+
+
+def _clear(admin: Cluster, run: str) -> None:
+    for path in (*(kind.path for kind in KINDS.values()), SECRETS):
+        with contextlib.suppress(NotFound):  # a cluster without that kind
+            found = admin.request("GET", path, query={"labelSelector": f"hanflow/run={run}"})["items"]
+            for each in found:
                 with contextlib.suppress(NotFound):
-                    admin.request("DELETE", f"{kind.path}/{job['metadata']['name']}")
+                    admin.request("DELETE", f"{path}/{each['metadata']['name']}")
 
 
-def _kubeconfig_of_the_launcher(admin: Cluster, given: Path, folder: Path) -> Path:
-    """Give the account its rights in the namespace, as manifests/ does, and write a kubeconfig with a token of it."""
+@functools.cache
+def _kubeconfig_of_the_launcher(given: Path, namespace: str) -> str:
+    """Give the account its rights in the namespace, as manifests/ does; a kubeconfig with a token of it."""
     objects = []
     for name in ("serviceaccount.yaml", "rbac.yaml"):
         for document in yaml.safe_load_all((ROOT / "manifests" / "base" / name).read_text(encoding="utf-8")):
-            document["metadata"]["namespace"] = admin.namespace
+            document["metadata"]["namespace"] = namespace
             for subject in document.get("subjects", ()):
-                subject["namespace"] = admin.namespace
+                subject["namespace"] = namespace
             objects.append(document)
     apply = ["kubectl", f"--kubeconfig={given}", "apply", "--server-side", "--force-conflicts", "-f", "-"]
     everything = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     subprocess.run(apply, input=everything, text=True, check=True, stdout=subprocess.DEVNULL)
-    path = "/api/v1/namespaces/{namespace}/serviceaccounts/hanflow/token"
+    return _kubeconfig_of(Cluster(namespace), given, "hanflow")
+
+
+def _kubeconfig_of(admin: Cluster, given: Path, account: str) -> str:
+    path = f"/api/v1/namespaces/{{namespace}}/serviceaccounts/{account}/token"
     token = admin.request("POST", path, body={"spec": {"expirationSeconds": 7200}})["status"]["token"]
     settings = yaml.safe_load(given.read_text(encoding="utf-8"))
     settings["users"] = [{"name": user["name"], "user": {"token": token}} for user in settings["users"]]
-    file = folder / "launcher.kubeconfig"
-    file.write_text(json.dumps(settings), encoding="utf-8")
-    return file
+    return json.dumps(settings)

@@ -1,6 +1,7 @@
-"""A Kubernetes of one machine for tests: `python -m tests.cluster.machine up|down|status|build|path|load ARCHIVE`.
+"""A Kubernetes of one machine for tests: `python -m tests.cluster.machine up|down|status|build|packages|environment|load IMAGE`.
 
 As root on Linux. Everything runs in namespaces of its own (see `node.py`), built from the sources that `modules/` names.
+HANFLOW_CLUSTER names one of several such clusters, HANFLOW_OPERATORS the versions of its operators (`newest`, `oldest`, …).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.cluster.machine import builds, images, node, operators
+from tests.cluster.machine import builds, images, node, operators, podman
 from tests.cluster.machine.node import KUBECONFIG, STATE, kubectl
 
 ROOT = Path(__file__).parents[3]
@@ -49,13 +50,18 @@ def check_requirements() -> None:
         )
     if not shutil.which("go"):
         sys.exit("make cluster needs Go 1.26 or newer: https://go.dev/dl (Debian's package is older)")
+    if missing := missing_packages():
+        sys.exit(f"make cluster lacks programs; install them: apt-get install -y {' '.join(missing)}")
+
+
+def missing_packages() -> list[str]:
+    """Debian packages of what this machine lacks."""
     missing = {package for command, package in PACKAGES.items() if not shutil.which(command)}
     if node.CNI is None:
         missing.add("containernetworking-plugins")
     if not images.BUSYBOX.exists():
         missing.add("busybox-static")
-    if missing:
-        sys.exit(f"make cluster lacks programs; install them: apt-get install -y {' '.join(sorted(missing))}")
+    return sorted(missing)
 
 
 def running() -> int:
@@ -78,34 +84,48 @@ def inside(*command: str) -> list[str]:
     return ["nsenter", f"--target={child}", "--mount", "--net", "--pid", *command]
 
 
-def load(archive: Path) -> None:
-    """Give an image to the node: an archive as `podman save` writes it."""
-    with archive.open("rb") as stream:
-        command = ["ctr", "--namespace=k8s.io", "images", "import", "--all-platforms", "-"]
-        subprocess.run(inside(*command), stdin=stream, stdout=subprocess.DEVNULL, check=True)
+def ctr(*arguments: str) -> list[str]:
+    """A command of containerd's client on the node."""
+    return inside("ctr", "--namespace=k8s.io", *arguments)
+
+
+def load(image: str | images.Image) -> None:
+    """Give an image to the node, unless it is there: one that is made here, or one of podman (seconds, whatever its size)."""
+    with builds.alone(STATE / "loading"):
+        if has_image(image if isinstance(image, str) else image.names[0]):
+            return
+        if isinstance(image, str):
+            podman.give(image, ctr())
+            return
+        archive = STATE / "image.tar"
+        images.write(image, archive)
+        with archive.open("rb") as stream:
+            command = ctr("images", "import", "--all-platforms", "-")
+            subprocess.run(command, stdin=stream, stdout=subprocess.DEVNULL, check=True)
+        archive.unlink()
 
 
 def has_image(reference: str) -> bool:
     """Whether the node has this image."""
-    listed = subprocess.run(
-        inside("ctr", "--namespace=k8s.io", "images", "list", "-q"), check=True, capture_output=True
-    )
-    return reference in listed.stdout.decode().split()
+    listed = subprocess.run(ctr("images", "list", "-q"), check=True, capture_output=True, text=True)
+    return reference in listed.stdout.split()
 
 
 def load_images() -> None:
     """Make the images of the tests and the operators, and give them to the node."""
-    archive = STATE / "image.tar"
     for image in [*images.standard(), *operators.images()]:
-        images.write(image, archive)
-        load(archive)
-        archive.unlink()
+        load(image)
 
 
 def start() -> None:
     """Start the node and wait until the API server answers."""
+    if Path(f"/sys/class/net/{node.LINK}").exists():
+        sys.exit(
+            f"another cluster has taken the network link {node.LINK} of this one: make cluster-down, then start again"
+        )
     shutil.rmtree(STATE, ignore_errors=True)
     STATE.mkdir(parents=True)
+    node.NUMBER.write_text(node.LINK.removeprefix("hanflow"))
     node.prepare()
     namespaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     code = "from tests.cluster.machine import node; node.run()"
@@ -161,7 +181,12 @@ def up() -> None:
     for namespace in ("default", TEST_NAMESPACE):  # pods are refused before it exists
         kubectl("wait", "--for=create", "--timeout=60s", "-n", namespace, "serviceaccount/default")
     print(f"the operators are ready after {time.monotonic() - started:.0f} s")
-    print(f"export KUBECONFIG={KUBECONFIG} PATH={builds.folder()}/bin:$PATH")
+    environment()
+
+
+def environment() -> None:
+    """Print shell commands that make kubectl and the tests use the cluster, unless KUBECONFIG names another."""
+    print(f"export KUBECONFIG=${{KUBECONFIG:-{KUBECONFIG}}} PATH={builds.folder('kubernetes')}/bin:$PATH")
 
 
 def down() -> None:
@@ -169,8 +194,8 @@ def down() -> None:
     pid = running()
     if pid:
         os.kill(pid, signal.SIGKILL)
-    # the kernel would remove it, too, but takes its time
-    subprocess.run(["ip", "link", "delete", node.LINK], check=False, capture_output=True)
+        # the kernel would remove it, too, but takes its time
+        subprocess.run(["ip", "link", "delete", node.LINK], check=False, capture_output=True)
     until = time.monotonic() + 30
     while any(group.exists() for group in node.control_groups()) and time.monotonic() < until:
         for group in node.control_groups():
@@ -202,13 +227,14 @@ def main() -> int:
         "down": "remove the cluster; nothing is left but the built programs",
         "status": "the node and the operators",
         "build": "build the programs",
-        "path": "the folder of the built programs, kubectl among them",
+        "environment": "shell commands that set KUBECONFIG and PATH",
+        "packages": "Debian packages that this machine lacks",
     }.items():
         commands.add_parser(name, help=text)
-    commands.add_parser("load", help="give an image to the node").add_argument("archive", type=Path)
+    commands.add_parser("load", help="give an image of podman to the node").add_argument("image")
     arguments = parser.parse_args()
     if arguments.command == "load":
-        load(arguments.archive)
+        load(arguments.image)
     elif arguments.command == "status":
         return status()
     else:
@@ -216,7 +242,8 @@ def main() -> int:
             "up": up,
             "down": down,
             "build": builds.build_all,
-            "path": lambda: print(builds.folder() / "bin"),
+            "environment": environment,
+            "packages": lambda: print(*missing_packages()),
         }[arguments.command]()
     return 0
 

@@ -69,7 +69,8 @@ def standard() -> list[Image]:
     ]
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes | Path | str) -> None:
+def add(archive: tarfile.TarFile, name: str, content: bytes | Path | str) -> None:
+    """Add a file to an archive; see `Image.files`."""
     entry = tarfile.TarInfo(name)
     entry.mode = 0o755
     if isinstance(content, str):
@@ -89,7 +90,7 @@ def _layer(image: Image) -> bytes:
             entry.type, entry.mode = tarfile.DIRTYPE, mode
             archive.addfile(entry)
         for name, content in image.files.items():
-            _add(archive, name, content)
+            add(archive, name, content)
     return buffer.getvalue()
 
 
@@ -111,6 +112,6 @@ def write(image: Image, path: Path) -> None:
     }
     manifest = [{"Config": "config.json", "RepoTags": list(image.names), "Layers": [f"{digest}/layer.tar"]}]
     with tarfile.open(path, "w") as archive:
-        _add(archive, f"{digest}/layer.tar", layer)
-        _add(archive, "config.json", json.dumps(config).encode())
-        _add(archive, "manifest.json", json.dumps(manifest).encode())
+        add(archive, f"{digest}/layer.tar", layer)
+        add(archive, "config.json", json.dumps(config).encode())
+        add(archive, "manifest.json", json.dumps(manifest).encode())

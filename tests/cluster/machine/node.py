@@ -6,8 +6,10 @@ mount, network interface and iptables rule: nothing has to be undone one by one.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -18,14 +20,34 @@ from typing import Any
 
 from tests.cluster.machine import builds
 
-STATE = builds.CACHE / "state"
+CLUSTER = os.environ.get("HANFLOW_CLUSTER") or builds.VERSIONS.replace("newest", "")
+"""Which cluster of this machine; several can stand side by side."""
+if not re.fullmatch("[a-z0-9-]*", CLUSTER):
+    sys.exit(f"HANFLOW_CLUSTER={CLUSTER}: small letters, digits and - only")
+_SUFFIX = f"-{CLUSTER}" if CLUSTER else ""
+
+STATE = builds.CACHE / f"state{_SUFFIX}"
 KUBECONFIG = STATE / "kubeconfig"
 NAME = "hanflow"
-"""Name of the node, and of its control group."""
+"""Name of the node."""
+CONTROL_GROUP = f"{NAME}-cluster{_SUFFIX}"
 
-# A private network: the link between this machine and the node, the pods, the services.
-LINK, HOST, NODE = "hanflow0", "10.213.0.1", "10.213.0.2"
-PODS, SERVICES = "10.213.64.0/20", "10.213.128.0/20"
+NUMBER = STATE / "number"
+
+
+def _number() -> int:
+    """Which of the private networks of this machine is the cluster's: kept in NUMBER once it has started, else a free one."""
+    if not CLUSTER:
+        return 0
+    if NUMBER.exists():
+        return int(NUMBER.read_text())
+    return next(number for number in itertools.count(1) if not Path(f"/sys/class/net/hanflow{number}").exists())
+
+
+# A private network for each cluster: the link between this machine and the node, the pods, the services.
+_NETWORK = f"10.{213 + _number()}"
+LINK, HOST, NODE = f"hanflow{_number()}", f"{_NETWORK}.0.1", f"{_NETWORK}.0.2"
+PODS, SERVICES = f"{_NETWORK}.64.0/20", f"{_NETWORK}.128.0/20"
 SERVER = f"https://{NODE}:6443"
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -80,7 +102,7 @@ KUBELET = {
     "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
     "authorization": {"mode": "AlwaysAllow"},
     "cgroupDriver": "cgroupfs",
-    "cgroupRoot": f"/{NAME}-cluster",
+    "cgroupRoot": f"/{CONTROL_GROUP}",
     "clusterDNS": [NODE],
     "clusterDomain": "cluster.local",
     "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
@@ -145,7 +167,7 @@ def control_groups() -> list[Path]:
     """The cluster's control group in each hierarchy of cgroup v1, or the one of v2."""
     v2 = (CGROUPS / "cgroup.controllers").exists()
     hierarchies = [CGROUPS] if v2 else [path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
-    return [path / f"{NAME}-cluster" for path in hierarchies]
+    return [path / CONTROL_GROUP for path in hierarchies]
 
 
 def enter() -> None:

@@ -21,7 +21,6 @@ class Operator:
     Attributes:
         module: of `modules/`.
         program: of the built ones.
-        image: its name in the manifests.
         namespace: of its Deployment.
         deployment: its name.
         manifests: folders for kustomize, in the module.
@@ -32,7 +31,6 @@ class Operator:
 
     module: str
     program: str
-    image: str
     namespace: str
     deployment: str
     manifests: Sequence[str]
@@ -45,11 +43,12 @@ class Operator:
         return f"hanflow.test/{self.module}:{builds.required(self.module)[1]}"
 
 
+_TRAINER = builds.required("trainer")[1]
+
 OPERATORS = [
     Operator(
         "jobset",
         "jobset",
-        "us-central1-docker.pkg.dev/k8s-staging-images/jobset/jobset",
         "jobset-system",
         "jobset-controller-manager",
         ["config/default"],
@@ -57,7 +56,6 @@ OPERATORS = [
     Operator(
         "training-operator",
         "training-operator.v1",
-        "ghcr.io/kubeflow/training-v1/training-operator",
         "kubeflow",
         "training-operator",
         ["manifests/overlays/standalone"],
@@ -66,7 +64,6 @@ OPERATORS = [
     Operator(
         "trainer",
         "trainer-controller-manager",
-        "ghcr.io/kubeflow/trainer/trainer-controller-manager",
         "kubeflow-system",
         "kubeflow-trainer-controller-manager",
         # manifests/overlays/manager, less its download of JobSet
@@ -75,18 +72,16 @@ OPERATORS = [
             "namespace": "kubeflow-system",
             "secretGenerator": [{"name": "kubeflow-trainer-webhook-cert"}],
             "configMapGenerator": [
-                {
-                    "name": "kubeflow-trainer-public",
-                    "literals": [f"kubeflow_trainer_version={builds.required('trainer')[1]}"],
-                }
-            ],
+                {"name": "kubeflow-trainer-public", "literals": [f"kubeflow_trainer_version={_TRAINER}"]}
+            ]
+            if builds.VERSIONS == "newest"  # 2.1 has none
+            else [],
             "generatorOptions": {"disableNameSuffixHash": True},
         },
     ),
     Operator(
         "argo",
         "workflow-controller",
-        "quay.io/argoproj/workflow-controller",
         "argo",
         "workflow-controller",
         ["manifests/cluster-install"],
@@ -97,7 +92,6 @@ OPERATORS = [
     Operator(
         "kueue",
         "kueue",
-        "us-central1-docker.pkg.dev/k8s-staging-images/kueue/kueue",
         "kueue-system",
         "kueue-controller-manager",
         ["config/default"],
@@ -105,10 +99,15 @@ OPERATORS = [
 ]
 
 
+def present() -> list[Operator]:
+    """Those of this cluster."""
+    return [operator for operator in OPERATORS if operator.module in builds.packages()]
+
+
 def images() -> list[Image]:
     return [
         Image([operator.own_image], {operator.path[1:]: builds.program(operator.program)}, [operator.path], user=65532)
-        for operator in OPERATORS
+        for operator in present()
     ]
 
 
@@ -116,43 +115,45 @@ def render(operator: Operator) -> str:
     """The operator's manifests, with our image and without requests that are more than a small machine has."""
     container = "/spec/template/spec/containers/0"
     patch: list[dict[str, Any]] = [
+        {"op": "replace", "path": f"{container}/image", "value": operator.own_image},
         {"op": "add", "path": f"{container}/imagePullPolicy", "value": "Never"},
         {"op": "add", "path": f"{container}/resources", "value": {}},
+        {"op": "add", "path": f"{container}/livenessProbe/timeoutSeconds", "value": 60},  # a busy machine is slow
         {"op": "add", "path": f"{container}/readinessProbe/periodSeconds", "value": 1},
         {"op": "add", "path": f"{container}/readinessProbe/initialDelaySeconds", "value": 0},
     ]
     if operator.module == "argo":  # it has no readiness probe
-        patch = patch[:2]
+        patch = patch[:4]
     if operator.arguments:
         patch.append({"op": "add", "path": f"{container}/args", "value": list(operator.arguments)})
     folder = STATE / "operators" / operator.module
     folder.mkdir(parents=True, exist_ok=True)
-    name, tag = operator.own_image.rsplit(":", 1)
     source = builds.source(operator.module)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [os.path.relpath(source / path, folder) for path in operator.manifests],
-        "images": [{"name": operator.image, "newName": name, "newTag": tag}],
         "patches": [{"target": {"kind": "Deployment", "name": operator.deployment}, "patch": json.dumps(patch)}],
         **operator.more,
     }
     (folder / "kustomization.yaml").write_text(json.dumps(kustomization, indent=1))
-    return kubectl("kustomize", str(folder))
+    # Each is alone; on a busy machine it would miss the renewal of its lease, and end.
+    return kubectl("kustomize", str(folder)).replace("leaderElect: true", "leaderElect: false")
 
 
 def install() -> None:
     """Apply every operator's manifests, and wait until all are available."""
-    for operator in OPERATORS:
+    for operator in present():
         kubectl("create", "namespace", operator.namespace, check=False)
-        for attempt in range(10):  # objects of kinds that the API server does not serve yet
+        manifests = render(operator)
+        for attempt in range(30):  # objects of kinds that the API server does not serve yet
             try:
-                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=render(operator))
+                kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", text=manifests)
                 break
             except RuntimeError:
-                if attempt == 9:
+                if attempt == 29:
                     raise
                 time.sleep(1)
-    for operator in OPERATORS:
+    for operator in present():
         wait = ("wait", "--for=condition=Available", "--timeout=180s")
         kubectl(*wait, "-n", operator.namespace, f"deployment/{operator.deployment}")
