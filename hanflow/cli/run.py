@@ -78,7 +78,8 @@ def _compile(options: argparse.Namespace) -> int:
     for name in names:
         given = options.experiment or name
         target = local_path(options.output) / f"{name}.yaml"
-        check_output("--output", str(target), experiment_files(find_experiment(given)), force=options.force)
+        if target.exists():
+            check_output("--output", str(target), experiment_files(find_experiment(given)), force=options.force)
         packages[target] = Package.of(load(given, (), name, require=False), references)
     for target, package in packages.items():
         print(package.write(target))

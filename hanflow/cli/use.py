@@ -307,8 +307,8 @@ def demo_command(models: list[str], host: str, port: int, examples: str = str(SA
 
 
 def _absolute(path: str) -> str:
-    place = Path(path).expanduser()
-    return str(place.absolute()) if "://" not in path and place.exists() else path  # or the name of a model on the hub
+    place = path if is_remote(path) else local_path(path)
+    return str(place.absolute()) if isinstance(place, Path) and place.exists() else path  # or a model on the hub
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -316,10 +316,7 @@ def _score(options: argparse.Namespace) -> int:
         raise UserError(f"--confidence: {options.confidence} is not a level; give one between 0 and 1, e.g. 0.95")
     if options.seed < 0:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
-    rows = local_path(options.rows or "")
     if options.rows:
-        if not rows.parent.is_dir():
-            raise UserError(f"--rows: {options.rows}: its folder does not exist; create it first")
         check_output("--rows", options.rows, [options.predictions, *options.references], force=options.force)
     from hanflow.data.readers import text_source
     from hanflow.metrics.intervals import mean_intervals
@@ -337,7 +334,7 @@ def _score(options: argparse.Namespace) -> int:
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)
     if options.rows:
-        write_rows(rows, found.scores)
+        write_rows(local_path(options.rows), found.scores)
     if options.json:
         print(json.dumps(_score_summary(options, names, found, intervals), ensure_ascii=False, indent=2))
     else:

@@ -105,6 +105,10 @@ def check_output(option: str, output: str, inputs: Iterable[str | os.PathLike[st
             raise UserError(f"{option}: {output}: exists already; give another, or replace it with --force")
         return
     path = local_path(output)
+    if not path.parent.is_dir():
+        raise UserError(f"{option}: {shown(output)}: its folder does not exist; create it first")
+    if path.is_dir():
+        raise UserError(f"{option}: {shown(output)}: is a folder; give a file in it")
     if not path.exists():
         return
     for given in inputs:
