@@ -424,6 +424,7 @@ def test_a_killed_run_is_taken_up_again(tmp_path: Path) -> None:
     deadline = time.monotonic() + 300
     while not list(checkpoints.glob("step-*/commit.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert list(checkpoints.glob("step-*/commit.json")), "else it is not killed in its training"
     steps = psutil.Process(process.pid).children(recursive=True)
     for step in steps:
         step.suspend()
