@@ -53,7 +53,9 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
     def body(form: dict[str, Any]) -> None:
         learnt, settings = form.pop("task", task), form.pop("settings")
         members = form.pop(MEMBERS, [])
-        own = "".join(f"{key}: {form.pop(key)}\n" for key in _own(fields))
+        for name, parameter in inspect.signature(configure.python_func).parameters.items():
+            if name in form and parameter.default == "":  # of some tasks only: as text, so that absence has a value
+                form[name] = str(form[name])
         base = {"name": name}  # hanflow.pipelines.packages writes the settings of an experiment here
         cleaner = remove_jobs(
             run_id=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
@@ -63,7 +65,7 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
             settings=settings,
         )
         with dsl.ExitHandler(cleaner, name="pipeline"):
-            chosen = configure(task=learnt, own=own, members=members, base=base, settings=settings, **form)
+            chosen = configure(task=learnt, members=members, base=base, settings=settings, **form)
             corpus = preprocess(task=learnt, settings=chosen.outputs["preprocess"])
             shards = tokenize(task=learnt, corpus=uri(corpus), settings=chosen.outputs["tokenize"])
             model = (training or _train)(chosen, shards, learnt)
@@ -95,12 +97,6 @@ def make_pipeline(name: str, task: str, description: str, training: Train | None
             _give_secrets(box)
 
     return _with_form(name, description, body, fields)
-
-
-def _own(fields: list[Field]) -> list[str]:
-    """Parameters that configure does not have: those of the task alone."""
-    known = inspect.signature(configure.python_func).parameters
-    return [field.name for field in fields if field.name not in known and field.name not in ("task", MEMBERS)]
 
 
 def _train(chosen: dsl.PipelineTask, shards: dsl.PipelineTask, task: Any) -> dsl.PipelineTask:

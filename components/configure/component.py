@@ -20,7 +20,11 @@ def configure(
     nodes: int = 1,
     gpus_per_node: int = 1,
     node_type: str = "any",
-    own: str = "",
+    max_source_tokens: str = "",
+    max_target_tokens: str = "",
+    morphemes: str = "",
+    chunk_tokens: str = "",
+    vocabulary_size: str = "",
     members: list = [],  # noqa: B006, Kubeflow copies it
     base: dict = {},  # noqa: B006
     settings: dict = {},  # noqa: B006
@@ -54,7 +58,7 @@ def configure(
     Args:
         task: What is learnt.
         data: Raw data (preprocess.source); the arguments down to node_type are those of the pipeline's form.
-        own: The parameters that this task alone has, as lines of YAML.
+        max_source_tokens: This and the next four are on the forms of some tasks, as text; empty: not on this one.
         members: Members of an ensemble; empty: one model is trained.
         base: Settings that the pipeline starts from: section, name, value.
         settings: Further settings: section, name, value; they win.
@@ -77,6 +81,13 @@ def configure(
         "nodes": nodes,
         "gpus_per_node": gpus_per_node,
         "node_type": node_type,
+    }
+    own = {
+        "max_source_tokens": max_source_tokens,
+        "max_target_tokens": max_target_tokens,
+        "morphemes": morphemes,
+        "chunk_tokens": chunk_tokens,
+        "vocabulary_size": vocabulary_size,
     }
     found = run(task, base=base, form=form, own=own, members=members, settings=settings)
     return namedtuple("Settings", OUTPUTS)(**found)

@@ -275,11 +275,13 @@ class JobFollower:
 
     def on_events(self, events: Sequence[Mapping[str, Any]], now: float) -> Decision:
         """Warnings about the job itself: a quota, a missing service account, a webhook that refuses, a full queue."""
-        texts = [f"{event.get('reason')}: {event.get('message')}" for event in events[-5:]]
-        messages = [message for text in texts for message in self._once(text, now)]
-        refusals = [
-            text for text, event in zip(texts, events[-5:], strict=True) if event.get("reason") in status.REFUSED
+        texts = {f"{event.get('reason')}: {event.get('message')}": event for event in events[-5:]}
+        messages = [
+            message
+            for text, event in texts.items()
+            for message in self._once(text, now, logging.INFO if event.get("type") == "Normal" else logging.WARNING)
         ]
+        refusals = [text for text, event in texts.items() if event.get("reason") in status.REFUSED]
         if not refusals or self.pods or self.phase.name != "pending":
             self._refused_since = float("inf")
             return Decision(messages)
@@ -287,12 +289,12 @@ class JobFollower:
         stuck = now - self._refused_since > self._timing.stuck
         return Decision(messages, failure=f"it cannot start: {refusals[-1]}" if stuck else "")
 
-    def _once(self, text: str, now: float) -> list[tuple[int, str]]:
-        """The warning, unless it was logged a short while ago."""
+    def _once(self, text: str, now: float, level: int = logging.WARNING) -> list[tuple[int, str]]:
+        """The message, unless it was logged a short while ago."""
         if now - self._logged_at.get(text, float("-inf")) < self._timing.repeat:
             return []
         self._logged_at[text] = now
-        return [(logging.WARNING, text)]
+        return [(level, text)]
 
     def _overdue(self, now: float) -> str:
         if now <= self._deadline or self.phase.finished:

@@ -12,8 +12,8 @@ import datetime
 import os
 import queue
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hanflow.cluster import status
@@ -42,25 +42,16 @@ from hanflow.version import CONTENT_VARIABLE, content
 
 PODS = "/api/v1/namespaces/{namespace}/pods"
 EVENTS = "/api/v1/namespaces/{namespace}/events"
+PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues"
+"""Where Kueue, 0.15 or newer, tells the order of what waits in a queue."""
 _BEHIND = "must be created before"
 """In what Trainer's webhook answers while it has not noticed a TrainingRuntime that was just created."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """A job that is ready to be launched."""
-
-    cluster: Cluster
-    objects: list[dict[str, Any]]
-    """As `hanflow.cluster.runtimes.build` gives them."""
-
-    def submitted(self) -> bool:
-        """Whether the cluster has a job of this name already."""
-        return find(self.cluster, self.objects[-1]) is not None
-
-
-def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras | None) -> Attempt:
-    """The job of a train step, named after the run that this process belongs to.
+def prepare(
+    job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras | None
+) -> tuple[Cluster, list[dict[str, Any]]]:
+    """The job of a train step, named after the run that this process belongs to: what `launch` takes.
 
     Args:
         job: where the workers run, and with what resources.
@@ -78,7 +69,7 @@ def prepare(job: JobConfig, spec: WorkerSpec, *, run_id: str, extras: PodExtras 
     pod = own_pod(cluster)
     origin = Origin(run_id or run_of(pod) or spec.output, owner=workflow_of(pod, cluster))
     job = choose(cluster, job)
-    return Attempt(cluster, build(job, spec, origin, _with_content(extras), images_of_this_step()))
+    return cluster, build(job, spec, origin, _with_content(extras), images_of_this_step())
 
 
 def check_paths(spec: WorkerSpec, extras: PodExtras) -> None:
@@ -136,6 +127,7 @@ def launch(
     *objects: Mapping[str, Any],
     hours: float = 168.0,
     restarts: int = 3,
+    unless: Callable[[], bool] = lambda: False,
     timing: Timing | None = None,
 ) -> None:
     """Run a job to its end; afterwards the job is gone from the cluster, whatever the end was.
@@ -145,6 +137,7 @@ def launch(
         objects: the job, from `hanflow.cluster.runtimes.build`.
         hours: how long it may take, waiting included.
         restarts: how many retryable incidents it survives, where its controller does not count them itself.
+        unless: asked where the cluster has no such job: whether an earlier attempt has done everything, so that none is created.
         timing: waiting times.
 
     Raises:
@@ -154,9 +147,10 @@ def launch(
     timing = timing or Timing()
     job, seconds = None, timing.remove
     try:
-        job = submit(cluster, objects, timing)
-        follow(cluster, job, hours=hours, restarts=restarts, timing=timing)
-        log.info("job %s succeeded", job["metadata"]["name"])
+        job = submit(cluster, objects, timing, unless)
+        if job is not None:
+            follow(cluster, job, hours=hours, restarts=restarts, timing=timing)
+            log.info("job %s succeeded", job["metadata"]["name"])
     except (Terminated, KeyboardInterrupt):
         seconds = timing.terminate
         raise
@@ -172,8 +166,10 @@ class _NotYet(Exception):
     """Something has to happen before a job can be created."""
 
 
-def submit(cluster: Cluster, objects: Sequence[Mapping[str, Any]], timing: Timing) -> dict[str, Any]:
-    """Create the job, or adopt that of an earlier attempt; returns it as the cluster has it.
+def submit(
+    cluster: Cluster, objects: Sequence[Mapping[str, Any]], timing: Timing, unless: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """Create the job, or adopt that of an earlier attempt; returns it as the cluster has it, None: `unless` forbids it.
 
     Raises:
         ClusterError: the cluster refuses; a job of that name belongs to another run, or does not go away.
@@ -182,7 +178,10 @@ def submit(cluster: Cluster, objects: Sequence[Mapping[str, Any]], timing: Timin
     until, logged = time.monotonic() + timing.removal, ""
     while True:
         try:
-            return _adopted(cluster, objects[-1]) or _created(cluster, objects)
+            adopted = _adopted(cluster, objects[-1])
+            if adopted is None and unless():  # asked last: a job that is being removed may have succeeded
+                return None
+            return adopted or _created(cluster, objects)
         except _NotYet as reason:
             if str(reason) != logged:
                 logged = str(reason)
@@ -343,15 +342,20 @@ def _decide(follower: JobFollower, change: Change | None) -> Decision:
 def _warnings(cluster: Cluster, job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Warnings about a job, the objects that its controller makes of it, and its place in a queue of Kueue."""
     name, kind = job["metadata"]["name"], job["kind"]
+    queue_name = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
     selectors = [f"involvedObject.name={name}{end},type=Warning" for end in ("", *BY_KIND[kind].children)]
-    if QUEUE_LABEL in (job["metadata"].get("labels") or {}):
+    if queue_name:
         selectors.append("involvedObject.kind=Workload,reason=Pending")
     found: list[Mapping[str, Any]] = []
+    place: list[dict[str, Any]] = []
     # They help, but nothing depends on them.
     with contextlib.suppress(ClusterError):
         for selector in selectors:
             found += cluster.request("GET", EVENTS, query={"fieldSelector": selector}, patience=5.0)["items"]
-    return events_about(job, found)
+        if queue_name:
+            waiting = cluster.request("GET", f"{PENDING}/{queue_name}/pendingworkloads", patience=1.0)["items"]
+            place = status.place_in_queue(waiting, job, queue_name)
+    return [*events_about(job, found), *place]
 
 
 def _failure(cluster: Cluster, follower: JobFollower, logs: LogStream, reason: str, timing: Timing) -> JobFailed:

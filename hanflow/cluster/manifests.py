@@ -1,7 +1,7 @@
 """Jobs to apply by hand: `python -m hanflow.cluster.manifests --output manifests/jobs` writes them with the builders.
 
-They train on the artifacts of the steps before, under the root that the ConfigMap `hanflow` names: `kubectl apply -f` starts
-one, `kubectl delete -f` removes it, applied again it resumes from its checkpoints. Another experiment, other images or other
+They train on the artifacts of the steps before, under the root that the ConfigMap `hanflow` of their namespace names: `kubectl
+apply -f` starts one, `kubectl delete -f` removes it, applied again it resumes from its checkpoints. Another experiment, other images or other
 settings of the job: `--experiment`, `--image-repository`, `--set job.workers=4`.
 """
 
@@ -24,7 +24,6 @@ from hanflow.errors import UserError
 from hanflow.experiment import Experiment, load_experiment
 from hanflow.images import DEFAULT, TAG, Images, add_options, from_options
 
-NAMESPACE = "kubeflow"
 CONFIG_MAP = "hanflow"
 """Name of the ConfigMap whose key `root` is the folder of all runs, e.g. gs://bucket/runs."""
 ROOT_VARIABLE = "HANFLOW_ROOT"
@@ -45,8 +44,6 @@ def manifest(job: JobConfig, experiment: Experiment, images: Images = DEFAULT) -
     spec = WorkerSpec(experiment.task, experiment.train, f"{folder}/shards", f"{folder}/model")
     root = {"name": ROOT_VARIABLE, "valueFrom": {"configMapKeyRef": {"name": CONFIG_MAP, "key": "root"}}}
     objects = build(job, spec, Origin("manual"), PodExtras(environment=[root]), images)
-    for body in objects:
-        body["metadata"]["namespace"] = NAMESPACE
     for template in pod_templates(*objects):
         (container,) = template["spec"]["containers"]
         container["command"] = [part.replace(place, f"$({ROOT_VARIABLE})") for part in container["command"]]

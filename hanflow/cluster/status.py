@@ -71,6 +71,23 @@ def suspended(job: Mapping[str, Any]) -> bool:
     return bool(spec.get("suspend") or (spec.get("runPolicy") or {}).get("suspend"))
 
 
+def place_in_queue(waiting: Iterable[Mapping[str, Any]], job: Mapping[str, Any], queue: str) -> list[dict[str, Any]]:
+    """An event that says where a job waits; none if it does not.
+
+    Args:
+        waiting: what Kueue says that waits in the queue: objects that belong to jobs, with their positions from 0 on.
+        job: as the API server has it.
+        queue: name of the LocalQueue.
+    """
+    uid = job["metadata"]["uid"]
+    for each in waiting:
+        if any(owner["uid"] == uid for owner in each["metadata"].get("ownerReferences") or ()):
+            local, whole = each["positionInLocalQueue"] + 1, each["positionInClusterQueue"] + 1
+            text = f"number {local} in Kueue's queue {queue}, number {whole} of all that wait for the same quota"
+            return [{"type": "Normal", "reason": "Queued", "message": text}]
+    return []
+
+
 @dataclass(frozen=True)
 class Termination:
     """How a pod ended."""

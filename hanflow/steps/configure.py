@@ -33,7 +33,7 @@ def run(
     *,
     base: Mapping[str, Any],
     form: Mapping[str, Any],
-    own: str,
+    own: Mapping[str, Any],
     members: Sequence[Mapping[str, Any]],
     settings: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def run(
         task: name of the task.
         base: settings that the pipeline starts from: section → name → value.
         form: parameters that every pipeline has.
-        own: the parameters of this task alone, as lines of YAML (`max_source_tokens: 512`).
+        own: those that the forms of some tasks have, as text; empty: it is not on this one.
         members: of an ensemble; empty: one model is trained.
         settings: further settings, section → name → value; they win.
 
@@ -56,7 +56,7 @@ def run(
     setup_logging()
     set_step("configure")
     try:
-        values = {**form, **(parse_yaml(own, "the parameters of the task") or {})}
+        values = {**form, **{name: parse_yaml(str(text), name) for name, text in own.items() if text != ""}}
         if members:
             values.pop("model", None)
             values[MEMBERS] = list(members)

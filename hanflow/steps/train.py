@@ -54,12 +54,16 @@ def run(
     spec = WorkerSpec(task, config, shards, output)
     if job is None or job.runtime == "local":
         return _train_here(spec)
-    attempt = launcher.prepare(job, spec, run_id=run_id, extras=extras)
-    done = _already_done(spec)
-    if done is not None and not attempt.submitted():
-        log.info("%s: an earlier attempt has trained this model already", output)
+    cluster, objects = launcher.prepare(job, spec, run_id=run_id, extras=extras)
+
+    def trained() -> bool:
+        done = _already_done(spec) is not None
+        if done:
+            log.info("%s: an earlier attempt has trained this model already", output)
         return done
-    launcher.launch(attempt.cluster, *attempt.objects, hours=job.deadline_hours, restarts=job.max_restarts)
+
+    hours, restarts = job.deadline_hours, job.max_restarts
+    launcher.launch(cluster, *objects, hours=hours, restarts=restarts, unless=trained)
     return _report(manifest_at(output, "model", task=task))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,10 +10,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import yaml
+
+from hanflow import storage
+from hanflow.experiment import EXPERIMENTS, load_experiment
+from hanflow.storage import artifacts, gcs
 from tests.cluster.manifests import MANIFESTS, Document, pick
+from tests.support.corpora import ARCHITECTURE, petitions
 from tests.support.forked import Zygote
+from tests.support.tasks import ARCHITECTURES, reviews
 
 ROOT = MANIFESTS.parent
 
@@ -163,3 +171,68 @@ def play(objects: list[Document], values: Mapping[str, str], folder: Path, runne
             template = step(objects, task["template"])
             results[task["name"]] = succeed(template, values, folder / task["name"], runner).out
     return results
+
+
+SMALL: dict[str, dict[str, dict[str, Any]]] = {
+    "summarization": {
+        "tokenize": {"tokenizer": "", "vocabulary_size": 500, "max_source_tokens": 64, "max_target_tokens": 24},
+        "train": {"pretrained": "", "architecture": ARCHITECTURE, "epochs": 1, "precision": "fp32"},
+        "evaluate": {"max_new_tokens": 8, "limit_rows": 4, "untrained": True},
+        "export": {"check_rows": 2},
+    },
+    "classification": {
+        "tokenize": {"tokenizer": "", "vocabulary_size": 500},
+        "train": {"pretrained": "", "architecture": ARCHITECTURES["classification"], "epochs": 1, "precision": "fp32"},
+        "export": {"check_rows": 2},
+    },
+    "language_modeling": {
+        "tokenize": {"vocabulary_size": 500, "chunk_tokens": 32},
+        "train": {"architecture": ARCHITECTURES["language_modeling"], "epochs": 1, "precision": "fp32"},
+        "export": {"check_rows": 2},
+    },
+}
+"""Task → changes of its bundled experiment, so that the DAG takes seconds and downloads nothing."""
+
+
+def small_experiment(task: str) -> str:
+    settings = yaml.safe_load((EXPERIMENTS / f"{task}.yaml").read_text(encoding="utf-8"))
+    for name, changes in SMALL[task].items():
+        settings[name] = {**settings.get(name, {}), **changes}
+    return yaml.safe_dump(settings, allow_unicode=True)
+
+
+def raw_data(task: str) -> bytes:
+    """A few rows of the bundled samples."""
+    columns, rows = ("document\tsummary", petitions(60)) if task == "summarization" else ("label\ttext", reviews(120))
+    return "".join(f"{line}\n" for line in (columns, *("\t".join(row) for row in rows))).encode()
+
+
+def check_artifacts(task: str, text: str, source: str, place: str, folder: Path) -> None:
+    """corpus → shards → model → evaluation → bundle, with the settings of the experiment, each made from those before.
+
+    Args:
+        task: what was learnt.
+        text: the experiment.
+        source: URI of the raw data.
+        place: URI of the run's folder.
+        folder: for files.
+    """
+    path = folder / "experiment.yaml"
+    path.write_text(text, encoding="utf-8")
+    experiment = load_experiment(path, [f"preprocess.source={source}", f"train.checkpoints={place}/checkpoints"])
+    assert experiment.task == task
+    made = {}
+    for kind, maker in artifacts.KINDS.items():
+        _, made[kind] = storage.fetched(f"{place}/{kind}", kind, task=task)
+        assert made[kind].config == json.loads(json.dumps(experiment.settings(maker))), maker
+    digests = {kind: manifest.digest for kind, manifest in made.items()}
+    assert {kind: set(manifest.parents) for kind, manifest in made.items()} == {
+        "corpus": set(),
+        "shards": {"corpus"},
+        "model": {"shards"},
+        "evaluation": {"corpus", "shards", "model"},
+        "bundle": {"shards", "model", "evaluation"},
+    }
+    for manifest in made.values():
+        assert manifest.parents.items() <= digests.items(), "made of what this very run made"
+    assert {path.split("/")[0] for path in gcs.listing(place)} == {*artifacts.KINDS, "checkpoints"}

@@ -17,17 +17,6 @@ from tests.cluster.world import World
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """The cluster in this process, for as long as a test uses it."""
-    from tests.cluster.fake.world import in_process
-
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "cluster" / "kubeconfig"))
-    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
-    with in_process(tmp_path / "cluster") as world:
-        yield world
-
-
-@pytest.fixture
 def given_cluster() -> None:
     if not os.environ.get("KUBECONFIG"):
         pytest.skip("needs a real cluster: set KUBECONFIG")

@@ -15,10 +15,6 @@ from tests.cluster.schemas import FILES, KUBERNETES, pod_problems, schema_proble
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 WITHOUT_SCHEMA = {"ClusterQueue", "ResourceFlavor"}
 """Kinds whose CRD is not in `crds`: only references to them and from them are checked."""
-NAMESPACED = {"ConfigMap", "Deployment", "LocalQueue", "NetworkPolicy", "Role", "RoleBinding", "Service"} | {
-    "ServiceAccount",
-    "WorkflowTemplate",
-}
 
 Document = dict[str, Any]
 
@@ -54,6 +50,12 @@ def pick(objects: Sequence[Document], kind: str, name: str = "hanflow") -> Docum
     return next(each for each in objects if identity(each) == (kind, name))
 
 
+def resource_name(resource: str, group: str) -> str:
+    """A resource of a rule as kubectl writes it, e.g. trainjobs.trainer.kubeflow.org."""
+    kind, slash, part = resource.partition("/")
+    return f"{kind}.{group}".rstrip(".") + slash + part
+
+
 def problems(objects: Sequence[Document]) -> list[str]:
     """Everything that is wrong with objects that are applied together; empty: nothing is."""
     found = [problem for each in objects for problem in _schema_problems(each)]
@@ -81,8 +83,8 @@ def _schema_problems(document: Document) -> list[str]:
 
 def _rules(each: Document, objects: Sequence[Document]) -> Iterator[str]:
     kind, metadata = each["kind"], each["metadata"]
-    if (kind in NAMESPACED) != ("namespace" in metadata):
-        yield "metadata.namespace: must be set on namespaced kinds, and only there"
+    if "namespace" in metadata:
+        yield "metadata.namespace: kubectl's -n (else the context) gives it; a fixed one may not exist, or be another's"
     if "app.kubernetes.io/name" not in metadata.get("labels", {}):
         yield "metadata.labels: app.kubernetes.io/name is missing"
     if "generateName" in metadata:
@@ -183,8 +185,8 @@ def _role_binding(each: Document, objects: Sequence[Document]) -> Iterator[str]:
     if _named(objects, each["roleRef"]["kind"], each["roleRef"]["name"]) is None:
         yield f"roleRef: {each['roleRef']['name']} does not exist"
     for subject in each["subjects"]:
-        if subject["kind"] != "ServiceAccount" or not subject.get("namespace"):
-            yield "subjects: a service account with its namespace is expected"
+        if subject["kind"] != "ServiceAccount" or "namespace" in subject:
+            yield "subjects: a service account of the same namespace is expected, which needs no name"
     if not any(_named(objects, "ServiceAccount", subject["name"]) for subject in each["subjects"]):
         yield "subjects: none of them exists"
 
@@ -195,8 +197,8 @@ def _local_queue(each: Document, objects: Sequence[Document]) -> Iterator[str]:
 
 
 def _cluster_queue(each: Document, objects: Sequence[Document]) -> Iterator[str]:
-    if not each["spec"].get("namespaceSelector"):
-        yield "spec.namespaceSelector: empty admits jobs of every namespace, absent of none"
+    if "namespaceSelector" not in each["spec"]:
+        yield "spec.namespaceSelector: without it jobs of no namespace are admitted"
     for group in each["spec"]["resourceGroups"]:
         for flavor in group["flavors"]:
             found = _named(objects, "ResourceFlavor", flavor["name"])

@@ -3,64 +3,28 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from hanflow import storage
 from hanflow.cluster.job import RUN_LABEL
-from hanflow.cluster.runtimes import pod_templates
+from hanflow.cluster.runtimes import KINDS, pod_templates
 from hanflow.config import JobConfig
-from hanflow.experiment import EXPERIMENTS, load_experiment, settings_of
-from hanflow.storage import artifacts, gcs
+from hanflow.experiment import EXPERIMENTS, settings_of
+from hanflow.storage import gcs
 from hanflow.storage.gcs import service
 from tests.cluster import argo
 from tests.cluster.argo import ROOT, step, tasks, workflow
 from tests.cluster.manifests import read
 from tests.cluster.world import World
 from tests.storage.emulator import Emulator
-from tests.support.corpora import ARCHITECTURE, petitions
 from tests.support.forked import Zygote
-from tests.support.tasks import ARCHITECTURES, reviews
 
 BUCKET = "my-project-hanflow"
 """That of the ConfigMap's `root`."""
-SMALL: dict[str, dict[str, dict[str, Any]]] = {
-    "summarization": {
-        "tokenize": {"tokenizer": "", "vocabulary_size": 500, "max_source_tokens": 64, "max_target_tokens": 24},
-        "train": {"pretrained": "", "architecture": ARCHITECTURE, "epochs": 1, "precision": "fp32"},
-        "evaluate": {"max_new_tokens": 8, "limit_rows": 4, "untrained": True},
-        "export": {"check_rows": 2},
-    },
-    "classification": {
-        "tokenize": {"tokenizer": "", "vocabulary_size": 500},
-        "train": {"pretrained": "", "architecture": ARCHITECTURES["classification"], "epochs": 1, "precision": "fp32"},
-        "export": {"check_rows": 2},
-    },
-    "language_modeling": {
-        "tokenize": {"vocabulary_size": 500, "chunk_tokens": 32},
-        "train": {"architecture": ARCHITECTURES["language_modeling"], "epochs": 1, "precision": "fp32"},
-        "export": {"check_rows": 2},
-    },
-}
-"""Task → changes of its bundled experiment, so that the DAG takes seconds and downloads nothing."""
-
-
-def small_experiment(task: str) -> str:
-    settings = yaml.safe_load((EXPERIMENTS / f"{task}.yaml").read_text(encoding="utf-8"))
-    for name, changes in SMALL[task].items():
-        settings[name] = {**settings.get(name, {}), **changes}
-    return yaml.safe_dump(settings, allow_unicode=True)
-
-
-def raw_data(task: str) -> bytes:
-    """A few rows of the bundled samples."""
-    columns, rows = ("document\tsummary", petitions(60)) if task == "summarization" else ("label\ttext", reviews(120))
-    return "".join(f"{line}\n" for line in (columns, *("\t".join(row) for row in rows))).encode()
 
 
 @pytest.fixture(scope="module")
@@ -100,59 +64,51 @@ def test_argos_commands_serve_every_task(
 
 def check_chain(task: str, runner: argo.Runner, folder: Path) -> None:
     """corpus → shards → model → evaluation → bundle, with the settings of the experiment, each from the one before."""
-    objects, text, name = read(".", "argo"), small_experiment(task), f"hanflow-{task}"
+    objects, text, name = read(".", "argo"), argo.small_experiment(task), f"hanflow-{task}"
     source, place = f"gs://{BUCKET}/{task}.tsv", f"gs://{BUCKET}/runs/{name}"
-    gcs.put(source, raw_data(task))
+    gcs.put(source, argo.raw_data(task))
     values = argo.values_of(objects, {"source": source, "experiment": text}, name=name, uid="uid-1")
     printed = argo.play(objects, values, folder, runner)
     assert list(printed) == ["preprocess", "tokenize", "train", "evaluate", "gate", "export"]
     assert printed["gate"] == "true\n", "what the condition of export compares"
-    path = folder / "experiment.yaml"
-    path.write_text(text, encoding="utf-8")
-    experiment = load_experiment(path, [f"preprocess.source={source}", f"train.checkpoints={place}/checkpoints"])
-    assert experiment.task == task
-    made = {}
-    for kind, maker in artifacts.KINDS.items():
-        _, made[kind] = storage.fetched(f"{place}/{kind}", kind, task=task)
-        assert made[kind].config == json.loads(json.dumps(experiment.settings(maker))), maker
-    digests = {kind: manifest.digest for kind, manifest in made.items()}
-    assert {kind: set(manifest.parents) for kind, manifest in made.items()} == {
-        "corpus": set(),
-        "shards": {"corpus"},
-        "model": {"shards"},
-        "evaluation": {"corpus", "shards", "model"},
-        "bundle": {"shards", "model", "evaluation"},
-    }
-    for manifest in made.values():
-        assert manifest.parents.items() <= digests.items(), "made of what this very run made"
-    assert {path.split("/")[0] for path in gcs.listing(place)} == {*artifacts.KINDS, "checkpoints"}
+    argo.check_artifacts(task, text, source, place, folder)
     again = argo.succeed(step(objects, "preprocess"), values, folder / "again", runner)
     assert "was done by an earlier attempt" in again.err, "what a retried pod does if the first was lost after its work"
 
 
-def test_argos_exit_handler_removes_the_runs_job(bucket: None, fake: World, tmp_path: Path) -> None:
+@pytest.mark.cluster
+def test_argos_exit_handler_removes_the_runs_job(
+    world: World, bucket: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The job that a lost train step leaves is found by the run's id; jobs of other runs are not."""
-    assert fake.fake
-    fake.fake.admit = False
+    settings = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text(encoding="utf-8"))
+    settings["contexts"][0]["context"]["namespace"] = world.admin.namespace  # that of a pod is its own
+    (tmp_path / "step.kubeconfig").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "step.kubeconfig"))
     objects = read(".", "argo")
-    given = {"experiment": small_experiment("summarization"), "runtime": "pytorchjob", "image-tag": "1.2.3"}
-    values = argo.values_of(objects, {"source": "gs://b/raw.tsv", **given}, name="hanflow-x", uid="uid-1")
+    given = {"experiment": argo.small_experiment("summarization"), "runtime": "pytorchjob", "image-tag": "1.2.3"}
+    name = f"hanflow-{world.run[-12:]}"
+    values = argo.values_of(objects, {"source": "gs://b/raw.tsv", **given}, name=name, uid=world.run)
     train = argo.start(argo.pod_of(step(objects, "train"), values, tmp_path / "train"))
-    fake.wait("the job", lambda: fake.fake.store.all("pytorchjobs") or train.poll() is not None, 60)  # type: ignore[union-attr]
+    world.wait("the job", lambda: world.jobs() or train.poll() is not None, 120)
     train.kill()
     _, errors = train.communicate()
-    assert fake.fake.store.all("pytorchjobs"), errors
-    (job,) = fake.fake.store.all("pytorchjobs")
-    assert job["metadata"]["labels"][RUN_LABEL] == "uid-1"
+    assert world.jobs(), errors
+    selector = {"labelSelector": f"{RUN_LABEL}={world.run}"}
+    (job,) = world.admin.request("GET", KINDS["PyTorchJob"].path, query=selector)["items"]
     (template,) = pod_templates(job)
     (container,) = template["spec"]["containers"]
     assert container["image"] == "ghcr.io/hanflow/hanflow-gpu:1.2.3"
-    assert f"gs://{BUCKET}/runs/hanflow-x/model" in container["command"]
-    bystander = fake.body("sleep 300", run="uid-2")
-    fake.create(bystander)
-    handler = step(objects, workflow(objects)["onExit"])
-    assert argo.succeed(handler, values, tmp_path / "handler").out == "removed 1 jobs of run uid-1\n"
-    assert [job["metadata"]["name"] for job in fake.fake.store.all("pytorchjobs")] == [bystander["metadata"]["name"]]
+    assert f"gs://{BUCKET}/runs/{name}/model" in container["command"]
+    bystander = world.body("sleep 300", run=f"{world.run}-other")
+    world.create(bystander)
+    try:
+        handler = step(objects, workflow(objects)["onExit"])
+        ended = argo.succeed(handler, values, tmp_path / "handler")
+        assert ended.out == f"removed 1 jobs of run {world.run}\n"
+        assert world.jobs() == [] and world.job(bystander)
+    finally:
+        world.delete(bystander)
 
 
 def test_a_wrong_option_of_a_step_is_found(tmp_path: Path) -> None:

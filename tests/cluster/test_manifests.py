@@ -18,17 +18,20 @@ import yaml
 
 from hanflow.images import DEFAULT
 from tests.cluster.argo import ROOT, step, tasks, workflow
-from tests.cluster.manifests import MANIFESTS, Document, documents, identity, pick, problems, read, workflow_pods
+from tests.cluster.kubectl import kubectl
+from tests.cluster.manifests import (
+    MANIFESTS,
+    Document,
+    documents,
+    identity,
+    pick,
+    problems,
+    read,
+    resource_name,
+    workflow_pods,
+)
 
 OVERLAYS = ("gke-gpu", "gke-tpu")
-
-
-def kubectl(*arguments: str) -> str:
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed")
-    done = subprocess.run(["kubectl", *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_what_kubectl_applies_is_valid() -> None:
@@ -46,7 +49,21 @@ def test_what_kubectl_applies_is_valid() -> None:
     }
 
 
-@pytest.mark.parametrize("folder", [".", "base", "argo", "kueue/gpu", "kueue/tpu"])
+SETS = {
+    ".": {"", "apps", "networking.k8s.io", "rbac.authorization.k8s.io"},
+    "argo": {"argoproj.io"},
+    "kueue/gpu": {"kueue.x-k8s.io"},
+    "kueue/tpu": {"kueue.x-k8s.io"},
+}
+"""Folder → API groups of its objects: Kubernetes' own, or one operator's alone."""
+
+
+@pytest.mark.parametrize("folder", SETS)
+def test_where_an_operator_is_missing_nothing_is_half_applied(folder: str) -> None:
+    assert {each["apiVersion"].rpartition("/")[0] for each in read(folder)} == SETS[folder]
+
+
+@pytest.mark.parametrize("folder", [*SETS, "base"])
 def test_kubectl_reads_the_folder(folder: str) -> None:
     """A file that is no object, such as a kustomization.yaml, would end `kubectl apply -f`."""
     named = kubectl("label", "--local", "-f", str(MANIFESTS / folder), "checked=yes", "-o", "name").split()
@@ -94,12 +111,13 @@ MUTATIONS: dict[str, Callable[[list[Document]], Any]] = {
         {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}
     ),
     "no such role": lambda o: pick(o, "RoleBinding")["roleRef"].update(name="hanfow"),
-    "an account of no namespace": lambda o: pick(o, "RoleBinding")["subjects"][0].pop("namespace"),
+    "an account of another namespace": lambda o: pick(o, "RoleBinding")["subjects"][0].update(namespace="default"),
     "a policy for everybody": lambda o: pick(o, "NetworkPolicy", "hanflow-jobs")["spec"].update(podSelector={}),
     "a policy that lets all through": lambda o: pick(o, "NetworkPolicy", "hanflow-jobs")["spec"]["egress"].append({}),
     "no names": lambda o: pick(o, "NetworkPolicy", "hanflow-demo")["spec"]["egress"].pop(0),
     "one direction": lambda o: pick(o, "NetworkPolicy", "hanflow-jobs")["spec"].update(policyTypes=["Ingress"]),
-    "no namespace": lambda o: pick(o, "ConfigMap")["metadata"].pop("namespace"),
+    "a namespace of its own choice": lambda o: pick(o, "ConfigMap")["metadata"].update(namespace="kubeflow"),
+    "a queue for nobody": lambda o: pick(o, "ClusterQueue")["spec"].pop("namespaceSelector"),
     "the same twice": lambda o: o.append(copy.deepcopy(pick(o, "ConfigMap"))),
     "a number in a ConfigMap": lambda o: pick(o, "ConfigMap")["data"].update(workers=1),
     "a ConfigMap that Argo ignores": lambda o: pick(o, "ConfigMap")["metadata"]["labels"].pop(
@@ -156,6 +174,7 @@ def test_a_key_given_twice_is_found() -> None:
 def test_overlays_are_valid_and_apply_their_settings(overlay: str) -> None:
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
     assert problems(objects) == []
+    assert sorted(map(identity, objects)) == sorted(map(identity, read("."))), "the overlay needs no operator either"
     lines = (MANIFESTS / "overlays" / overlay / "settings.env").read_text(encoding="utf-8").splitlines()
     settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     held = pick(objects, "ConfigMap")
@@ -179,7 +198,7 @@ def test_an_overlay_of_another_project_has_its_name_everywhere(overlay: str, tmp
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
-    """The ConfigMap's settings of jobs pass the settings' own checks, and give a job that fits the queue."""
+    """The ConfigMap's settings of jobs pass the settings' own checks, and give a job that fits the queue beside it."""
     from hanflow.cluster.job import Origin
     from hanflow.cluster.runtimes import AUTOMATIC, build, pod_templates
     from hanflow.config import TrainConfig
@@ -188,16 +207,15 @@ def test_the_jobs_of_an_overlay_can_be_built(overlay: str) -> None:
     from hanflow.experiment.loading import parse_text
 
     objects = documents(kubectl("kustomize", str(MANIFESTS / "overlays" / overlay)))
-    held = pick(objects, "ConfigMap")["data"]
+    objects += read(f"kueue/{overlay.removeprefix('gke-')}")
+    held = {**pick(objects, "ConfigMap")["data"], "queue": pick(objects, "LocalQueue")["metadata"]["name"]}
     names = ("runtime", "workers", "gpus", "accelerator", "spot", "queue")
     job = step_config("job", {name: parse_text("job", name, held[name]) for name in names})
     work = WorkerSpec("summarization", TrainConfig(), "gs://b/shards", "gs://b/model")
     kinds = AUTOMATIC if job.runtime == "auto" else (job.runtime,)
     built = [build(dataclasses.replace(job, runtime=kind), work, Origin("run")) for kind in kinds]
     for *_, body in built:
-        assert (
-            body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == pick(objects, "LocalQueue")["metadata"]["name"]
-        )
+        assert body["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == held["queue"]
     templates = [template for made in built for template in pod_templates(*made)]
     [group] = pick(objects, "ClusterQueue")["spec"]["resourceGroups"]
     asked = {key for t in templates for key in t["spec"]["containers"][0]["resources"]["requests"]}
@@ -220,7 +238,6 @@ def test_the_jobs_to_apply_by_hand_fit_the_installation(overlay: str) -> None:
     jobs = read("jobs")
     assert {job["kind"] for job in jobs} == {"TrainingRuntime", "TrainJob", "PyTorchJob", "JobSet"}
     for job in jobs:
-        assert job["metadata"]["namespace"] == pick(objects, "ConfigMap")["metadata"]["namespace"]
         for template in pod_templates(job):
             assert pick(objects, "ServiceAccount", template["spec"]["serviceAccountName"])
             assert policy["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
@@ -263,9 +280,22 @@ def test_the_role_allows_what_the_launcher_asks_for_and_no_more() -> None:
     assert templates == {"trainingruntimes"} and allowed["trainingruntimes"] == {"create", "get", "list", "delete"}
     assert allowed["pods"] == {"get", "list", "watch"}
     assert allowed["pods/log"] == {"get"} and allowed["events"] == {"list"}
-    assert set(allowed) == jobs | templates | {"pods", "pods/log", "events", "workflowtaskresults", "configmaps"}
+    others = {"localqueues/pendingworkloads", "workflowtaskresults", "configmaps"}
+    assert set(allowed) == jobs | templates | {"pods", "pods/log", "events"} | others
     core = set(re.findall(r"/api/v1/namespaces/\{+[a-z._]*namespace\}+/(\w+)", source))
     assert core == {"pods", "events"}, "a further request needs a further rule of the role"
+
+
+def test_the_guide_names_every_right() -> None:
+    rights = (MANIFESTS / "README.md").read_text(encoding="utf-8").partition("\n## Rights\n")[2].partition("\n## ")[0]
+    named = dict(re.findall(r"^\| `([^`]+)`[^|]*\| ([^|]+) \|", rights, re.MULTILINE))
+    allowed = {
+        resource_name(resource, group): ", ".join(rule["verbs"])
+        for rule in pick(read("."), "Role")["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert named == allowed
 
 
 # --- images

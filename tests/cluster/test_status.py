@@ -133,3 +133,18 @@ def test_which_pod_is_rank_zero() -> None:
     assert status.rank_zero(hosts) is hosts[3]
     newer = host(2, 0, 0)
     assert status.rank_zero([newer, *hosts]) is newer, "after a restart"
+
+
+def test_the_place_in_a_queue_is_that_of_the_job_and_counts_from_one() -> None:
+    def waiting(owner: str, local: int, whole: int) -> dict[str, Any]:
+        metadata = {"name": "workload", "ownerReferences": [{"uid": owner}]}
+        return {"metadata": metadata, "positionInLocalQueue": local, "positionInClusterQueue": whole}
+
+    queue = [
+        {**waiting("x", 0, 0), "metadata": {"name": "without an owner"}},
+        waiting("other", 1, 1),
+        waiting("own", 2, 4),
+    ]
+    (event,) = status.place_in_queue(queue, {"metadata": {"uid": "own"}}, "hanflow")
+    assert event["message"] == "number 3 in Kueue's queue hanflow, number 5 of all that wait for the same quota"
+    assert status.place_in_queue(queue[:2], {"metadata": {"uid": "own"}}, "hanflow") == []

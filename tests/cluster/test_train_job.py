@@ -1,146 +1,53 @@
-"""The train step as a job, from its arguments to its report: the pods' commands really run here, torchrun included."""
+"""The train step as a job, and what one of its pods does; whole trainings on a cluster are in test_training_on_pods.py."""
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
-from kfp import dsl
 
 from hanflow.cluster import launcher
-from hanflow.cluster.follow import JobFailed
-from hanflow.cluster.job import Origin, PodExtras
-from hanflow.cluster.runtimes import build
-from hanflow.config import JobConfig, TrainConfig, to_mapping
+from hanflow.cluster.client import Cluster
+from hanflow.cluster.job import RUN_LABEL, PodExtras
+from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import GRACE_SECONDS, UserError
-from hanflow.reports.step_report import Report
 from hanflow.signals import Terminated
 from hanflow.steps import train as train_step
 from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node
 from hanflow.training.workers import worker
 from hanflow.training.workers.exits import EXITS_VARIABLE
-from tests.cluster.world import World
+from tests.cluster.world import PODS, World
 from tests.support import tasks
 
 TASK = "classification"
 
 
+@pytest.fixture
+def no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """A cluster by its kubeconfig alone: nothing answers there."""
+    context = {"cluster": "none", "user": "none", "namespace": "training"}
+    settings = {
+        "clusters": [{"name": "none", "cluster": {"server": "https://127.0.0.1:1"}}],
+        "users": [{"name": "none", "user": {}}],
+        "contexts": [{"name": "none", "context": context}],
+        "current-context": "none",
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(settings), encoding="utf-8")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    return Cluster()
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tasks.make_shards(tmp_path_factory.mktemp("shards"), TASK, tasks.reviews(120)).shards
-
-
-class TaskConfig:
-    """As kfp hands it over, with a volume in which the test's folder lies."""
-
-    def __init__(self, folder: Path):
-        self.env = [{"name": "TZ", "value": "Asia/Seoul"}]
-        self.volumes = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
-        self.volume_mounts = [{"name": "data", "mountPath": str(folder)}]
-        self.node_selector = self.tolerations = self.affinity = self.resources = None
-
-
-def train(
-    world: World, config: TrainConfig, *, shards: Path, output: Path, runtime: str = "pytorchjob", **job: Any
-) -> Report:
-    """The train step as a job of pods that see the test's folder."""
-    return train_step.run(
-        config,
-        task=TASK,
-        output=str(output),
-        shards=str(shards),
-        job=JobConfig(runtime=runtime, gpus=0, **job),
-        run_id=world.run,
-        extras=PodExtras.of(TaskConfig(shards.parents[2])),
-    )
-
-
-@pytest.fixture
-def free_port(fake: World) -> None:
-    assert fake.fake
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        fake.fake.kubelet.port = probe.getsockname()[1]
-
-
-@pytest.mark.parametrize(
-    ("runtime", "plural", "worker"),
-    [("auto", "trainjobs", "-node-0-1-"), ("pytorchjob", "pytorchjobs", "-worker-0")],
-)
-def test_an_evicted_job_of_two_pods_resumes_and_its_model_is_the_steps(
-    runtime: str,
-    plural: str,
-    worker: str,
-    fake: World,
-    free_port: None,
-    shards: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert fake.fake
-    fake.fake.kubelet.grace = 60.0
-    streamed = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", streamed)
-    output = tmp_path_factory.mktemp("job") / "model"
-    config = tasks.settings(TASK, epochs=1000, max_steps=150, save_every=0, validate_every=150)
-    metrics = Path(f"{output}.checkpoints") / "metrics.jsonl"
-    *_, body = build(
-        JobConfig(runtime=runtime.replace("auto", "trainjob"), gpus=0, workers=2),
-        WorkerSpec(TASK, config, str(shards), str(output)),
-        Origin(fake.run),
-    )
-
-    def evict() -> None:
-        fake.wait("some steps", lambda: metrics.is_file() and metrics.read_text().count("\n") > 3, 120)
-        pod = next(pod for pod in fake.pods(body) if worker in pod["metadata"]["name"])
-        with fake.fake.store.changed:  # type: ignore[union-attr]
-            fake.fake.kubelet.evict(pod)  # type: ignore[union-attr]
-
-    thread = threading.Thread(target=evict, daemon=True)
-    thread.start()
-    report = train(fake, config, shards=shards, output=output, workers=2, runtime=runtime)
-    thread.join(1)
-    assert report.figures["steps"] == 150 and report.html == "report.html"
-    output_text = streamed.getvalue()
-    assert "resuming from" in output_text and "[rank 0]" in output_text
-    fake.assert_nothing_left(body)
-    before = fake.fake.count("POST", plural)
-    again = train(fake, config, shards=shards, output=output, workers=2, runtime=runtime)
-    assert before == 1 and again.figures == report.figures
-    assert fake.fake.count("POST", plural) == before, "a step retried after its success trains nothing"
-
-
-def test_a_mistake_in_the_settings_fails_the_component_with_the_workers_message(
-    fake: World, free_port: None, shards: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("job")
-    arguments = {
-        "task": TASK,
-        "settings": to_mapping(tasks.settings(TASK, architecture={"type": "cnn", "n_filtres": 3})),
-        "shards": str(shards),
-        "model": dsl.Model(uri=str(folder / "model")),
-        "metrics": dsl.Metrics(uri=str(folder / "metrics")),
-        "report": dsl.HTML(uri=str(folder / "report")),
-        "job": to_mapping(JobConfig(runtime="pytorchjob", gpus=0)),
-        "member": "",
-        "run_id": fake.run,
-        "task_config": TaskConfig(shards.parents[2]),
-    }
-    with pytest.raises(JobFailed) as caught:
-        train_step.in_pipeline(arguments)
-    assert "exit status 1: error: " in str(caught.value) and "did you mean n_filters" in str(caught.value)
-    assert "ChildFailedError" not in str(caught.value), "torchrun's own report helps nobody"
-    assert fake.jobs() == [] and fake.fake and fake.fake.count("POST", "pytorchjobs") == 1
 
 
 def test_a_local_run_needs_no_cluster(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,8 +81,8 @@ def test_paths_that_pods_cannot_see_are_refused_before_anything_is_submitted(tmp
             check(**{name: uri})
 
 
-def test_the_command_line_launches(fake: World, capfd: pytest.CaptureFixture[str]) -> None:
-    command = ["--task", TASK, "--output", "gs://b/model", "--shards", "/here/shards", "--run", fake.run]
+def test_the_command_line_refuses_what_no_job_can_do(no_server: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["--task", TASK, "--output", "gs://b/model", "--shards", "/here/shards", "--run", "r-1"]
     assert train_step.command([*command, "--job-runtime", "pytorchjob", "--epochs", "2"]) == 1
     assert "shards=/here/shards: the job's pods cannot see that path" in capfd.readouterr().err
     assert train_step.command([*command, "--job-runtime", "tpu", "--job-accelerator", "v4-31"]) == 1
@@ -186,39 +93,43 @@ def test_the_command_line_launches(fake: World, capfd: pytest.CaptureFixture[str
     assert "--job-accelerator" in capfd.readouterr().out
 
 
-def test_the_workflow_owns_the_job(fake: World) -> None:
+def test_the_workflow_owns_the_job(no_server: Cluster) -> None:
     owner = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "w", "uid": "u", "controller": True}
     pod = {
         "metadata": {
             "name": "step",
-            "namespace": fake.cluster.namespace,
+            "namespace": "training",
             "labels": {"pipeline/runid": "r-1", "workflows.argoproj.io/workflow": "w"},
             "ownerReferences": [owner],
         }
     }
-    assert launcher.workflow_of(pod, fake.cluster) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
+    assert launcher.workflow_of(pod, no_server) == {key: owner[key] for key in ("apiVersion", "kind", "name", "uid")}
     assert launcher.run_of(pod) == "r-1"
     pod["metadata"]["namespace"] = "elsewhere"
-    assert launcher.workflow_of(pod, fake.cluster) is None, (
-        "an owner in another namespace would be collected with the job"
-    )
-    assert launcher.own_pod(fake.cluster) is None, "outside of a cluster there is none"
+    assert launcher.workflow_of(pod, no_server) is None, "an owner in another namespace would be collected with the job"
+    assert launcher.own_pod(no_server) is None, "outside of a cluster there is none"
 
 
+@pytest.mark.cluster
 def test_the_own_pod_is_found_inside_a_cluster(
-    fake: World, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
+    world: World, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
 ) -> None:
-    assert fake.fake
-    fake.fake.store.create(
-        "pods", {"metadata": {"name": "step-1"}, "spec": {"nodeSelector": {"hanflow.test/nowhere": ""}}}
-    )
-    monkeypatch.setattr(fake.cluster, "inside", True)
-    monkeypatch.setenv("KFP_POD_NAME", "step-1")
-    own = launcher.own_pod(fake.cluster)
-    assert own is not None and own["metadata"]["name"] == "step-1"
-    fake.fake.forbidden = {("GET", "pods")}
-    assert launcher.own_pod(fake.cluster) is None
-    assert "the job gets no owner" in messages.text
+    pod = {
+        "metadata": {"name": f"step-{world.run}", "labels": {RUN_LABEL: world.run}},
+        "spec": {"schedulerName": "none", "containers": [{"name": "main", "image": "none"}]},
+    }
+    world.admin.request("POST", PODS, body=pod)
+    monkeypatch.setattr(world.cluster, "inside", True)
+    monkeypatch.setattr(world.cluster, "own_namespace", world.cluster.namespace)
+    monkeypatch.setenv("KFP_POD_NAME", pod["metadata"]["name"])
+    try:
+        own = launcher.own_pod(world.cluster)
+        assert own is not None and own["metadata"]["labels"] == {RUN_LABEL: world.run}
+        monkeypatch.setattr(world.cluster, "own_namespace", "kube-system")  # whose pods its account may not read
+        assert launcher.own_pod(world.cluster) is None
+        assert "the job gets no owner" in messages.text and "forbidden" in messages.text
+    finally:
+        world.admin.request("DELETE", f"{PODS}/{pod['metadata']['name']}")
 
 
 STOP, LOST = node.Torchrun(1, stop_requested=True), node.Torchrun(1, lost="RendezvousTimeoutError")
@@ -267,14 +178,16 @@ def test_workers_get_the_pods_grace_to_save() -> None:
     assert f"grace {GRACE_SECONDS - 10}" in ended.stdout
 
 
-def test_a_pod_that_cannot_reach_the_others_is_retried(free_port: None, fake: World) -> None:
+def test_a_pod_that_cannot_reach_the_others_is_retried() -> None:
     """The pod in which all meet is preempted: not a mistake of the settings."""
-    assert fake.fake
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
     ended = in_a_pod(
         "pass",
         PET_NNODES="2",
         PET_RDZV_BACKEND="c10d",
-        PET_RDZV_ENDPOINT=f"127.0.0.1:{fake.fake.kubelet.port}",
+        PET_RDZV_ENDPOINT=address,
         PET_RDZV_CONF="is_host=0,read_timeout=1",
     )
     assert ended.returncode == node.TRANSIENT, ended.stderr

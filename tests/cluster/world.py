@@ -57,9 +57,6 @@ class World:
         proxy: between the launcher and the API server.
     """
 
-    fake: Any = None
-    """The cluster in this process (tests/cluster/fake), for as long as a test uses it."""
-
     def __init__(
         self, cluster: Cluster, admin: Cluster, kubeconfig: Path, folder: Path, proxy: Proxy | None = None
     ) -> None:

@@ -1,7 +1,7 @@
 """A server in the test's process that plays the part of Kubeflow Pipelines' v2beta1 API that hanflow uses, over HTTP.
 
-It checks what the real one checks: the token, that the package is a pipeline, that parameters exist, have their type and
-are all there. A run lives through a script of states, one further with every look at it.
+It checks what the real one checks: the token, that the package is one that Kubeflow can run, that parameters exist, have
+their type and are all there. A run lives through a script of states, one further with every look at it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from google.protobuf import json_format
-from kfp.pipeline_spec import pipeline_spec_pb2
+from tests.pipelines.kubeflow_rules import problems
 
 KINDS = {
     "STRING": str,
@@ -148,8 +147,9 @@ class KfpServer:
             return 404, {"code": 5, "message": "experiment not found"}
         package = body["pipeline_spec"]
         spec = package.get("pipeline_spec", package)
-        json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
-        json_format.ParseDict(package.get("platform_spec", {}), pipeline_spec_pb2.PlatformSpec())
+        found = problems(spec, package.get("platform_spec", {}))
+        if found:
+            return 400, {"code": 3, "message": f"Failed to compile job: {'; '.join(found)}"}
         wanted = spec["root"]["inputDefinitions"]["parameters"]
         given = body["runtime_config"].get("parameters", {})
         for name, value in given.items():

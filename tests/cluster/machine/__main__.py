@@ -30,6 +30,7 @@ PACKAGES = {
     "runc": "runc",
     "iptables": "iptables",
     "conntrack": "conntrack",
+    "ipset": "ipset",
     "ip": "iproute2",
     "openssl": "openssl",
     "unshare": "util-linux",

@@ -35,12 +35,14 @@ PROGRAMS = {
     ],
     "etcd": ["go.etcd.io/etcd/server/v3"],
     "coredns": ["github.com/coredns/coredns"],
+    "kube-router": ["github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"],
+    "fake-gcs-server": ["github.com/fsouza/fake-gcs-server"],  # for the tests: a server of gs://
 }
 """Main packages of the modules that every cluster has, in the order in which they are built."""
 
 OPERATORS = {
     "kueue": ["sigs.k8s.io/kueue/cmd/kueue"],
-    "argo": ["github.com/argoproj/argo-workflows/v4/cmd/workflow-controller"],
+    "argo": [f"github.com/argoproj/argo-workflows/v4/cmd/{name}" for name in ("workflow-controller", "argoexec")],
     "trainer": ["github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager"],
     "jobset": ["sigs.k8s.io/jobset"],
     "training-operator": ["github.com/kubeflow/training-operator/cmd/training-operator.v1"],
@@ -80,9 +82,11 @@ def required(module: str) -> tuple[str, str]:
 
 
 def folder(module: str) -> Path:
-    """Where a module is built: another folder for another go.mod."""
-    digest = hashlib.sha256(definition(module).read_bytes()).hexdigest()
-    return CACHE / "programs" / f"{module}-{required(module)[1]}-{digest[:8]}"
+    """Where a module is built: another folder for another go.mod, or for other files that we add."""
+    digest = hashlib.sha256(definition(module).read_bytes())
+    for path in sorted((MODULES / module / "added").rglob("*.*")):
+        digest.update(path.read_bytes())
+    return CACHE / "programs" / f"{module}-{required(module)[1]}-{digest.hexdigest()[:8]}"
 
 
 def program(name: str) -> Path:
@@ -129,6 +133,8 @@ def build(module: str) -> None:
     work = folder(module)
     (work / "bin").mkdir(parents=True, exist_ok=True)
     shutil.copy(definition(module), work / "go.mod")  # `go build` adds what it resolves: not in the repository
+    if (MODULES / module / "added").is_dir():
+        _complete(module, work)
     flags = "-s -w"
     if module == "kubernetes":  # the API server tells its clients this version
         version = required(module)[1]
@@ -140,6 +146,14 @@ def build(module: str) -> None:
         (work / "bin" / "server").rename(work / "bin" / "etcd")
     (work / "built").touch()
     print(f"built {module} in {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _complete(module: str, work: Path) -> None:
+    """Put a copy of the module, with the files that `added` holds, in the place of the published one, which lacks them."""
+    published, copy = source(module), work / "source"
+    shutil.copytree(published, copy, ignore=lambda *_: ("docs", "examples", "ui"), dirs_exist_ok=True)
+    shutil.copytree(MODULES / module / "added", copy, dirs_exist_ok=True)
+    _go(module, "mod", "edit", f"-replace={required(module)[0]}=./source")
 
 
 def build_all() -> None:

@@ -243,6 +243,18 @@ def commands() -> dict[str, list[str]]:
             f"--hostname-override={NAME}",
             f"--node-ip={NODE}",
         ],
+        # enforces network policies, and does nothing else here
+        "kube-router": [
+            f"{builds.program('kube-router')}",
+            client,
+            "--run-firewall=true",
+            "--run-router=false",
+            "--run-service-proxy=false",
+            f"--hostname-override={NAME}",
+            f"--service-cluster-ip-range={SERVICES}",
+            "--health-port=0",
+            "--metrics-port=0",
+        ],
     }
 
 
@@ -256,6 +268,8 @@ def run() -> None:
         started[process.pid] = name
         if name == "kube-apiserver":
             _wait("the API server", lambda: kubectl("get", "--raw=/readyz", check=False) == "ok", 60)
+        if name == "kubelet":  # kube-router looks for the node at once
+            _wait("the node", lambda: kubectl("get", "nodes", "-o", "name", check=False) != "", 60)
     while True:
         pid, status = os.wait()  # also what containers leave behind: process 1 inherits it
         if pid in started:

@@ -105,7 +105,9 @@ def present() -> list[Operator]:
 
 
 def images() -> list[Image]:
-    return [
+    # the name that Argo's controller asks for when its build was told no version
+    executor = Image(["quay.io/argoproj/argoexec:v0.0.0"], {"bin/argoexec": builds.program("argoexec")}, user=8737)
+    return [executor] * ("argo" in builds.packages()) + [
         Image([operator.own_image], {operator.path[1:]: builds.program(operator.program)}, [operator.path], user=65532)
         for operator in present()
     ]

@@ -1,3 +1,4 @@
+// Built with what `added` holds: the published module lacks a file of the executor's on Linux.
 module hanflow.test/argo
 
 go 1.26.0
