@@ -7,7 +7,6 @@ that HANFLOW_EVENTS names, and the command displays them.
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import os
 import sys
@@ -16,6 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hanflow.errors import file_error
+from hanflow.own_files import json_text
 from hanflow.strict_json import json_ready
 
 EVENTS_VARIABLE = "HANFLOW_EVENTS"
@@ -39,13 +40,21 @@ def set_step(step: str) -> None:
 
 
 def emit(event: str, **fields: Any) -> None:
-    """Append one event to the file of `hanflow run`, if it has started this process."""
+    """Append one event to the file of `hanflow run`, if it has started this process.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     path = os.environ.get(EVENTS_VARIABLE)
     if not path:
         return
-    line = json.dumps({"event": event, "step": _step, "time": time.time(), **json_ready(fields)}, ensure_ascii=False)
-    with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two processes never mix
-        stream.write(line + "\n")
+    line = json_text({"event": event, "step": _step, "time": time.time(), **json_ready(fields)})
+    try:
+        with open(path, "a", encoding="utf-8") as stream:  # one short O_APPEND write: lines of two processes never mix
+            stream.write(line + "\n")
+    except OSError as error:
+        if event != "progress":  # which the next one makes good
+            raise file_error(error, path) from error
 
 
 def hold_run() -> None:

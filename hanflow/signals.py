@@ -8,13 +8,23 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hanflow.errors import UserError
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status of a command after Ctrl-C."""
 
 
-class Terminated(UserError):
-    """SIGTERM as an error, so that partial output is removed before the process ends."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM as an error, so that partial output is removed before the process ends.
+
+    As Ctrl-C it is no `Exception`: whatever takes an error of its work for an answer ("not there", "damaged") would swallow
+    it.
+    """
 
     exit_status = 128 + signal.SIGTERM
+
+
+def exit_status(error: KeyboardInterrupt) -> int:
+    """Exit status of a command that a signal has ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return error.exit_status if isinstance(error, Terminated) else INTERRUPTED
 
 
 def terminate(*_: object) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config.suggest import hint
 from hanflow.errors import UserError
+from hanflow.own_files import read_json
 
 if TYPE_CHECKING:
     import os
@@ -44,11 +45,14 @@ class Run:
         Raises:
             UserError: there is none.
         """
-        path = Path(folder).expanduser() / "run.json"
+        from hanflow.storage import local_path
+
+        path = local_path(folder) / "run.json"
+        cure = "give the folder that `hanflow run` wrote to"
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise UserError(f"{path}: no record of a run; give the folder that `hanflow run` wrote to") from None
+            record = read_json(path, cure, keys={"pipeline": str, "steps": list})
+        except FileNotFoundError:
+            raise UserError(f"{path}: no record of a run; {cure}") from None
         return cls(path.parent, record["pipeline"], tuple(record["steps"]))
 
     @property
@@ -99,13 +103,14 @@ def run(experiment: Experiment, output: AnyPath) -> Run:
         UserError: the settings cannot work, the folder holds something else, or a step failed.
         KeyboardInterrupt: interrupted; nothing half-written is left.
     """
-    from hanflow.pipelines.local import run_folder, run_locally
+    from hanflow.pipelines.local import run_locally
+    from hanflow.pipelines.run_folder import run_folder
 
     folder, status = run_folder(str(output)), run_locally(experiment, str(output))
     if status == 130:
         raise KeyboardInterrupt
     if status:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "run.json", "see run.log beside it")
         failed = ", ".join(step["name"] for step in record["steps"] if step["status"] == "failed") or "the run"
         raise UserError(f"{failed} failed: {record.get('error', 'no error was recorded')}; see {folder / 'run.log'}")
     return Run.open(folder)
@@ -133,6 +138,7 @@ def train(experiment: Experiment, *, shards: str | None = None, output: AnyPath)
 
     def made(step: str, kind: str, **inputs: str) -> str:
         place, values = join(str(output), kind), experiment.settings(step)
+        importlib.import_module(f"hanflow.steps.{step}")  # which registers what it reads beside its inputs
         if left_at(place, step, values, task=experiment.task, **inputs) is None:
             run_step(step, values, task=experiment.task, output=place, **inputs)
         return place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import io
 import os
 import re
@@ -15,7 +14,9 @@ from typing import Any
 from hanflow.cli import import_, run, settings, submit, use
 from hanflow.cli.options import Commands
 from hanflow.config.suggest import spelling_hint
-from hanflow.errors import UserError
+from hanflow.errors import UserError, file_error
+from hanflow.signals import exit_status
+from hanflow.system import use_utf8
 
 EXAMPLES = """\
 examples:
@@ -30,6 +31,8 @@ Shell completion: eval "$(hanflow completion bash)" in ~/.bashrc, or the same wi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C."""
+    if argv is None:
+        use_utf8("hanflow")
     parser, commands = make_parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete
@@ -44,16 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return exit_status(error)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of standard output has closed it, as in `hanflow … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         if error.filename is None:
             raise
-        print(f"error: {_reason(error)}", file=sys.stderr)
+        print(f"error: {file_error(error)}", file=sys.stderr)
         return 1
 
 
@@ -96,19 +99,6 @@ def _parsed(arguments: list[str], parser: argparse.ArgumentParser, commands: Com
         known = re.findall(r"--[a-z][a-z-]+", command.format_help())
         command.error(f"unexpected option: {unknown[0]}{spelling_hint(unknown[0].split('=')[0], known)}")
     return options
-
-
-def _reason(error: OSError) -> str:
-    """The message for an error of the file system: the file, the cause and the remedy."""
-    remedies = {
-        errno.ENOENT: "no such file or folder; check the path",
-        errno.EISDIR: "is a folder; give a file",
-        errno.ENOTDIR: "a part of the path is a file, not a folder; give another path",
-        errno.EEXIST: "exists already and is not a folder; give another path",
-        errno.EACCES: "permission denied; check the rights of the file and of its folder",
-        errno.ENOSPC: "no space left on the disk; free some and give the same command again",
-    }
-    return f"{error.filename}: {remedies.get(error.errno or 0, error.strerror)}"
 
 
 class _Version(argparse.Action):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hanflow import resources
 from hanflow.cli.options import Commands
 from hanflow.errors import UserError
+from hanflow.storage import check_output, is_remote, local_path
 
 if TYPE_CHECKING:
     from hanflow.metrics.intervals import Interval
@@ -203,6 +204,7 @@ def _add_score(commands: Commands) -> None:
     )
     score.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     score.add_argument("--rows", metavar="FILE", help="write every row's scores to this .csv")
+    score.add_argument("--force", action="store_true", help="replace the file of --rows if it exists")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
     score.set_defaults(command=_score)
 
@@ -216,21 +218,23 @@ def _predict(options: argparse.Namespace) -> int:
     from hanflow.serving.inputs import Request
     from hanflow.serving.predict import SEARCH, run
     from hanflow.serving.sources import open_source
-    from hanflow.signals import Terminated, handled, terminate
+    from hanflow.signals import Terminated, exit_status, handled, terminate
 
     setup_logging()
     only_once = _OncePerWarning()
     log.addFilter(only_once)
+    if options.output != "-" and not is_remote(options.output):
+        options.output = str(local_path(options.output))
     request = Request(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Request)})
     given = {name: getattr(options, name) for name in (*SEARCH, "batch_tokens")}
     changes = {name: value for name, value in given.items() if value is not None}
     try:
         with handled(terminate, signal.SIGTERM):
             summary = run(open_source(options.model, changes), request)
-    except (KeyboardInterrupt, Terminated) as error:
-        status = error.exit_status if isinstance(error, Terminated) else 128 + signal.SIGINT
-        print(f"{'terminated' if status > 130 else 'interrupted'}; {_how_to_continue(request)}", file=sys.stderr)
-        return status
+    except KeyboardInterrupt as error:
+        ended = "terminated" if isinstance(error, Terminated) else "interrupted"
+        print(f"{ended}; {_how_to_continue(request)}", file=sys.stderr)
+        return exit_status(error)
     finally:
         log.removeFilter(only_once)
     print(_prediction_summary(summary, request), file=sys.stderr)
@@ -314,8 +318,8 @@ def demo_command(models: list[str], host: str, port: int, examples: str = str(SA
 
 
 def _absolute(path: str) -> str:
-    place = Path(path).expanduser()
-    return str(place.absolute()) if "://" not in path and place.exists() else path  # or the name of a model on the hub
+    place = path if is_remote(path) else local_path(path)
+    return str(place.absolute()) if isinstance(place, Path) and place.exists() else path  # or a model on the hub
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -323,8 +327,8 @@ def _score(options: argparse.Namespace) -> int:
         raise UserError(f"--confidence: {options.confidence} is not a level; give one between 0 and 1, e.g. 0.95")
     if options.seed < 0:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
-    if options.rows and not Path(options.rows).parent.is_dir():
-        raise UserError(f"--rows: {options.rows}: its folder does not exist; create it first")
+    if options.rows:
+        check_output("--rows", options.rows, [options.predictions, *options.references], force=options.force)
     from hanflow.metrics.intervals import mean_intervals
     from hanflow.steps.score import score_files, text_file, write_rows
 
@@ -338,7 +342,7 @@ def _score(options: argparse.Namespace) -> int:
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)
     if options.rows:
-        write_rows(Path(options.rows), found.scores)
+        write_rows(local_path(options.rows), found.scores)
     if options.json:
         print(json.dumps(_score_summary(options, names, found, intervals), ensure_ascii=False, indent=2))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
@@ -65,7 +65,7 @@ def coerced(value: Any, expected: type) -> Any:
                 value = float(value)
             except ValueError:
                 raise wrong from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= sys.float_info.max:
             raise wrong
         if expected is float:
             return float(value)

@@ -116,3 +116,23 @@ class TrainConfig:
         "Training engine: hanflow's own loop, or transformers' Trainer.",
         choices=("hanflow", "transformers"),
     )
+
+
+FREE_SETTINGS = (
+    "backend",
+    "checkpoints",
+    "compilation_cache",
+    "compile",
+    "log_every",
+    "nonfinite_dump",
+    "processes",
+    "resume",
+    "save_every",
+    "save_minutes",
+    "save_total_limit",
+    "topology",
+    "wandb",
+    "wandb_project",
+    "wandb_tags",
+)
+"""Settings that may differ between a run and its continuation: they do not change the model."""

@@ -21,6 +21,11 @@ class WorkerSpec:
     output: str
     """URI of the model artifact to write."""
 
+    @property
+    def checkpoints(self) -> str:
+        """Folder or URI of the checkpoints: the one that was set, or beside the output."""
+        return self.config.checkpoints or f"{self.output.rstrip('/')}.checkpoints"
+
 
 def torchrun_command(spec: WorkerSpec) -> list[str]:
     """The command of a container that starts one worker for each GPU through torchrun, which reads PET_… variables."""

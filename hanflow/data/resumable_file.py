@@ -12,11 +12,15 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from hanflow.errors import UserError
+from hanflow.own_files import json_text, read_json, replace_file
+
+_KEYS = {"identity": dict, "done": dict, "bytes": int, "complete": bool}
+"""What the state holds."""
 
 
 class PartialFile:
@@ -75,23 +79,25 @@ class PartialFile:
 
     def _write_state(self, done: Mapping[str, Any], complete: bool) -> None:
         self.done = dict(done)
-        state = {"identity": self._identity, "done": self.done, "bytes": self._bytes, "complete": complete}
-        staging = self.state_path.with_name(f"{self.state_path.name}.new")
-        with staging.open("w", encoding="utf-8") as stream:
-            json.dump(state, stream, ensure_ascii=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(staging, self.state_path)
+        state = {
+            "identity": self._identity,
+            "done": self.done,
+            "bytes": self._bytes,
+            "complete": complete,
+            "pid": os.getpid(),
+        }
+        replace_file(self.state_path, json_text(state))
         _sync_folder(self.path.parent)
 
     def _begin(self, restart: bool, resumable: bool) -> None:
         """Lock the file and cut it to what is committed."""
         self._stream = stream = self.partial.open("ab")
         try:
+            # No lock beside it: a kill just before its removal would leave it when all else is done.
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(
-                f"{self.partial}: another process is writing it; let it finish, or give another --output"
+                f"{self.partial}: {self._writer()} is writing it; let it finish, or give another --output"
             ) from None
         except OSError as error:  # a file system without locks
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
@@ -124,17 +130,19 @@ class PartialFile:
         os.ftruncate(stream.fileno(), state["bytes"])
         self._bytes, self.done = state["bytes"], state["done"]
 
+    def _writer(self) -> str:
+        """The process that has the lock, as far as it has left its id."""
+        with suppress(UserError):
+            state = self._state()
+            if state and "pid" in state:
+                return f"process {state['pid']}"
+        return "another process"
+
     def _state(self) -> dict[str, Any] | None:
         try:
-            state = json.loads(self.state_path.read_text(encoding="utf-8"))
-            state["identity"], state["done"], state["bytes"], state["complete"]
+            return read_json(self.state_path, "remove it, or start over with --restart", keys=_KEYS)
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{self.state_path}: is damaged or no state of a prediction ({error!r}); remove it, or start over with --restart"
-            ) from None
-        return state
 
     def completed(self) -> bool:
         """Whether an earlier process finished the file but was killed before it removed the state; removes it then."""
@@ -156,7 +164,7 @@ class PartialFile:
             resumable: whether the content can be produced from its middle on; else a partial file is started over.
 
         Raises:
-            UserError: it was started with another identity, another process is writing it, or it cannot be written.
+            UserError: it was started with another identity, another process works on it, or it cannot be written.
         """
         try:
             with self._writing():

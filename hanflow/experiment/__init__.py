@@ -4,10 +4,11 @@ A setting is declared once, in `hanflow.config` or by the task that alone has it
 command lines and the parameters of the Kubeflow pipelines are all made from these classes.
 """
 
-from hanflow.experiment.checks import model_problems
+from hanflow.experiment.checks import limit_problems, model_problems
 from hanflow.experiment.loading import (
     EXPERIMENTS,
     add_settings,
+    experiment_files,
     experiment_names,
     find_experiment,
     given_settings,
@@ -34,9 +35,11 @@ __all__ = [
     "add_settings",
     "all_settings",
     "build_experiment",
+    "experiment_files",
     "experiment_names",
     "find_experiment",
     "given_settings",
+    "limit_problems",
     "load_experiment",
     "member_settings",
     "model_problems",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from hanflow.config import JobConfig, TrainConfig, build, changed, job_problems
+from hanflow.config import EvaluateConfig, JobConfig, TrainConfig, build, changed, job_problems
 from hanflow.config.cluster import cluster_problems
+from hanflow.config.suggest import spelling_hint
 from hanflow.experiment.sections import (
     Experiment,
     member_settings,
@@ -16,6 +17,8 @@ from hanflow.experiment.sections import (
     suggestion,
 )
 from hanflow.tasks import chosen_task
+from hanflow.tasks.base import Task
+from hanflow.tasks.data import Predictions
 
 
 def cross_checks(experiment: Experiment) -> list[str]:
@@ -26,6 +29,13 @@ def cross_checks(experiment: Experiment) -> list[str]:
     if split_off >= 1:
         problems.append(
             f"preprocess.validation_ratio + preprocess.test_ratio is {split_off:g}: nothing is left to train on"
+        )
+    evaluate = experiment.evaluate
+    if not getattr(pre, f"{evaluate.split}_source") and not getattr(pre, f"{evaluate.split}_ratio"):
+        other = "validation" if evaluate.split == "test" else "test"
+        problems.append(
+            f"evaluate.split={evaluate.split} has no rows: preprocess.{evaluate.split}_source is empty and "
+            f"preprocess.{evaluate.split}_ratio is 0; set one of them, or evaluate.split={other}"
         )
     problems += _pretrained_problems(experiment.train, experiment.tokenize.tokenizer)
     problems += _member_problems(experiment)
@@ -38,15 +48,50 @@ def cross_checks(experiment: Experiment) -> list[str]:
 
 
 def model_problems(experiment: Experiment) -> list[str]:
-    """Problems of the models that an experiment trains, one text each; imports transformers, but loads no weights."""
+    """Problems of the models that an experiment trains and of the figures that judge them, one text each; imports
+    transformers, but loads no weights."""
     task = chosen_task(experiment.task)
+    figures = limit_problems(experiment.evaluate, task)
     if not experiment.combine.members:
-        return task.check_model(experiment.train)
-    return [
-        f"combine.members: {member['name']}: {problem}"
-        for member in member_settings(experiment)
-        for problem in task.check_model(step_config("train", member["settings"], experiment.task))
+        return figures + task.check_model(experiment.train) + _best_problems(experiment.train, task)
+    members = [(m["name"], step_config("train", m["settings"], experiment.task)) for m in member_settings(experiment)]
+    return figures + [
+        f"combine.members: {name}: {problem}"
+        for name, train in members
+        for problem in task.check_model(train) + _best_problems(train, task)
     ]
+
+
+def limit_problems(config: EvaluateConfig, task: Task) -> list[str]:
+    """Problems of `evaluate.minimum` and `evaluate.maximum`: unknown scores, and limits that are no numbers."""
+    if not config.minimum and not config.maximum:
+        return []
+    known, problems = _scores(task), []
+    for setting, limits in (("minimum", config.minimum), ("maximum", config.maximum)):
+        for name, limit in limits.items():
+            if name not in known:
+                hint = spelling_hint(str(name), known)
+                problems.append(f"evaluate.{setting}: the task has no score {name!r}{hint}; known: {', '.join(known)}")
+            elif isinstance(limit, bool) or not isinstance(limit, (int, float)):
+                problems.append(f"evaluate.{setting}.{name}: expected a number, found {limit!r}")
+    return problems
+
+
+def _best_problems(train: TrainConfig, task: Task) -> list[str]:
+    if train.best_metric == "loss":
+        return []
+    scores = _scores(task)
+    if train.best_metric not in scores:
+        hint = spelling_hint(train.best_metric, ["loss", *scores])
+        return [f"train.best_metric={train.best_metric}: no such figure{hint}; known: loss, {', '.join(scores)}"]
+    if not train.validation_rows:
+        return [f"train.best_metric={train.best_metric}: a score needs train.validation_rows above 0"]
+    return []
+
+
+def _scores(task: Task) -> list[str]:
+    """Names of the scores that the task measures."""
+    return list(task.overall(task.score(Predictions([]), [])))
 
 
 def _pretrained_problems(train: TrainConfig, tokenizer: str) -> list[str]:
@@ -91,7 +136,11 @@ def _member_problems(experiment: Experiment) -> list[str]:
         )
         if train and own.keys() & {"pretrained", "architecture"}:
             found += _pretrained_problems(train, experiment.tokenize.tokenizer)
-        job, wrong = build(JobConfig, {**changed(experiment.job), **(member.get("job") or {})}, "job", False)
+        different = {} if member.get("job") is None else member["job"]
+        if not isinstance(different, Mapping):
+            found.append(f"job: expected `key: value` lines, found {different!r}")
+            different = {}
+        job, wrong = build(JobConfig, {**changed(experiment.job), **different}, "job", False)
         found += wrong or job_problems(job)
         problems += [f"combine.members: {name}: {problem}" for problem in found]
     if weights and len(weights) != len(members):

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hanflow import resources
 from hanflow.config.suggest import spelling_hint
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment.checks import cross_checks
 from hanflow.experiment.sections import SECTIONS, Experiment, build_experiment, settings_of
+from hanflow.own_files import Damaged, parse_yaml, read_yaml
+from hanflow.storage import local_path, portable
 
 EXPERIMENTS = resources.folder("experiments")
 """The bundled experiments."""
@@ -32,7 +32,7 @@ def find_experiment(name: str | os.PathLike[str]) -> Path:
     Raises:
         UserError: there is none; suggests the nearest name and lists all.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_dir() and (path / "experiment.yaml").is_file():
         return path / "experiment.yaml"
     if path.is_file():
@@ -90,22 +90,24 @@ def load_experiment(
             inner[".".join(rest)] = value
             value = inner
         target[first] = value
-    experiment, found = build_experiment(values, require)
+    experiment, found = build_experiment(values, require=False)
     problems += found
     if experiment is not None and not problems:
         problems += cross_checks(experiment)
+    if require:
+        problems += [problem for problem in build_experiment(values)[1] if problem not in problems]
     if experiment is None or problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, path)
     return experiment
 
 
 def parse_text(section: str, name: str, text: str, task: str = "") -> Any:
     """The value that a command line's text gives a setting: the text itself for a text setting, else the text as YAML."""
     if section in SECTIONS and any(s.name == name and s.type is str for s in settings_of(section, task)):
-        return text
+        return portable(text)
     try:
-        return yaml.safe_load(text) if text.strip() else None
-    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: 2001-99-99 is parsed as a date
+        return parse_yaml(text, name) if text.strip() else None
+    except Damaged:
         return text  # refused later, with the setting's name and the expected type
 
 
@@ -136,30 +138,55 @@ def given_settings(options: Mapping[str, Any], section: str, task: str = "") -> 
     return {name: parse_text(section, name, text, task) for name, text in names.items()}
 
 
-def _read_yaml(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+def experiment_files(path: Path) -> list[Path]:
+    """An experiment file and all that lie below it as `base:`.
+
+    Raises:
+        UserError: see `load_experiment`.
+    """
+    files: list[Path] = []
+    _read_yaml(path, (), files)
+    return files
+
+
+def _read_yaml(path: Path, chain: tuple[Path, ...], files: list[Path] | None = None) -> dict[str, Any]:
     """A YAML file merged over its `base:`; `./` and `../` paths inside are relative to the file itself."""
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the YAML file in it")
     if path.resolve() in chain:
         raise UserError(f"{path}: its `base:` files form a circle: {' → '.join(str(p) for p in (*chain, path))}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        values = read_yaml(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such experiment file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        values = yaml.safe_load(text) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+        raise UserError(f"{path}: no such experiment file; check the path") from None
+    if values is None:
+        values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected `key: value` lines at the top level, found a {type(values).__name__}")
+    if files is not None:
+        files.append(path)
     values = _resolve_paths(values, path.resolve().parent)
     base = values.pop("base", None)
     if base is None:
         return values
-    below = _read_yaml(path.parent / str(base), (*chain, path.resolve()))
+    try:
+        below = _read_yaml(_base(path, str(base)), (*chain, path.resolve()), files)
+    except RecursionError:
+        raise UserError(f"{path}: its `base:` files are more than can be followed; write fewer") from None
     return _merge(below, values)
+
+
+def _base(path: Path, name: str) -> Path:
+    """The file that a `base:` names: beside the file itself, or a bundled experiment."""
+    try:
+        beside = local_path(path.parent / local_path(name))
+    except UserError as error:
+        raise UserError(f"{path}: base: {error}") from None
+    bare = name.removesuffix(".yaml")
+    if beside.exists() or bare not in experiment_names():
+        if not beside.exists():
+            hint = spelling_hint(bare, experiment_names())
+            raise UserError(f"{path}: base: {name}: no such file beside it, nor a bundled experiment{hint}")
+        return beside
+    return EXPERIMENTS / f"{bare}.yaml"
 
 
 def _resolve_paths(value: Any, folder: Path) -> Any:

@@ -22,7 +22,7 @@ from hanflow.config import (
     suggest,
     to_mapping,
 )
-from hanflow.config.fields import setting
+from hanflow.config.fields import coerced, setting
 from hanflow.errors import ConfigError, UserError
 from hanflow.tasks import chosen_task, known_tasks
 
@@ -152,7 +152,10 @@ def build_experiment(values: Mapping[str, Any], require: bool = True) -> tuple[E
         return None, [str(error)]
     arguments: dict[str, Any] = {"task": task}
     if values.get("name") is not None:
-        arguments["name"] = str(values["name"])
+        try:
+            arguments["name"] = coerced(values["name"], str)
+        except ValueError as error:
+            problems.append(f"name: {error}")
     known = [f.name for f in dataclasses.fields(Experiment)]
     for key in values:
         if key not in known:

@@ -16,6 +16,7 @@ from hanflow.config import TrainConfig
 from hanflow.errors import UserError, first_line
 from hanflow.loading.files import CONFIG, TOKENIZER, TOKENIZER_CONFIG, check_weights, read_json, revision_of
 from hanflow.models import register
+from hanflow.system import hub_answers
 from hanflow.text.vocabulary import add_tokens
 
 if TYPE_CHECKING:
@@ -311,7 +312,7 @@ def _is_tokenizer_class(name: Any) -> bool:
 
 def _safely(name: str, config: PretrainedConfig | None = None) -> dict[str, Any]:
     """Arguments of every `from_pretrained`; a model on the hub is read at the commit of its checked config."""
-    local = Path(name).exists()
+    local = Path(name).exists() or not hub_answers()
     revision = None if local or config is None else getattr(config, "_commit_hash", None)
     return {"trust_remote_code": False, "local_files_only": local, **({"revision": revision} if revision else {})}
 

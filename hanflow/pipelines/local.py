@@ -7,14 +7,13 @@ the artifacts under `kfp/`, and a link to each: `corpus`, `shards`, `model`, `ev
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,17 +22,21 @@ import psutil
 import yaml
 
 from hanflow.config import to_mapping
-from hanflow.errors import ConfigError, UserError
-from hanflow.experiment import Experiment, model_problems
+from hanflow.errors import UserError
+from hanflow.experiment import Experiment
+from hanflow.own_files import json_text, replace_file
+from hanflow.pipelines.checks import check
 from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, step_names
+from hanflow.pipelines.run_folder import EVENTS, RECORD, SETTINGS, Earlier, earlier_run, locked, run_folder
 from hanflow.progress import EVENTS_VARIABLE
 from hanflow.signals import handled
+from hanflow.steps.preprocess import sources_fit
 from hanflow.steps.runner import ARTIFACTS_VARIABLE, SIDE_BY_SIDE_VARIABLE
-from hanflow.storage import copy_file, is_remote, publish_file, refuse_run
+from hanflow.storage import copy_file, is_remote, manifest_at, publish_file, refuse_run
 from hanflow.storage.artifacts import kind_of
+from hanflow.strict_json import json_ready
 
-EVENTS = "events.jsonl"
 POLL_SECONDS = 0.2
 GRACE_SECONDS = 30.0
 """Seconds that a step gets to end and to clean up after an interruption (training saves a checkpoint)."""
@@ -55,13 +58,6 @@ class StepRecord:
     """waiting, running, done, failed or skipped."""
 
 
-def run_folder(output: str) -> Path:
-    """The local folder of a run: its output, or the one in `runs/` that belongs to an output in a bucket."""
-    if is_remote(output):
-        return Path("runs") / output.rstrip("/").partition("://")[2].replace("/", "-")
-    return Path(output).expanduser()
-
-
 def run_locally(experiment: Experiment, output: str) -> int:
     """Run an experiment's pipeline and display its progress; returns the exit status: 0, 1 after a failed step, 130 after
     Ctrl-C.
@@ -76,21 +72,18 @@ def run_locally(experiment: Experiment, output: str) -> int:
     Raises:
         UserError: the output folder holds something else already, the bucket cannot be used, or the settings cannot work.
     """
-    problems = model_problems(experiment)
-    if problems:
-        raise ConfigError(problems)
     bucket = output.rstrip("/") if is_remote(output) else ""
     folder = run_folder(output).absolute()
-    settings = to_mapping(experiment)
-    _check_folder(folder, experiment.pipeline, settings)
-    if bucket and not (folder / "experiment.yaml").exists():
+    check(experiment, data="preprocess" not in earlier_run(folder, experiment).done)
+    if bucket and not (folder / SETTINGS).exists():
         refuse_run(bucket)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        text = yaml.safe_dump(settings, allow_unicode=True, sort_keys=False)
-        (folder / "experiment.yaml").write_text(text, encoding="utf-8")
+    with locked(folder):
+        earlier = earlier_run(folder, experiment)
+        if earlier.succeeded:
+            return _show_again(folder, output, earlier)
+        replace_file(folder / SETTINGS, yaml.safe_dump(to_mapping(experiment), allow_unicode=True, sort_keys=False))
         if bucket:
-            publish_file(folder / "experiment.yaml", f"{bucket}/experiment.yaml", replace=True)
+            publish_file(folder / SETTINGS, f"{bucket}/{SETTINGS}", replace=True)
         # Not in experiment.yaml: another run with these settings has checkpoints of its own.
         # The Trainer keeps its checkpoints in a local folder.
         place = f"{bucket if experiment.train.engine == 'hanflow' and bucket else folder}/checkpoints"
@@ -98,51 +91,22 @@ def run_locally(experiment: Experiment, output: str) -> int:
         return _Run(replace(experiment, train=train), folder, bucket).execute()
 
 
-def _check_folder(output: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
-    """Accept a new or an empty folder, or that of an unfinished run with the same settings.
+def _show_again(folder: Path, output: str, earlier: Earlier) -> int:
+    """Display the end of a run that had succeeded already: one that was killed after that is given again.
 
     Raises:
-        UserError: the folder holds something else; the message names it.
+        UserError: its sources have changed since.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    record, before = output / "run.json", output / "experiment.yaml"
-    if not before.is_file():
-        raise UserError(f"{output}: exists already and does not hold a run; give another --output or remove it")
-    done = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-    if done.get("status") == "succeeded":
-        raise UserError(f"{output}: already holds another run, which succeeded; give another --output or remove it")
-    if done.get("pipeline", pipeline) != pipeline:
+    records = earlier.record["steps"]
+    corpus = next((record["artifact"] for record in records if record["name"] == "preprocess"), "")
+    if corpus and not sources_fit(manifest_at(corpus, "corpus")):
         raise UserError(
-            f"{output}: already holds another run, of the pipeline {done['pipeline']}; give another --output"
+            f"{output}: holds a run that succeeded, but its sources have changed since; give another --output"
         )
-    found = yaml.safe_load(before.read_text(encoding="utf-8"))
-    differing = _differing(found, json.loads(json.dumps(settings)))
-    if differing:
-        raise UserError(
-            f"{output}: already holds another run, which differs in {', '.join(differing)}; give the same settings to "
-            f"continue it (--experiment {before}), or another --output"
-        )
-
-
-def _differing(one: Any, other: Any, at: str = "") -> list[str]:
-    """Dotted names of the settings that differ."""
-    if not (isinstance(one, dict) and isinstance(other, dict)) or at.count(".") > 1:
-        return [] if one == other else [at.strip(".")]
-    return [found for key in {**one, **other} for found in _differing(one.get(key), other.get(key), f"{at}.{key}")]
-
-
-@contextlib.contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Keep a second run out of the folder, and refuse this one while a step of a killed run still works there."""
-    with (output / ".lock").open("w") as lock, (output / EVENTS).open("a") as steps:
-        for stream, what in ((lock, "another `hanflow run`"), (steps, "a step of a killed run")):
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{output}: {what} is working there; wait for its end or stop it") from None
-        fcntl.flock(steps, fcntl.LOCK_UN)
-        yield
+    with Display(f"hanflow run {earlier.record['pipeline']}", output) as display:
+        display.summary(records, sum(record["seconds"] for record in records))
+        display.note(f"has succeeded already; to run it again give another --output: {folder}")
+    return 0
 
 
 class _Run:
@@ -152,10 +116,6 @@ class _Run:
         self.failure: dict[str, Any] | None = None
         """The event of the step that failed."""
         self.log, self.events = output / "run.log", output / EVENTS
-        written = self.events.read_bytes()
-        if written and not written.endswith(b"\n"):
-            with self.events.open("a") as stream:
-                stream.write("\n")  # ends the line that a killed process was writing
 
     def execute(self) -> int:
         from kfp import components, local
@@ -258,11 +218,9 @@ class _Run:
         }
         if self.failure:
             record["error"] = self.failure["message"]
-        partial = self.output / ".run.json.partial"
-        partial.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.output / "run.json")
+        replace_file(self.output / RECORD, json_text(json_ready(record), indent=2) + "\n")
         if self.bucket:
-            for name in ("run.json", "run.log"):
+            for name in (RECORD, "run.log"):
                 publish_file(self.output / name, f"{self.bucket}/{name}", replace=True)
 
     def _show_result(self, status: str, display: Display) -> int:

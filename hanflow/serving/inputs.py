@@ -102,7 +102,7 @@ def inputs_of(bundle: Bundle, request: Request) -> Inputs:
         file = os.path.exists(request.input) and not os.path.isdir(request.input) and not is_archive(request.input)
         paths = [request.input] if file else raw_files(request.input)
         output = Path(request.output).absolute()
-        own = {f"{output}{ending}" for ending in (".partial", ".partial.json", ".partial.json.new")}
+        own = {f"{output}{ending}" for ending in (".partial", ".partial.json")}
         paths = [path for path in paths if str(Path(path).absolute()) not in own]
         if request.output != STANDARD_INPUT and any(Path(path).resolve() == output.resolve() for path in paths):
             raise UserError(f"--output: {request.output} is one of the input files; give another one")

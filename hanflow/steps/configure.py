@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import STEPS, Experiment, member_settings
 from hanflow.experiment.form import MEMBERS, from_form
+from hanflow.own_files import parse_yaml
 from hanflow.progress import emit, set_step, setup_logging
 
 PLACED = ("preprocess", "tokenize", "train", "evaluate", "export")
@@ -56,11 +55,11 @@ def run(
     """
     setup_logging()
     set_step("configure")
-    values = {**form, **{name: yaml.safe_load(str(text)) for name, text in own.items() if text != ""}}
-    if members:
-        values.pop("model", None)
-        values[MEMBERS] = list(members)
     try:
+        values = {**form, **{name: parse_yaml(str(text), name) for name, text in own.items() if text != ""}}
+        if members:
+            values.pop("model", None)
+            values[MEMBERS] = list(members)
         experiment = from_form(task, base, values, settings)
     except UserError as error:
         emit("failed", message=str(error), expected=True)

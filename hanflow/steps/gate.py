@@ -10,11 +10,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from hanflow.config import EvaluateConfig
-from hanflow.config.suggest import spelling_hint
 from hanflow.errors import UserError
+from hanflow.experiment import limit_problems
 from hanflow.storage import fetched, nothing
 from hanflow.tasks.base import Task
-from hanflow.tasks.data import Predictions
 
 
 def passed(evaluation: str) -> bool:
@@ -28,14 +27,9 @@ def check_limits(config: EvaluateConfig, task: Task) -> None:
     Raises:
         UserError: an unknown score, or a limit that is not a number.
     """
-    known = task.overall(task.score(Predictions([]), []))
-    for setting, limits in (("minimum", config.minimum), ("maximum", config.maximum)):
-        for name, limit in limits.items():
-            if name not in known:
-                hint = spelling_hint(name, known)
-                raise UserError(f"evaluate.{setting}: the task has no score {name!r}{hint}; known: {', '.join(known)}")
-            if isinstance(limit, bool) or not isinstance(limit, (int, float)):
-                raise UserError(f"evaluate.{setting}.{name}: expected a number, found {limit!r}")
+    problems = limit_problems(config, task)
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def failures(config: EvaluateConfig, scores: Mapping[str, float]) -> list[str]:

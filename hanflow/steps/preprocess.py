@@ -23,11 +23,13 @@ from hanflow.data.ingest import ACCEPTED, FLUSH_CHARS, FLUSH_ROWS, SPELLINGS, TE
 from hanflow.data.readers import raw_files
 from hanflow.data.schema import check_columns
 from hanflow.errors import UserError
+from hanflow.experiment import step_config
 from hanflow.metrics import lengths
 from hanflow.progress import log
 from hanflow.reports.step_report import Report
+from hanflow.steps.reuse import reads_sources
 from hanflow.steps.runner import main
-from hanflow.storage import fingerprint, staged
+from hanflow.storage import fingerprint, shown, staged, stamp
 from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
 from hanflow.system import gc_paused
 from hanflow.tasks import get_task
@@ -53,6 +55,7 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
     check_columns(config.columns, chosen.columns)
     ratios = _ratios(config)
     sources = _sources(config)
+    before = _stamps(sources)
     with staged(output, "corpus") as folder:
         with (
             Intake(chosen.columns, chosen.text_roles, chosen.split_role, chosen.clean, config, folder) as intake,
@@ -69,12 +72,10 @@ def run(config: PreprocessConfig, *, task: str, output: str) -> Report:
             "merged": intake.merged(),
             "unknown": unknown,
             "lengths": {role: lengths.summary(np.concatenate(found)) for role, found in intake.lengths.items()},
-            "sources": [
-                {"split": SPLITS[split], "file": path, "bytes": fingerprint(path)["bytes"]}
-                for split, files in sources
-                for path in files
-            ],
+            "sources": _described(sources),
         }
+        if _stamps(sources) != before:
+            raise UserError("a source was replaced while it was read; give the same command again")
         from hanflow.reports.corpus import render
 
         (folder / "report.html").write_text(
@@ -108,6 +109,32 @@ def _ratios(config: PreprocessConfig) -> dict[int, float]:
             f"train on; make them smaller"
         )
     return {split: ratio for split, ratio in ratios.items() if ratio > 0}
+
+
+def sources_fit(corpus: Manifest) -> bool:
+    """Whether the raw files are still those that a corpus was made of.
+
+    Raises:
+        UserError: they cannot be found.
+    """
+    config = step_config("preprocess", corpus.config, corpus.task)
+    return _described(_sources(config)) == corpus.details["sources"]
+
+
+reads_sources("preprocess", sources_fit)
+
+
+def _stamps(sources: list[tuple[int, list[str]]]) -> list[tuple[int, ...]]:
+    return [stamp(path) for _, files in sources for path in files]
+
+
+def _described(sources: list[tuple[int, list[str]]]) -> list[dict[str, Any]]:
+    """What the manifest says of the raw files: a change of their content is a change of the corpus."""
+    return [
+        {"split": SPLITS[split], "file": shown(path), **{k: v for k, v in fingerprint(path).items() if k != "path"}}
+        for split, files in sources
+        for path in files
+    ]
 
 
 def _sources(config: PreprocessConfig) -> list[tuple[int, list[str]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hanflow.config import to_mapping
@@ -19,9 +19,25 @@ from hanflow.storage import exists, fetched, join, manifest_at, nothing
 from hanflow.storage.artifacts import Manifest, kind_of, numbered
 from hanflow.version import program_version
 
+_fits: dict[str, Callable[[Manifest], bool]] = {}
+
+
+def reads_sources(step: str, fit: Callable[[Manifest], bool]) -> None:
+    """Register a step that reads more than its inputs.
+
+    Args:
+        fit: whether that is still what an artifact was made of, by its manifest; raises UserError where it is gone.
+    """
+    _fits[step] = fit
+
 
 def finished_before(
-    step: str, values: Mapping[str, Any], *, task: str, called: str = "", **inputs: str | Sequence[str]
+    step: str,
+    values: Mapping[str, Any],
+    *,
+    task: str,
+    called: str = "",
+    **inputs: str | Sequence[str],
 ) -> dict[str, Any] | None:
     """The `finished` event of the step by an earlier process of this run; None: there is none.
 
@@ -37,12 +53,16 @@ def finished_before(
     event = _last_finish(called or step)
     if event is None:
         return None
-    fits = _fitting(event["artifact"], step, values, task, inputs)
-    return event if fits else None
+    return event if _fitting(event["artifact"], step, values, task, inputs) else None
 
 
 def left_at(
-    output: str, step: str, values: Mapping[str, Any], *, task: str, **inputs: str | Sequence[str]
+    output: str,
+    step: str,
+    values: Mapping[str, Any],
+    *,
+    task: str,
+    **inputs: str | Sequence[str],
 ) -> Manifest | None:
     """The manifest of the artifact that an earlier attempt of the step left at `output`; None: there is none.
 
@@ -56,7 +76,11 @@ def left_at(
 
 
 def _fitting(
-    uri: str, step: str, values: Mapping[str, Any], task: str, inputs: Mapping[str, str | Sequence[str]]
+    uri: str,
+    step: str,
+    values: Mapping[str, Any],
+    task: str,
+    inputs: Mapping[str, str | Sequence[str]],
 ) -> Manifest | None:
     """The manifest of a complete artifact that this version makes of these settings and parents; None: it is another."""
     try:
@@ -74,9 +98,19 @@ def _fitting(
     wanted = {"the settings": settings, "the inputs": parents, "the code": program_version(step, manifest.task)}
     found = {"the settings": manifest.config, "the inputs": manifest.parents, "the code": manifest.program}
     changed = [name for name in wanted if wanted[name] != found[name]]
+    if not changed and not _sources_fit(step, manifest, uri):
+        changed.append("the sources")
     if changed:
         log.info("%s runs again: %s changed since %s was made", step, " and ".join(changed), uri)
     return None if changed else manifest
+
+
+def _sources_fit(step: str, manifest: Manifest, uri: str) -> bool:
+    try:
+        return step not in _fits or _fits[step](manifest)
+    except UserError as error:
+        log.warning("%s is kept, although its sources are no longer there: %s", uri, error)
+        return True
 
 
 def _last_finish(step: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ artifact to write, at which there must not be anything yet, and the URIs of the 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -18,10 +19,11 @@ from hanflow.errors import UserError
 from hanflow.experiment import add_settings, given_settings, load_experiment, step_config
 from hanflow.progress import emit, hold_run, log, set_step, setup_logging
 from hanflow.reports.step_report import Report
-from hanflow.signals import raise_on_sigterm
+from hanflow.signals import exit_status, raise_on_sigterm
 from hanflow.steps.reuse import finished_before, left_at
-from hanflow.storage import copy_file, is_remote, join, local_path
+from hanflow.storage import copy_file, is_remote, join, local_path, writing
 from hanflow.storage.artifacts import Manifest
+from hanflow.system import use_utf8
 
 Run = Callable[..., Report]
 
@@ -55,13 +57,16 @@ def execute(
     raise_on_sigterm()
     hold_run()
     set_step(called or step)
-    emit("started")
+    emit("started", pid=os.getpid())
     started = time.monotonic()
     try:
-        left = left_at(output, step, values, task=task, **inputs) if keep else None
-        report = _report_of(left) if left else run(step_config(step, values, task), task=task, output=output, **inputs)
+        config = step_config(step, values, task)
+        with writing(output):
+            left = left_at(output, step, values, task=task, **inputs) if keep else None
+            report = _report_of(left) if left else run(config, task=task, output=output, **inputs)
     except BaseException as error:
-        emit("failed", message=_message(error), expected=isinstance(error, UserError))
+        with contextlib.suppress(UserError):  # a full disk: the error itself says so
+            emit("failed", message=_message(error), expected=isinstance(error, (UserError, KeyboardInterrupt)))
         raise
     seconds = time.monotonic() - started
     emit("finished", seconds=seconds, figures=report.figures, artifact=str(output), report=report.html)
@@ -81,12 +86,16 @@ def _report_of(left: Manifest) -> Report:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; nothing half-written was left"
+        return str(error) or "interrupted; nothing half-written was left"
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def main(
-    step: str, run: Run, inputs: Sequence[str], argv: Sequence[str] | None = None, lists: Sequence[str] = ()
+    step: str,
+    run: Run,
+    inputs: Sequence[str],
+    argv: Sequence[str] | None = None,
+    lists: Sequence[str] = (),
 ) -> int:
     """The command line of a step: `python -m hanflow.steps.<step> --output DIR --<input> DIR --<setting> VALUE`.
 
@@ -97,6 +106,8 @@ def main(
     Returns:
         The exit status: 0, 1 after an error (printed to standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
+    if argv is None:
+        use_utf8(f"hanflow.steps.{step}")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", help="name of the task (default: the experiment's, else summarization)")
     first.add_argument("--experiment", help="YAML file that the settings start from")
@@ -128,13 +139,14 @@ def main(
         options = vars(parser.parse_args(argv))
         values = given_settings(options, step, task)
         artifacts = {name: options[f"input_{name}"] for name in (*inputs, *lists)}
-        execute(step, run, values, task=task, output=options["output"], keep=options["keep_finished"], **artifacts)
+        keep, output = options["keep_finished"], options["output"]
+        execute(step, run, values, task=task, output=output, keep=keep, **artifacts)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt as error:
         print(f"error: {_message(error)}", file=sys.stderr)
-        return 130
+        return exit_status(error)
     return 0
 
 

@@ -54,7 +54,7 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     os.environ["RAYON_NUM_THREADS"] = str(config.workers or system.available_cpus())
     from hanflow.loading.pretrained import load_encoding_tokenizer
-    from hanflow.text.vocabulary import train_tokenizer
+    from hanflow.text.vocabulary import train_tokenizer, unused_tokens
 
     chosen_task = get_task(task)
     folder, parent = fetched(corpus, "corpus", task=task, only=lambda _: [f"{split}.parquet" for split in SPLITS])
@@ -66,6 +66,11 @@ def run(config: TokenizeConfig, *, task: str, output: str, corpus: str) -> Repor
             raise UserError(f"{corpus}: its train split is empty: no tokenizer can be trained; set tokenize.tokenizer")
         log.info("training a %s tokenizer on %s rows", config.algorithm, f"{rows['train']:,}")
         tokenizer = train_tokenizer(_texts(folder / "train.parquet", chosen_task, config), config)
+    if config.special_tokens:
+        paths = [folder / f"{split}.parquet" for split in SPLITS]
+        unused = unused_tokens((text for p in paths for text in _texts(p, chosen_task, config)), config.special_tokens)
+        if unused:
+            log.warning("tokenize.special_tokens: %s; check their spelling", unused)
     with staged(output, "shards") as target:
         tokenizer.save_pretrained(target / "tokenizer")
         roles = [column.role for column in chosen_task.columns]

@@ -24,9 +24,10 @@ from hanflow.progress import log
 from hanflow.reports.step_report import Report
 from hanflow.steps import runner
 from hanflow.steps.runner import SIDE_BY_SIDE_VARIABLE, main
-from hanflow.storage import manifest_at
+from hanflow.storage import holding, manifest_at
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers import processes
+from hanflow.version import program_version
 
 
 def run(
@@ -68,6 +69,13 @@ def run(
 
 def _train_here(spec: WorkerSpec) -> Report:
     """Train on this machine: in processes of their own if there are several workers, else in this one."""
+    if int(os.environ.get("RANK", 0)):  # of torchrun's
+        return _train_in(spec)
+    with holding(spec.checkpoints):  # before all else that takes time
+        return _train_in(spec)
+
+
+def _train_in(spec: WorkerSpec) -> Report:
     workers = processes.count(spec.config)
     if workers > 1:
         processes.run(spec, workers)
@@ -86,7 +94,9 @@ def _already_done(spec: WorkerSpec) -> Report | None:
         return None
     shards = manifest_at(spec.shards, "shards", task=spec.task)
     same = (
-        _portable(model.config) == _portable(to_mapping(spec.config)) and model.parents.get("shards") == shards.digest
+        _portable(model.config) == _portable(to_mapping(spec.config))
+        and model.parents.get("shards") == shards.digest
+        and model.program == program_version("train", spec.task)
     )
     return _report(model) if same else None
 

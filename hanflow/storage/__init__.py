@@ -9,9 +9,9 @@ temporary files; when the disk fills, the least recently used copies are removed
 from __future__ import annotations
 
 from hanflow.storage.archives import divided, is_archive
-from hanflow.storage.cache import cache_folder, hold, work_folder
 from hanflow.storage.fetch import fetched, fetched_model, manifest_at, nothing, with_fetched_model
 from hanflow.storage.files import (
+    check_output,
     copy_file,
     exists,
     find_raw,
@@ -20,13 +20,17 @@ from hanflow.storage.files import (
     open_raw,
     publish_file,
     refuse_run,
+    stamp,
     unpacked,
 )
+from hanflow.storage.folders import cache_folder, work_folder
+from hanflow.storage.locks import hold, holding, inherited, writing
 from hanflow.storage.stage import readable_by_umask, staged
-from hanflow.storage.uri import is_remote, join, local_path
+from hanflow.storage.uri import is_remote, join, local_path, portable, shown
 
 __all__ = [
     "cache_folder",
+    "check_output",
     "copy_file",
     "divided",
     "exists",
@@ -35,6 +39,8 @@ __all__ = [
     "find_raw",
     "fingerprint",
     "hold",
+    "holding",
+    "inherited",
     "is_archive",
     "is_remote",
     "join",
@@ -43,11 +49,15 @@ __all__ = [
     "nothing",
     "object_names",
     "open_raw",
+    "portable",
     "publish_file",
     "readable_by_umask",
     "refuse_run",
+    "shown",
     "staged",
+    "stamp",
     "unpacked",
     "with_fetched_model",
     "work_folder",
+    "writing",
 ]

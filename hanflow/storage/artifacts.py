@@ -17,6 +17,7 @@ from typing import Any
 
 from hanflow.config import without_places
 from hanflow.errors import UserError
+from hanflow.own_files import Damaged, json_text, parse_json, read_file, read_json
 from hanflow.version import __version__, program_version
 
 SCHEMA = 1
@@ -76,7 +77,7 @@ class Manifest:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     def to_json(self) -> str:
-        return json.dumps({**self._mapping(), "digest": self.digest}, ensure_ascii=False, indent=2) + "\n"
+        return json_text({**self._mapping(), "digest": self.digest}, indent=2) + "\n"
 
 
 def file_sha256(path: Path) -> str:
@@ -120,7 +121,7 @@ def read_manifest(folder: Path, kind: str, *, task: str | None = None, verify: b
     path = folder / f"{kind}.json"
     if not path.is_file():
         raise missing_manifest(str(folder), kind, [p.name for p in folder.iterdir()])
-    manifest = parse_manifest(path.read_bytes(), str(folder), kind, task=task)
+    manifest = parse_manifest(read_file(path), str(folder), kind, task=task)
     if verify:
         verify_files(folder, manifest)
     return manifest
@@ -151,8 +152,8 @@ def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = 
     """
     path = f"{place.rstrip('/')}/{kind}.json"
     again = f"run the {KINDS[kind]} step again"
+    values = parse_json(content, path, again)
     try:
-        values = json.loads(content)
         if UNCOMMITTED in values:
             raise UserError(
                 f"{place}: the {kind} artifact was never finished (begun on {values[UNCOMMITTED]['host']} at "
@@ -166,7 +167,7 @@ def parse_manifest(content: bytes, place: str, kind: str, *, task: str | None = 
             )
         manifest = Manifest(**values)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a readable manifest ({error}); {again}") from None
+        raise Damaged(f"{path}: is damaged, no manifest ({str(error)[:200]}); {again}") from None
     if manifest.artifact != kind or manifest.digest != digest:
         raise UserError(f"{path}: was changed after it was written; {again}")
     if task is not None and manifest.task != task:
@@ -241,12 +242,11 @@ def read_training(folder: Path) -> dict[str, Any]:
         UserError: it is missing, or not a record of a training.
     """
     path = folder / "training.json"
+    cure = "give the folder that the train step wrote"
     try:
-        training = json.loads(path.read_text(encoding="utf-8"))
+        training = read_json(path, cure)
         for facts in (training, *trainings(training).values()):
             facts["settings"], facts["steps"], facts["history"]["train"], facts["history"]["validation"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: is no record of a training ({error}); give the folder that the train step wrote"
-        ) from None
+    except (FileNotFoundError, AttributeError, KeyError, TypeError) as error:
+        raise Damaged(f"{path}: is no record of a training ({str(error)[:200]}); {cure}") from None
     return training

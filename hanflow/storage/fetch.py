@@ -11,7 +11,8 @@ from typing import TypeVar
 from hanflow.errors import UserError
 from hanflow.progress import log
 from hanflow.storage.artifacts import KINDS, Manifest, is_whole, missing_manifest, parse_manifest, read_manifest
-from hanflow.storage.cache import cache_folder, filling, make_room
+from hanflow.storage.cache import filling, make_room
+from hanflow.storage.folders import cache_folder
 from hanflow.storage.uri import is_remote, join, local_path
 
 _Config = TypeVar("_Config")

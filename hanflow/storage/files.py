@@ -8,12 +8,14 @@ import io
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hanflow.errors import UserError
 from hanflow.storage.archives import divided, is_archive, member_names, open_member
-from hanflow.storage.uri import is_remote, join, local_path, pattern
+from hanflow.storage.artifacts import file_sha256
+from hanflow.storage.uri import is_remote, join, local_path, pattern, shown
 
 if TYPE_CHECKING:
     from hanflow.storage import gcs
@@ -84,6 +86,37 @@ def publish_file(path: Path, uri: str, *, replace: bool = False) -> None:
     from hanflow.storage import gcs
 
     gcs.put_new(uri, path, replace=replace)
+
+
+def check_output(option: str, output: str, inputs: Iterable[str | os.PathLike[str]], *, force: bool) -> None:
+    """Refuse a file to write that is one of those that are read, by whatever path or link, or that exists.
+
+    Args:
+        option: that names the file, for messages.
+        inputs: local paths and URIs.
+        force: whether a file that exists, and is no input, may be replaced.
+
+    Raises:
+        UserError: the message says which.
+    """
+    if is_remote(output):
+        if output in inputs:
+            raise UserError(f"{option}: {output}: is read as well, and would be replaced; give another")
+        if exists(output) and not force:
+            raise UserError(f"{option}: {output}: exists already; give another, or replace it with --force")
+        return
+    path = local_path(output)
+    if not path.parent.is_dir():
+        raise UserError(f"{option}: {shown(output)}: its folder does not exist; create it first")
+    if path.is_dir():
+        raise UserError(f"{option}: {shown(output)}: is a folder; give a file in it")
+    if not path.exists():
+        return
+    for given in inputs:
+        if not is_remote(os.fspath(given)) and (there := local_path(given)).exists() and there.samefile(path):
+            raise UserError(f"{option}: {shown(output)}: is {shown(given)}, which is read; give another")
+    if not force:
+        raise UserError(f"{option}: {shown(output)}: exists already; give another, or replace it with --force")
 
 
 def find_raw(uri: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -182,16 +215,27 @@ def unpacked(paths: list[str]) -> list[str]:
 
 
 def fingerprint(path: str) -> dict[str, Any]:
-    """What changes when a raw file is replaced: `path`, `bytes`, and `modified_ns` (local) or `generation` (bucket).
+    """What changes when a raw file is replaced: `path`, `bytes`, and `sha256` (local) or `generation` (bucket).
 
+    Reads a local file: size and time stay the same where a file is replaced by `cp -p` or restored from an archive.
     Of a file in an archive: those of the archive.
     """
     path = divided(path)[0]
     if not is_remote(path):
-        found = os.stat(path)
-        return {"path": str(Path(path).resolve()), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+        place = local_path(path)
+        return {"path": shown(place.resolve()), "bytes": place.stat().st_size, "sha256": file_sha256(place)}
     there = _object(path)
     return {"path": path, "bytes": there.bytes, "generation": there.generation}
+
+
+def stamp(path: str) -> tuple[int, ...]:
+    """What changes, almost always, when a raw file is replaced, without reading it; its first number is the size in bytes."""
+    path = divided(path)[0]
+    if is_remote(path):
+        there = _object(path)
+        return there.bytes, there.generation
+    found = local_path(path).stat()
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
 
 
 def _object(path: str) -> gcs.Object:

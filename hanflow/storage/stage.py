@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import glob
 import os
 import shutil
 import uuid
@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hanflow.errors import UserError
+from hanflow.errors import UserError, file_error, is_disk_full
 from hanflow.progress import log
-from hanflow.storage.cache import cache_folder, lock, try_lock
+from hanflow.storage.folders import cache_folder
+from hanflow.storage.locks import lock, try_lock, writing
 from hanflow.storage.uri import is_remote, local_path
 
 
@@ -31,29 +32,32 @@ def staged(uri: str, kind: str = "") -> Iterator[Path]:
     Raises:
         UserError: `uri` is not empty, cannot be written to, or the disk is full.
     """
-    if is_remote(uri):
-        with _staged_remote(uri, kind) as staging:
+    with writing(uri):
+        if is_remote(uri):
+            with _staged_remote(uri, kind) as staging:
+                yield staging
+            return
+        target = local_path(uri).absolute()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{target}: already exists and is not empty; give another output folder or remove this one")
+        for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):  # of a killed process
+            shutil.rmtree(left, ignore_errors=True)
+        staging = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+        try:
+            staging.mkdir(parents=True)
             yield staging
-        return
-    target = local_path(uri).absolute()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target}: already exists and is not empty; give another output folder or remove this one")
-    staging = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-        readable_by_umask(staging)
-        if target.exists():
-            target.rmdir()
-        os.replace(staging, target)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{target}: the disk is full; free some space; nothing partial was left") from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR) and not staging.is_dir():
-            raise UserError(f"{target}: cannot be written ({error.strerror}); give another output folder") from error
-        raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            readable_by_umask(staging)
+            if target.exists():
+                target.rmdir()
+            os.replace(staging, target)
+        except Exception as error:
+            if is_disk_full(error):
+                raise UserError(f"{target}: the disk is full; free some space; nothing partial was left") from error
+            if isinstance(error, OSError) and (not staging.is_dir() or not os.access(staging, os.W_OK)):
+                raise file_error(error, target) from error
+            raise
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
@@ -79,8 +83,8 @@ def _staged_remote(uri: str, kind: str) -> Iterator[Path]:
         except BaseException:
             gcs.abandon(claimed)
             raise
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if is_disk_full(error):
             raise UserError(
                 f"{parent}: the disk is full; make room, or set HANFLOW_CACHE to a folder on a larger disk"
             ) from error

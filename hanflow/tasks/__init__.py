@@ -83,7 +83,7 @@ def chosen_task(name: str) -> Task:
     if colon and name not in _registered:
         try:
             register_task(getattr(importlib.import_module(module), attribute))
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, TypeError, ValueError) as error:
             raise UserError(f"task {name!r}: cannot be loaded: {error}") from error
         if name not in _registered:
             raise UserError(f"task {name!r}: the class is named otherwise; write `name = {name!r}` in it")

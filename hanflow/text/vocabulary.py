@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -146,3 +148,17 @@ def for_others(
     if longest is not None:
         copied.model_max_length = copied.init_kwargs["model_max_length"] = longest
     return copied
+
+
+def unused_tokens(texts: Iterable[str], tokens: Sequence[str]) -> str:
+    """What to say of tokens that occur in no text: which, and spellings that do occur and differ in case alone; else ""."""
+    known = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))), re.IGNORECASE)
+    found = Counter(spelling for text in texts for spelling in known.findall(text)) if tokens else Counter()
+    unused = [token for token in tokens if token not in found]
+    if not unused:
+        return ""
+    folded = {token.casefold() for token in unused}
+    near = [
+        f"{spelling} ({count:,} times)" for spelling, count in sorted(found.items()) if spelling.casefold() in folded
+    ]
+    return f"{', '.join(unused)} occur in no text{'; near: ' if near else ''}{', '.join(near)}"

@@ -47,6 +47,8 @@ class StopRequest:
         self._before = {signum: signal.signal(signum, self._record) for signum in self.SIGNALS}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self.signum and error is None:  # it came after the last step: whoever handled it before does so now
+            signal.raise_signal(self.signum)

@@ -252,7 +252,7 @@ def test_rows_are_written(
     assert [row["rouge1_word"] for row in rows] == ["0.666667", "0.000000", "0.000000", "1.000000"]
     assert list(rows[0]) == ["row", *found["scores"]]
     assert "its folder does not exist" in failed(capsys, *lines, "--rows", tmp_path / "no" / "rows.csv")
-    assert "cannot be written" in failed(capsys, *lines, "--rows", tmp_path)
+    assert "is a folder; give a file in it" in failed(capsys, *lines, "--rows", tmp_path)
 
 
 @pytest.mark.parametrize("writer", [write_csv, write_jsonl])

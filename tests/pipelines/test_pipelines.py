@@ -373,13 +373,16 @@ def test_another_runs_folder_is_not_touched(finished: tuple[Path, Any]) -> None:
 
 
 def test_a_failed_step_says_why(tmp_path: Path) -> None:
-    run = hanflow("run", "summarization", "--output", "out", "--set", "preprocess.source=nowhere.csv", cwd=tmp_path)
+    (tmp_path / "few.tsv").write_text("news\tsummary\n시청 앞 광장\t광장\n", encoding="utf-8")
+    run = hanflow("run", "summarization", "--output", "out", "--set", "preprocess.source=few.tsv", cwd=tmp_path)
     assert run.returncode == 1
-    assert "nowhere.csv: no such file or folder" in run.stderr
     assert "run.log" in run.stderr and "executor_input" not in run.stderr
-    assert run.stderr.splitlines()[-1].startswith("error: preprocess failed: nowhere.csv: "), "the reason stands last"
+    last = run.stderr.splitlines()[-1]
+    assert last.startswith("error: preprocess failed: preprocess.source: 1 distinct source text"), (
+        "the reason stands last"
+    )
     record = json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))
-    assert record["status"] == "failed" and "no such file" in record["error"]
+    assert record["status"] == "failed" and "1 distinct source text" in record["error"]
     assert [step["status"] for step in record["steps"]] == ["failed", "waiting", "waiting", "waiting", "waiting"]
     log = (tmp_path / "out" / "run.log").read_text(encoding="utf-8")
     assert log.count("Looking for component `preprocess`") == 1, "retries, with their pauses, are for clusters"
@@ -421,6 +424,7 @@ def test_a_killed_run_is_taken_up_again(tmp_path: Path) -> None:
     deadline = time.monotonic() + 300
     while not list(checkpoints.glob("step-*/commit.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
+    assert list(checkpoints.glob("step-*/commit.json")), "else it is not killed in its training"
     steps = psutil.Process(process.pid).children(recursive=True)
     for step in steps:
         step.suspend()

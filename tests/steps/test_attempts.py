@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kfp import dsl
 
+import hanflow
+from hanflow import resources
 from hanflow.experiment import settings_of
+from hanflow.signals import Terminated, exit_status
 from hanflow.steps.preprocess import run
 from hanflow.steps.runner import in_pipeline, main
 from hanflow.storage.artifacts import read_manifest
@@ -60,16 +67,47 @@ def test_another_artifact_is_in_the_way(source: Path, tmp_path: Path, capsys: py
     assert contents(output) == before
 
 
-def test_what_other_code_made_is_not_kept(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_other_code_made_is_not_kept(source: Path, tmp_path: Path) -> None:
+    """A copy of the library in which one file that the step can run is another one by a comment."""
+    output = tmp_path / "corpus"
+    assert preprocess(source, output) == 0
+    copy = shutil.copytree(Path(hanflow.__file__).parent, tmp_path / "library" / "hanflow")
+    shutil.copytree(resources.folder("experiments"), tmp_path / "library" / "pipelines" / "experiments")
+    with (copy / "data" / "ingest.py").open("a", encoding="utf-8") as file:
+        file.write("# a change\n")
+    command = [sys.executable, "-m", "hanflow.steps.preprocess", "--task=classification", f"--source={source}"]
+    again = subprocess.run(
+        [*command, f"--output={output}", "--keep-finished"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "library")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert "preprocess runs again: the code changed since" in again.stderr and "already exists" in again.stderr
+
+
+def test_a_source_of_other_content_is_noticed_whatever_its_size_and_time_say(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "corpus"
     assert preprocess(source, output) == 0
-    monkeypatch.setattr("hanflow.steps.reuse.program_version", lambda step, task: f"hanflow 0.2.0 (other {step})")
+    before, found = contents(output), source.stat()
+    source.write_text(source.read_text(encoding="utf-8").replace("영화", "음악"), encoding="utf-8")
+    os.utime(source, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert (source.stat().st_size, source.stat().st_mtime_ns) == (found.st_size, found.st_mtime_ns)
     capsys.readouterr()
     assert preprocess(source, output, "--keep-finished") == 1
-    reported = capsys.readouterr().err
-    assert "preprocess runs again: the code changed since" in reported and "already exists" in reported
+    assert "preprocess runs again: the sources changed since" in capsys.readouterr().err
+    assert contents(output) == before
+    source.unlink()
+    assert preprocess(source, output, "--keep-finished") == 0, "what was read need not be kept"
+    assert "its sources are no longer there" in capsys.readouterr().err
+
+
+def test_sigterm_is_no_error_that_others_take_for_an_answer() -> None:
+    assert not issubclass(Terminated, Exception) and exit_status(Terminated()) == 143
 
 
 def test_a_damaged_artifact_is_not_kept(source: Path, tmp_path: Path) -> None:

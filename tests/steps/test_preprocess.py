@@ -21,7 +21,7 @@ from hanflow.data.ingest import TEST, TRAIN, VALIDATION, Intake
 from hanflow.errors import UserError
 from hanflow.reports.step_report import Report
 from hanflow.steps.preprocess import assign, run
-from hanflow.storage.artifacts import SPLITS, read_manifest
+from hanflow.storage.artifacts import SPLITS, file_sha256, read_manifest
 from hanflow.tasks.summarization import SummarizationPreprocess
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,9 @@ def test_the_sample_becomes_a_corpus(tmp_path: Path) -> None:
     assert manifest.counts["read"] == 1000 and manifest.counts["rejected"] == 3
     assert manifest.counts["reasons"] == {"the row is a duplicate of an earlier one": 3}
     assert set(manifest.details["lengths"]) == {"source", "target"}
-    assert manifest.details["sources"] == [{"split": "train", "file": str(SAMPLE), "bytes": SAMPLE.stat().st_size}]
+    assert manifest.details["sources"] == [
+        {"split": "train", "file": str(SAMPLE), "bytes": SAMPLE.stat().st_size, "sha256": file_sha256(SAMPLE)}
+    ]
     assert set(manifest.files) == {*(f"{name}.parquet" for name in (*SPLITS, "rejected")), "report.html"}
     for name in SPLITS:
         schema = pq.read_schema(output / f"{name}.parquet")

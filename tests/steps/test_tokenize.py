@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,19 @@ def test_a_pretrained_tokenizer_from_a_folder_with_more_special_tokens(corpus: P
     for split in ("train", "test"):
         a, b = (Shard(s / f"{split}.arrow", SEQUENCES) for s in (first, second))
         assert all(np.array_equal(x, y) for i in range(len(a)) for x, y in zip(a[i], b[i], strict=True))
+
+
+def test_special_tokens_that_the_texts_spell_otherwise_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("hanflow"), "propagate", True)
+    rows = [("#person1#: 어디 가세요? #person2#: 시장에 갑니다. #Address#", "#person2#는 시장에 간다.")]
+    corpus = write_corpus(tmp_path / "corpus", {"train": rows * 3, "validation": rows, "test": rows})
+    tokenized(corpus, tmp_path / "s", vocabulary_size=300, special_tokens=["#Person1#", "#Person2#", "#Address#"])
+    said = (
+        "#Person1#, #Person2# occur in no text; near: #person1# (5 times), #person2# (10 times); check their spelling"
+    )
+    assert f"tokenize.special_tokens: {said}" in caplog.messages
 
 
 def test_the_same_settings_give_the_same_digest(corpus: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +18,7 @@ from hanflow.storage import artifacts, cache, gcs
 from hanflow.storage.artifacts import Manifest
 from hanflow.storage.gcs import service
 from tests.storage.emulator import Emulator
+from tests.support.disks import small_disk
 
 CONTENT = {
     "train.parquet": bytes(range(256)) * 5_000,  # in several parts, see `small_parts`
@@ -320,28 +320,26 @@ def test_a_missing_object_is_named(bucket: str) -> None:
         storage.fetched(f"{bucket}/corpus", "corpus")
 
 
-def test_the_cache_gives_way_when_the_disk_fills(bucket: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_gives_way_when_the_disk_fills(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no process uses goes, longest unused first; what is in use stays; and too large is an error before a byte."""
+    part = 1 << 20
     for name in ("one", "two", "three"):
-        publish(f"{bucket}/{name}", {"x": name.encode() * 1000})
+        publish(f"{bucket}/{name}", {"x": name.encode() * (part // len(name))})
+    monkeypatch.setenv("HANFLOW_CACHE", str(tmp_path / "disk"))
+    with small_disk(tmp_path / "disk", cache.SPARE_BYTES + 5 * part // 2) as resize:
 
-    def fetch(name: str) -> None:
-        storage.fetched(f"{bucket}/{name}", "corpus")
+        def fetch(name: str) -> None:
+            storage.fetched(f"{bucket}/{name}", "corpus")
 
-    assert in_a_process(lambda: fetch("one")) == 0
-    in_use, _ = storage.fetched(f"{bucket}/two", "corpus")
-    place = in_use.parent
-
-    def usage(_: object) -> SimpleNamespace:
-        return SimpleNamespace(free=100 if sum(p.is_dir() for p in place.iterdir()) > 2 else 1 << 40)
-
-    monkeypatch.setattr(cache.shutil, "disk_usage", usage)
-    fetch("three")
-    kept = {(path / "x").read_bytes()[:3] for path in place.iterdir() if path.is_dir()}
-    assert kept == {b"two", b"thr"}
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(UserError, match="set HANFLOW_CACHE to a folder on a larger disk"):
-        fetch("one")
+        assert in_a_process(lambda: fetch("one")) == 0
+        in_use, _ = storage.fetched(f"{bucket}/two", "corpus")
+        place = in_use.parent
+        fetch("three")
+        kept = {(path / "x").read_bytes()[:3] for path in place.iterdir() if path.is_dir()}
+        assert kept == {b"two", b"thr"}
+        resize(5 * part // 2)
+        with pytest.raises(UserError, match="set HANFLOW_CACHE to a folder on a larger disk"):
+            fetch("one")
 
 
 def test_a_cache_that_was_emptied_is_filled_again(bucket: str) -> None:

@@ -16,7 +16,7 @@ from hanflow.data.lines import ROW_LIMIT, TOO_LONG, empty
 from hanflow.data.schema import ColumnMapping, Row
 from hanflow.data.values import Unusable, as_text
 from hanflow.errors import UserError, first_line
-from hanflow.storage import fingerprint, is_remote, open_raw
+from hanflow.storage import is_remote, open_raw, stamp
 
 BATCH, BATCH_BYTES = 4096, 64_000_000
 """Most rows of parquet decoded at once, and about how many bytes."""
@@ -31,7 +31,7 @@ def read(file: str, mapping: ColumnMapping, kind: str) -> Iterator[list[Row]]:
         kind: `parquet` or `arrow`.
     """
     path = mapping.path
-    if (is_remote(file) or os.path.exists(file)) and not fingerprint(file)["bytes"]:
+    if (is_remote(file) or os.path.exists(file)) and not stamp(file)[0]:
         raise empty(path)
     number = 0
     try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from hanflow.errors import UserError
 from hanflow.progress import log
-from hanflow.storage import gcs, hold, join, work_folder
+from hanflow.storage import gcs, join, work_folder
 from hanflow.training.checkpoints.local import COMMIT, NAME, STATE, Checkpoints, read_record, to_keep
 
 MAX_QUEUED = 2
@@ -61,7 +61,7 @@ class RemoteCheckpoints(Checkpoints):
         self._objects: dict[str, gcs.Object] = {}
         """What the bucket held when `choose` listed it: commit records by step, and every object by name."""
         self._failures = 0
-        self._locked = self._writes = False
+        self._writes = False
 
     @property
     def place(self) -> str:
@@ -80,15 +80,8 @@ class RemoteCheckpoints(Checkpoints):
         """See `Checkpoints.choose`; afterwards this machine's folder holds that checkpoint, the best one, and the logs only.
 
         Raises:
-            UserError: the bucket cannot be used, the checkpoint or the best one is not intact, or another process on this
-                machine trains with these checkpoints.
+            UserError: the bucket cannot be used, or the checkpoint or the best one is not intact.
         """
-        self._locked = self._locked or hold(self.folder.with_suffix(".lock"))
-        if not self._locked:
-            raise UserError(
-                f"{self.uri}: another process on this machine trains with these checkpoints; wait for it, or give another "
-                "train.checkpoints"
-            )
         self._objects = dict(gcs.listing(self.uri))
         self._records = {
             int(name[5:13]): gcs.content(one) for name, one in self._objects.items() if _RECORD.fullmatch(name)

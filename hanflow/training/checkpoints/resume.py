@@ -6,9 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from hanflow.config import TrainConfig, to_mapping
+from hanflow.config.training import FREE_SETTINGS
 from hanflow.errors import UserError
 from hanflow.progress import log
-from hanflow.storage import is_remote, local_path
+from hanflow.storage import hold, is_remote, local_path
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.backends.base import Backend
 from hanflow.training.checkpoints.local import Checkpoints
@@ -16,32 +17,6 @@ from hanflow.training.state import LoopState, TrainingRun
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-FREE_SETTINGS = (
-    "backend",
-    "checkpoints",
-    "compilation_cache",
-    "compile",
-    "log_every",
-    "nonfinite_dump",
-    "processes",
-    "resume",
-    "save_every",
-    "save_minutes",
-    "save_total_limit",
-    "topology",
-    "wandb",
-    "wandb_project",
-    "wandb_tags",
-)
-"""Settings that may differ between a run and its continuation: they do not change the model."""
-
-
-def checkpoint_place(config: TrainConfig, output: str) -> str:
-    """Folder or URI of a run's checkpoints: the one that was set, or beside its output."""
-    if config.checkpoints:
-        return config.checkpoints
-    return f"{output.rstrip('/')}.checkpoints" if is_remote(output) else f"{local_path(output)}.checkpoints"
 
 
 def identity_of(config: TrainConfig, shards: Manifest) -> dict[str, Any]:
@@ -66,11 +41,14 @@ def resume(checkpoints: Checkpoints, config: TrainConfig, identity: dict[str, An
     One rank chooses: listings of a shared volume, or of a bucket, may differ from one moment and machine to the next.
 
     Raises:
-        UserError: the requested checkpoint, or the best one, is not intact; they are another run's.
+        UserError: the requested checkpoint, or the best one, is not intact; they are another run's, or another process
+            trains with them.
     """
     requested = None if config.resume in ("auto", "never") else checkpoints.step_of(config.resume)
     first_here = int(os.environ.get("LOCAL_RANK", 0)) == 0
     chooses = first_here if checkpoints.fetches else backend.is_main
+    if chooses:
+        hold(checkpoints.place)
     step = checkpoints.choose(requested) if chooses else -1
     backend.barrier()  # choosing may take long: checkpoints are fetched and their digests computed
     (agreed,) = backend.agree(step)

@@ -22,6 +22,7 @@ from hanflow.config.worker_spec import WorkerSpec, train_arguments
 from hanflow.errors import UserError
 from hanflow.progress import EVENTS_VARIABLE, log
 from hanflow.signals import handled
+from hanflow.storage import inherited
 from hanflow.training.backends.base import uses_xla
 from hanflow.training.workers.exits import EXITS_VARIABLE, WorkerExit, read_exits
 
@@ -53,7 +54,10 @@ def run(spec: WorkerSpec, workers: int) -> None:
         command = [sys.executable, "-m", "hanflow.training.workers.worker", *train_arguments(spec)]
         processes: list[subprocess.Popen] = []
 
-        def forward(signum: int, _: object) -> None:
+        forwarded: list[int] = []
+
+        def forward(signum: int, _: object = None) -> None:
+            forwarded.append(signum)
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):
                     process.send_signal(signum)
@@ -62,7 +66,9 @@ def run(spec: WorkerSpec, workers: int) -> None:
             with handled(forward, signal.SIGTERM, signal.SIGINT):
                 for rank in range(workers):
                     env = {**_environment(rank, workers, port), EXITS_VARIABLE: exits}
-                    processes.append(subprocess.Popen(command, env=env))
+                    processes.append(subprocess.Popen(command, env=env, pass_fds=inherited()))
+                for signum in forwarded.copy():  # it came before the last worker
+                    forward(signum)
                 failed = _wait(processes)
         finally:
             for process in processes:

@@ -24,12 +24,12 @@ from hanflow.errors import UNEXPECTED, UserError
 from hanflow.experiment import add_settings, given_settings, step_config
 from hanflow.progress import setup_logging
 from hanflow.reports.training import render
-from hanflow.signals import raise_on_sigterm
+from hanflow.signals import exit_status, raise_on_sigterm
 from hanflow.storage import artifacts, fetched, staged, with_fetched_model
 from hanflow.storage.artifacts import Manifest
 from hanflow.tasks import get_task
 from hanflow.training.allocator import keep_freed_memory
-from hanflow.training.checkpoints.resume import checkpoint_place, identity_of
+from hanflow.training.checkpoints.resume import identity_of
 from hanflow.training.engine import load_engine
 from hanflow.training.state import TrainingResult, TrainingRun
 from hanflow.training.workers.exits import record_exit
@@ -67,7 +67,7 @@ def train(spec: WorkerSpec) -> Manifest | None:
         model=task.new_model(with_fetched_model(config, "pretrained"), tokenizer, shards.details["facts"]),
         train=train,
         validation=validation,
-        checkpoints=checkpoint_place(config, spec.output),
+        checkpoints=spec.checkpoints,
         identity=identity_of(config, shards),
     )
     _check_lengths(run)
@@ -163,8 +163,8 @@ def main(argv: Sequence[str]) -> int:
         train(parse_arguments(argv))
     except UserError as caught:
         status, error = caught.exit_status, str(caught)
-    except KeyboardInterrupt:
-        status, error = 130, "interrupted; nothing half-written was left"
+    except KeyboardInterrupt as caught:
+        status, error = exit_status(caught), str(caught) or "interrupted; nothing half-written was left"
     except SystemExit as caught:  # wrong usage
         status, error = caught.code if isinstance(caught.code, int) else 1, "wrong usage"
     except Exception as caught:
