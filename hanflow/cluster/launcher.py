@@ -32,6 +32,7 @@ from hanflow.cluster.follow import (
 from hanflow.cluster.job import JOB_LABEL, QUEUE_LABEL, Origin, PodExtras
 from hanflow.cluster.log_stream import LogStream
 from hanflow.cluster.runtimes import BY_KIND, KINDS, build, choose, operator_version, pod_count
+from hanflow.cluster.trainjob import not_noticed
 from hanflow.config import JobConfig
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
@@ -44,8 +45,6 @@ PODS = "/api/v1/namespaces/{namespace}/pods"
 EVENTS = "/api/v1/namespaces/{namespace}/events"
 PENDING = "/apis/visibility.kueue.x-k8s.io/v1beta2/namespaces/{namespace}/localqueues"
 """Where Kueue, 0.15 or newer, tells the order of what waits in a queue."""
-_BEHIND = "must be created before"
-"""In what Trainer's webhook answers while it has not noticed a TrainingRuntime that was just created."""
 
 
 def prepare(
@@ -236,9 +235,9 @@ def _created(cluster: Cluster, objects: Sequence[Mapping[str, Any]]) -> dict[str
     except NotFound:
         raise ClusterError(f"the cluster does not know {body['kind']}: install {runtime.operator}") from None
     except ClusterError as error:
-        if _BEHIND not in str(error):
+        if not not_noticed(str(error)):
             raise
-        raise _NotYet(f"Trainer has not noticed TrainingRuntime {name} yet") from None
+        raise _NotYet(f"Trainer or Kueue has not noticed TrainingRuntime {name} yet") from None
     version = operator_version(cluster, runtime)
     log.info(
         "submitted %s %s to namespace %s%s: %d pods; kubectl describe %s %s",

@@ -7,6 +7,7 @@ policy, failure policy or priority, and what it can set differs from version to 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,13 @@ def build(job: JobDescription) -> dict[str, Any]:
         "runtimeRef": {"apiGroup": API_VERSION.partition("/")[0], "kind": TRAINING_RUNTIME.kind, "name": job.name},
         "trainer": {"numNodes": job.nodes, "numProcPerNode": job.processes_per_node},
     }
+
+
+def not_noticed(refusal: str) -> bool:
+    """Whether a TrainJob is refused because a controller (Trainer, Kueue) has not noticed its TrainingRuntime, which was
+    created just before.
+    """
+    return bool(re.search(r"must be created before|runtime '\S+' not found", refusal))
 
 
 def _no_pods(spec: Mapping[str, Any]) -> list[tuple[dict[str, Any], int]]:

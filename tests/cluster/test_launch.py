@@ -594,5 +594,5 @@ def test_a_training_runtime_that_is_not_noticed_at_once_is_waited_for(faults: Wo
     )
     faults.proxy.inject("answer", "POST .*/trainjobs", status=403, message=refusal, times=2)
     see_through(faults, faults.body("echo done", runtime="trainjob"))
-    assert "Trainer has not noticed TrainingRuntime" in messages.text
+    assert "has not noticed TrainingRuntime" in messages.text
     assert faults.proxy.count("POST .*/trainingruntimes", 201) == 1, "that of the first attempt is kept"

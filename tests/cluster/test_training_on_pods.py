@@ -25,6 +25,7 @@ from hanflow.cluster.follow import JobFailed
 from hanflow.cluster.job import JOB_LABEL, RUN_LABEL, Origin
 from hanflow.cluster.runtimes import KINDS, build, pod_templates
 from hanflow.cluster.status import phase
+from hanflow.cluster.trainjob import not_noticed
 from hanflow.config import JobConfig, TrainConfig, to_mapping
 from hanflow.config.worker_spec import WorkerSpec
 from hanflow.steps import train as train_step
@@ -295,7 +296,7 @@ def created(world: World, path: str, body: dict[str, Any]) -> bool:
     try:
         world.admin.request("POST", path, body=body)
     except ClusterError as error:
-        assert "must be created before" in str(error)
+        assert not_noticed(str(error))
         return False
     return True
 

@@ -28,6 +28,7 @@ from hanflow.cluster.follow import Timing
 from hanflow.cluster.job import DIGEST_ANNOTATION, JOB_LABEL, Origin
 from hanflow.cluster.launcher import launch
 from hanflow.cluster.runtimes import BY_KIND, KINDS, build, pod_templates
+from hanflow.cluster.trainjob import not_noticed
 from hanflow.config import JobConfig, TrainConfig
 from hanflow.config.worker_spec import WorkerSpec
 from tests.cluster.proxy import Proxy
@@ -139,7 +140,7 @@ class World:
         try:
             self.cluster.request("POST", KINDS[body["kind"]].path, body=body)
         except ClusterError as error:
-            if "must be created before" not in str(error):  # Trainer has not noticed the TrainingRuntime yet
+            if not not_noticed(str(error)):  # Trainer has not noticed the TrainingRuntime yet
                 raise
             return False
         return True

@@ -13,7 +13,7 @@ import pytest
 from hanflow.errors import UserError
 from hanflow.storage import artifacts, find_raw, local_path, staged
 from hanflow.storage.artifacts import Manifest, check_parent, lineage, read_manifest, read_training, write_manifest
-from hanflow.storage.cache import cache_folder
+from hanflow.storage.folders import cache_folder
 
 
 def corpus(folder: Path, text: str = "하나") -> Manifest:
