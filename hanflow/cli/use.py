@@ -328,6 +328,7 @@ def _score(options: argparse.Namespace) -> int:
     if options.seed < 0:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows:
+        options.rows = str(local_path(options.rows))
         check_output("--rows", options.rows, [options.predictions, *options.references], force=options.force)
     from hanflow.metrics.intervals import mean_intervals
     from hanflow.steps.score import score_files, text_file, write_rows
@@ -342,7 +343,7 @@ def _score(options: argparse.Namespace) -> int:
     found = score_files(predictions, references, tokenizations)
     intervals = mean_intervals(found.scores, confidence=options.confidence or 0.95, seed=options.seed)
     if options.rows:
-        write_rows(local_path(options.rows), found.scores)
+        write_rows(Path(options.rows), found.scores)
     if options.json:
         print(json.dumps(_score_summary(options, names, found, intervals), ensure_ascii=False, indent=2))
     else:

@@ -99,12 +99,19 @@ def _show_again(folder: Path, output: str, earlier: Earlier) -> int:
     """
     records = earlier.record["steps"]
     corpus = next((record["artifact"] for record in records if record["name"] == "preprocess"), "")
-    if corpus and not sources_fit(manifest_at(corpus, "corpus")):
+    gone = ""
+    try:
+        fit = not corpus or sources_fit(manifest_at(corpus, "corpus"))
+    except (UserError, OSError) as error:
+        fit, gone = True, str(error)
+    if not fit:
         raise UserError(
             f"{output}: holds a run that succeeded, but its sources have changed since; give another --output"
         )
     with Display(f"hanflow run {earlier.record['pipeline']}", output) as display:
         display.summary(records, sum(record["seconds"] for record in records))
+        if gone:
+            display.note(f"whether its sources have changed cannot be told: {gone}")
         display.note(f"has succeeded already; to run it again give another --output: {folder}")
     return 0
 

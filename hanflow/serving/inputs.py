@@ -13,7 +13,7 @@ from hanflow.data.lines import STANDARD_INPUT, rereadable
 from hanflow.data.readers import FORMATS, raw_files, read_texts
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
-from hanflow.storage import fingerprint, is_archive
+from hanflow.storage import containers, fingerprint, is_archive
 
 if TYPE_CHECKING:
     from hanflow.serving.bundle import Bundle
@@ -61,7 +61,7 @@ class Inputs:
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Equal as long as the files are the same."""
-        return [fingerprint(path) for path in self.paths]
+        return [fingerprint(path) for path in containers(self.paths)]
 
     def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
         """(`file` where there are several, `row` from 0 in its file, `id` where there is one; text) of every row.

@@ -8,12 +8,14 @@ import io
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hanflow.errors import UserError
-from hanflow.storage.archives import divided, is_archive, member_names, open_member
+from hanflow.storage.archives import divided, is_archive, member_names, open_archive, open_member
 from hanflow.storage.artifacts import file_sha256
 from hanflow.storage.uri import is_remote, join, local_path, pattern, shown
 
@@ -186,7 +188,7 @@ def open_raw(path: str) -> BinaryIO:
     """
     archive, member = divided(path)
     if member:
-        return open_member(archive, open_raw(archive), member)
+        return open_member(archive, _archive(archive, stamp(archive)), member)
     if not is_remote(path):
         return open(path, "rb")
     from hanflow.storage import gcs
@@ -207,20 +209,33 @@ def unpacked(paths: list[str]) -> list[str]:
     found = []
     for path in paths:
         if is_archive(path):
-            with open_raw(path) as stream:
-                found += [f"{path}/{name}" for name in member_names(path, stream)]
+            found += [f"{path}/{name}" for name in member_names(_archive(path, stamp(path)))]
         else:
             found.append(path)
     return found
 
 
+@lru_cache(maxsize=1)
+def _archive(path: str, _: tuple[int, ...]) -> zipfile.ZipFile:
+    """An archive, which stays open: to read its directory anew for each of many files takes time that grows with their square.
+
+    Args:
+        _: its stamp: a replaced archive is opened anew.
+    """
+    return open_archive(path, open_raw(path))
+
+
+def containers(paths: Iterable[str]) -> list[str]:
+    """The files as they are stored: an archive once, whatever number of its files are among the paths."""
+    return list(dict.fromkeys(divided(path)[0] for path in paths))
+
+
 def fingerprint(path: str) -> dict[str, Any]:
     """What changes when a raw file is replaced: `path`, `bytes`, and `sha256` (local) or `generation` (bucket).
 
-    Reads a local file: size and time stay the same where a file is replaced by `cp -p` or restored from an archive.
-    Of a file in an archive: those of the archive.
+    Reads a local file: size and time stay the same where a file is replaced by `cp -p` or restored from an archive. Files
+    in archives have none: see `containers`.
     """
-    path = divided(path)[0]
     if not is_remote(path):
         place = local_path(path)
         return {"path": shown(place.resolve()), "bytes": place.stat().st_size, "sha256": file_sha256(place)}

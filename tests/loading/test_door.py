@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
+from hanflow.system import hub_door
 from tests.support.model_fixtures import EVALUATE, Chain, rewritten
 from tests.support.tasks import make_shards, reviews, settings, trained
 
@@ -388,3 +390,27 @@ def test_sharded_safetensors_are_read(scored: tuple[Chain, Path], tmp_path: Path
     (model / "model.safetensors").unlink()
     (model / "model.json").unlink()
     assert open_source(str(model)).predictor() is not None
+
+
+@pytest.mark.parametrize(
+    ("environment", "door"),
+    [
+        ({}, ("huggingface.co", 443)),
+        ({"HF_ENDPOINT": "http://mirror:8080"}, ("mirror", 8080)),
+        ({"HF_ENDPOINT": "http://mirror"}, ("mirror", 80)),
+        ({"https_proxy": "http://proxy:3128"}, ("proxy", 3128)),
+        ({"https_proxy": "proxy:3128"}, ("proxy", 3128)),
+        ({"HTTPS_PROXY": "https://proxy"}, ("proxy", 443)),
+        ({"all_proxy": "socks5://proxy"}, ("proxy", 1080)),
+        ({"http_proxy": "http://proxy:3128"}, ("huggingface.co", 443)),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "huggingface.co"}, ("huggingface.co", 443)),
+    ],
+)
+def test_the_hub_is_asked_for_where_its_client_connects(
+    environment: dict[str, str], door: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name == "HF_ENDPOINT"]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hub_door() == door

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from hanflow.errors import UserError
+from hanflow.reports.step_report import Report
+from hanflow.steps.runner import main
 from hanflow.storage import hold, holding, inherited, staged, writing
 
 HOLDER = """
@@ -100,3 +102,46 @@ def test_a_lock_in_a_bucket_is_one_of_this_machine(tmp_path: Path, monkeypatch: 
         )
     assert second.returncode == 1
     assert re.search(rf"gs://bucket/run/checkpoints: process {os.getpid()} ", second.stderr)
+
+
+def test_a_worker_goes_on_after_its_parent_was_killed(tmp_path: Path) -> None:
+    """It holds the lock that it was given, and so need not ask for it."""
+    code = f"""
+import os, pathlib, time
+from hanflow.storage import hold
+parent, place = os.getppid(), pathlib.Path({str(tmp_path)!r})
+(place / "ready").touch()
+while os.getppid() == parent:
+    time.sleep(0.01)
+try:
+    hold(str(place / "checkpoints"))
+    (place / "result").write_text("held")
+except BaseException as error:
+    (place / "result").write_text(str(error))
+"""
+    process, _ = holder("holding", tmp_path / "checkpoints", code)
+    awaited(tmp_path / "ready")
+    process.kill()
+    process.wait()
+    awaited(tmp_path / "result")
+    time.sleep(0.05)  # the text follows the file
+    assert (tmp_path / "result").read_text() == "held"
+
+
+def awaited(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def test_of_torchruns_workers_the_first_alone_locks_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, _ = holder("writing", tmp_path / "model")  # that first one
+    try:
+        for rank, status in (("1", 0), ("0", 1)):
+            monkeypatch.setenv("RANK", rank)
+            run = lambda *_, **__: Report({})  # noqa: E731
+            assert main("tokenize", run, (), [f"--output={tmp_path / 'model'}"]) == status
+    finally:
+        process.kill()
+        process.wait()
