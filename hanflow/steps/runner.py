@@ -61,8 +61,8 @@ def execute(
     started = time.monotonic()
     try:
         config = step_config(step, values, task)
-        # Of torchrun's workers the first alone writes.
-        with contextlib.nullcontext() if int(os.environ.get("RANK", 0)) else writing(output):
+        # What is trained may be written by others: a job's pods, the first of torchrun's workers.
+        with contextlib.nullcontext() if step == "train" else writing(output):
             left = left_at(output, step, values, task=task, **inputs) if keep else None
             report = _report_of(left) if left else run(config, task=task, output=output, **inputs)
     except BaseException as error:

@@ -15,7 +15,9 @@ import pytest
 from hanflow.errors import UserError
 from hanflow.reports.step_report import Report
 from hanflow.steps.runner import main
+from hanflow.steps.train import run as train
 from hanflow.storage import hold, holding, inherited, staged, writing
+from hanflow.tasks.summarization import SummarizationTrain
 
 HOLDER = """
 import subprocess, sys, time
@@ -135,13 +137,24 @@ def awaited(path: Path) -> None:
         time.sleep(0.01)
 
 
-def test_of_torchruns_workers_the_first_alone_locks_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process, _ = holder("writing", tmp_path / "model")  # that first one
+def test_a_trained_model_may_be_written_by_other_processes_than_the_step(tmp_path: Path) -> None:
+    """The pods of a job, which see the step's output on a volume and are no children of it."""
+    output = tmp_path / "model"
+    code = "import sys; from hanflow.storage import staged\nwith staged(sys.argv[1]) as f: (f / 'x').write_text('x')"
+
+    def launched(*_: object, **__: object) -> Report:
+        subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", code, str(output)], check=True)
+        return Report({})
+
+    assert main("train", launched, ("shards",), [f"--output={output}", f"--shards={tmp_path}"]) == 0
+    assert (output / "x").is_file()
+
+
+def test_a_training_here_locks_its_output_before_it_reads(tmp_path: Path) -> None:
+    process, _ = holder("writing", tmp_path / "model")
     try:
-        for rank, status in (("1", 0), ("0", 1)):
-            monkeypatch.setenv("RANK", rank)
-            run = lambda *_, **__: Report({})  # noqa: E731
-            assert main("tokenize", run, (), [f"--output={tmp_path / 'model'}"]) == status
+        with pytest.raises(UserError, match=f"process {process.pid}"):
+            train(SummarizationTrain(), task="summarization", output=str(tmp_path / "model"), shards="no-such-folder")
     finally:
         process.kill()
         process.wait()
