@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,13 +24,14 @@ from hanflow.cli.main import main
 from hanflow.config import ExportConfig
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
+from hanflow.loading import files
 from hanflow.models import ensemble
 from hanflow.serving.sources import open_source
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
-from hanflow.system import hub_door
+from hanflow.system import hub_answers, hub_door
 from tests.support.model_fixtures import EVALUATE, Chain, rewritten
 from tests.support.tasks import make_shards, reviews, settings, trained
 
@@ -414,3 +416,35 @@ def test_the_hub_is_asked_for_where_its_client_connects(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert hub_door() == door
+
+
+def test_without_an_answer_of_the_hub_only_the_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would ask again and again, silently, for each file."""
+    asked: list[object] = []
+
+    def look_up(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror("no network")
+
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    (cached / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (cached / "snapshots" / ("a" * 40) / "config.json").write_text('{"model_type": "bart"}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    hub_answers.cache_clear()
+    try:
+        assert files.read_json("owner/name", "config.json") == {"model_type": "bart"}
+        asked.clear()  # by hub_answers, and by huggingface_hub once for itself
+        assert files.revision_of("owner/name") == "a" * 40
+        assert files.read_json("owner/other", "config.json") is None
+    finally:
+        hub_answers.cache_clear()
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["no name!", "a/b/c/d", "x--y..z"])
+def test_what_is_no_name_of_a_model_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: no model can be loaded from there"):
+        files.read_json(name, "config.json")
