@@ -61,13 +61,18 @@ def emit(event: str, **fields: Any) -> None:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """The events in the file of a run so far; lines that a full disk or a kill has cut are passed over."""
+    """The events in the file of a run so far."""
     with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
-        for line in lines:
-            with contextlib.suppress(Damaged):
-                event = parse_json(line, path, "")
-                if event.keys() >= {"event", "step"}:
-                    yield event
+        yield from filter(None, map(parse_event, lines))
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event in a line; None: a full disk or a kill has cut the line."""
+    with contextlib.suppress(Damaged):
+        event: dict[str, Any] = parse_json(line, "", "")
+        if event.keys() >= {"event", "step"}:
+            return event
+    return None
 
 
 def hold_run() -> None:

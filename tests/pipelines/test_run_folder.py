@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from pathlib import Path
@@ -15,7 +16,8 @@ from hanflow.errors import UserError
 from hanflow.experiment import Experiment, experiment_names, find_experiment, load_experiment
 from hanflow.own_files import json_text, replace_file
 from hanflow.pipelines.checks import check
-from hanflow.pipelines.local import run_locally
+from hanflow.pipelines.display import Display
+from hanflow.pipelines.local import _Run, run_locally
 from hanflow.pipelines.run_folder import EVENTS, RECORD, SETTINGS, earlier_run, locked
 from hanflow.progress import EVENTS_VARIABLE, hold_run
 
@@ -185,3 +187,25 @@ def test_a_run_that_succeeded_is_shown_again_though_its_data_is_gone(
     replace_file(folder / RECORD, json_text({"pipeline": "summarization", "status": "succeeded", "steps": steps}))
     assert run_locally(experiment(), str(folder)) == 0
     assert "has succeeded already" in "".join(capsys.readouterr())
+
+
+def test_what_a_finished_step_has_read_need_not_be_kept(tmp_path: Path) -> None:
+    place = tmp_path / "gone"
+    gone = [f"train.pretrained={place}", f"tokenize.tokenizer={place}", "train.architecture={}"]
+    refused = checked(*gone)
+    assert "train.pretrained" in refused and "tokenize.tokenizer" in refused
+    check(experiment(*gone), {"tokenize", "train"})
+
+
+def test_a_line_that_a_killed_step_has_cut_does_not_end_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _Run(experiment(), folder, "")
+    lines = [
+        '{"event": "progr{"event": "started", "step": "train"}\n',
+        "[]\n",
+        '{"event": "started", "step": "train"}\n',
+    ]
+    with Display("run", "") as display:
+        run._follow(io.StringIO("".join(lines)), display)
+    assert run.records["train"].status == "running"
