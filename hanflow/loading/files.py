@@ -80,6 +80,8 @@ def fetched(name: str, file: str) -> str | None:
     """
     from transformers.utils.hub import cached_file
 
+    if is_missing(name):
+        raise UserError(f"{name}: no such folder; give one in Hugging Face format, or the name of a model on the hub")
     quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     try:
         return cached_file(name, file, local_files_only=not hub_answers(), **quietly)
@@ -88,6 +90,11 @@ def fetched(name: str, file: str) -> str | None:
             f"{name}: no model can be loaded from there ({first_line(error)}); give a folder in Hugging Face format, or the "
             "name of a model on the hub"
         ) from error
+
+
+def is_missing(name: str) -> bool:
+    """Whether a name can only be a path, of a folder that is not there."""
+    return name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists()
 
 
 def revision_of(name: str) -> str | None:

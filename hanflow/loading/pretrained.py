@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hanflow.config import TrainConfig
 from hanflow.errors import UserError, first_line
-from hanflow.loading.files import CONFIG, TOKENIZER, TOKENIZER_CONFIG, check_weights, read_json, revision_of
+from hanflow.loading.files import CONFIG, TOKENIZER, TOKENIZER_CONFIG, check_weights, is_missing, read_json, revision_of
 from hanflow.models import register
 from hanflow.system import hub_answers
 from hanflow.text.vocabulary import add_tokens
@@ -57,7 +57,7 @@ def load_model(
     from safetensors import SafetensorError
 
     name = str(name)
-    if _is_missing(name):
+    if is_missing(name):
         raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
     if Path(name).is_file():
         raise UserError(
@@ -235,7 +235,7 @@ def load_encoding_tokenizer(name: str, special_tokens: Iterable[str] = ()) -> Pr
     Raises:
         UserError: nothing loads from there, or it has no end-of-sequence or padding token.
     """
-    if _is_missing(name):
+    if is_missing(name):
         raise UserError(f"tokenize.tokenizer={name}: no such folder; give one with a tokenizer.json, or a hub name")
     try:
         tokenizer = _tokenizer(name)
@@ -315,8 +315,3 @@ def _safely(name: str, config: PretrainedConfig | None = None) -> dict[str, Any]
     local = Path(name).exists() or not hub_answers()
     revision = None if local or config is None else getattr(config, "_commit_hash", None)
     return {"trust_remote_code": False, "local_files_only": local, **({"revision": revision} if revision else {})}
-
-
-def _is_missing(name: str) -> bool:
-    """Whether a name can only be a path, of a folder that is not there."""
-    return name.startswith(("/", ".", "~")) and not Path(name).expanduser().exists()

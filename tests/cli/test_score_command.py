@@ -184,9 +184,9 @@ def test_columns_are_named_or_known(capsys: pytest.CaptureFixture[str], tmp_path
 
 
 def test_a_guarded_formula_is_the_text_that_it_guards(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from hanflow.data.delimited import FORMULA, safe_cell
+    from hanflow.data.delimited import safe_cell
 
-    texts = [f"{mark}국민 청원" for mark in FORMULA]
+    texts = [f"{mark}국민 청원" for mark in "=+-@\t\r＝"]
     guarded = write_csv(tmp_path / "p.csv", [safe_cell(text) for text in texts])
     assert texts_of(guarded) == [[text] for text in texts]
     plain = write_jsonl(tmp_path / "r.jsonl", texts, "reference")
@@ -238,7 +238,7 @@ def test_the_model_s_own_tokenizer(
     assert found["tokenizer"] == str(tmp_path / "tokenizer")
     assert "--tokenizer" in failed(capsys, *lines, "--tokenization", "model")
     error = failed(capsys, *lines, "--tokenization", "model", "--tokenizer", tmp_path / "nothing")
-    assert f"{tmp_path / 'nothing'}: no tokenizer can be loaded" in error
+    assert f"{tmp_path / 'nothing'}: no such folder" in error
 
 
 def test_rows_are_written(

@@ -264,7 +264,7 @@ def test_a_pretrained_classifier_takes_new_labels_and_tokens(tmp_path: Path) -> 
     assert torch.equal(model.classifier.weight, again.classifier.weight), "the new head comes from the seed"
     with pytest.raises(UserError, match="its pad_token_id is 0, the tokenizer's is 1: they do not belong together"):
         initial.classifier(config, tokenizer_of(pad_token="</s>", eos_token="<pad>"), ["a", "b"])
-    with pytest.raises(UserError, match="no pretrained classifier can be loaded from there"):
+    with pytest.raises(UserError, match="no config.json can be read from there"):
         initial.classifier(ClassificationTrain(pretrained=str(tmp_path.parent)), tokenizer, ["a", "b"])
 
 

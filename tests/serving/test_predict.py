@@ -272,7 +272,7 @@ def test_what_was_begun_for_something_else_is_not_gone_on_from(
     state = tmp_path / "out.csv.partial.json"
     kept = state.read_text()
     state.write_text("{")
-    assert "no state of a prediction" in failed(capsys, *again)
+    assert "out.csv.partial.json: is damaged" in failed(capsys, *again)
     state.unlink()
     assert "exists without its state" in failed(capsys, *again)
     state.write_text(kept)

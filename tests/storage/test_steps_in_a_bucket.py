@@ -139,7 +139,7 @@ def test_hanflow_run_with_its_artifacts_in_a_bucket(
     assert not [path for path in tmp_path.rglob("*.safetensors") if "cache" not in path.parts], (
         "no weights beside the cache"
     )
-    assert main(["run", "classification", "--output", f"{bucket}/실행", *small]) == 1
-    assert "already holds another run" in capsys.readouterr().err
+    assert main(["run", "classification", "--output", f"{bucket}/실행", *small]) == 0
+    assert "has succeeded already" in capsys.readouterr().out
     assert main(["run", "classification", "--output", "gs://hanflow-missing/x", *small]) == 1
     assert "check that the bucket gs://hanflow-missing exists" in capsys.readouterr().err

@@ -202,7 +202,7 @@ def test_a_pretrained_model_is_fitted_to_its_tokenizer_or_refused(tmp_path: Path
     with pytest.raises(UserError, match="nothing: no such folder"):
         initial.encoder_decoder(SummarizationTrain(pretrained=str(tmp_path / "nothing")), tokenizer)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pretrained encoder-decoder can be loaded from there"):
+    with pytest.raises(UserError, match="no config.json can be read from there"):
         initial.encoder_decoder(SummarizationTrain(pretrained=str(tmp_path / "empty")), tokenizer)
 
 
