@@ -71,7 +71,8 @@ def raw_files(uri: str) -> list[str]:
             f"{', '.join(SUFFIXES)}"
         )
     if len(readable) < len(files):
-        passed = [path for path in files if path not in set(readable)]
+        kept = set(readable)
+        passed = [path for path in files if path not in kept]
         log.info("%s: %s files to read; passed over: %s", uri, f"{len(readable):,}", _listed(passed))
     return readable
 

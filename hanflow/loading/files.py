@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hanflow.errors import UserError, first_line
+from hanflow.system import hub_answers
 
 CONFIG, TOKENIZER_CONFIG, TOKENIZER = "config.json", "tokenizer_config.json", "tokenizer.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -72,11 +73,19 @@ def _cleaned(value: Any, path: Path) -> Any:
 
 
 def fetched(name: str, file: str) -> str | None:
-    """Local copy of a file of a model on the hub; None: it is not there, or neither network nor cache has it."""
+    """Local copy of a file of a model on the hub; None: it is not there, or neither network nor cache has it.
+
+    Raises:
+        OSError: the hub has no such model, or it is no name of one.
+    """
     from transformers.utils.hub import cached_file
 
     return cached_file(
-        name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        name,
+        file,
+        local_files_only=not hub_answers(),
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
 
 

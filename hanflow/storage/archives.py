@@ -27,37 +27,39 @@ def divided(path: str) -> tuple[str, str]:
     return path, ""
 
 
-def member_names(archive: str, stream: Any) -> list[str]:
-    """The names of the files in an archive, sorted; without hidden ones.
+def member_names(opened: zipfile.ZipFile) -> list[str]:
+    """The names of the files in an archive, sorted; without hidden ones."""
+    names = [info.filename for info in opened.infolist() if not info.is_dir()]
+    return sorted(name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
+
+
+def open_member(archive: str, opened: zipfile.ZipFile, name: str) -> BinaryIO:
+    """A file in an archive, opened to read bytes.
 
     Args:
         archive: its path, for messages.
+
+    Raises:
+        UserError: it is not in there, is encrypted, or the archive is damaged.
+    """
+    try:
+        return cast(BinaryIO, opened.open(name))
+    except KeyError:
+        raise UserError(f"{archive}: holds no file {name}; check the name") from None
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
+        raise UserError(f"{archive}/{name}: cannot be unpacked ({error}); unpack the archive first") from None
+
+
+def open_archive(path: str, stream: Any) -> zipfile.ZipFile:
+    """An archive, with the list of its files read; several of them may be open at once.
+
+    Args:
+        path: for messages.
         stream: its bytes, seekable.
 
     Raises:
         UserError: it is no zip archive.
     """
-    with _opened(archive, stream) as opened:
-        names = [info.filename for info in opened.infolist() if not info.is_dir()]
-    return sorted(name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
-
-
-def open_member(archive: str, stream: Any, name: str) -> BinaryIO:
-    """A file in an archive, opened to read bytes.
-
-    Raises:
-        UserError: it is not in there, is encrypted, or the archive is damaged.
-    """
-    with _opened(archive, stream) as opened:
-        try:
-            return cast(BinaryIO, opened.open(name))
-        except KeyError:
-            raise UserError(f"{archive}: holds no file {name}; check the name") from None
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
-            raise UserError(f"{archive}/{name}: cannot be unpacked ({error}); unpack the archive first") from None
-
-
-def _opened(path: str, stream: Any) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(stream)
     except zipfile.BadZipFile as error:

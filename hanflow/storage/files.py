@@ -8,12 +8,14 @@ import io
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from hanflow.errors import UserError
-from hanflow.storage.archives import divided, is_archive, member_names, open_member
+from hanflow.storage.archives import divided, is_archive, member_names, open_archive, open_member
 from hanflow.storage.artifacts import file_sha256
 from hanflow.storage.uri import is_remote, join, local_path, pattern, shown
 
@@ -129,7 +131,7 @@ def find_raw(uri: str, suffixes: tuple[str, ...]) -> list[str]:
     Raises:
         UserError: no file is there, or none that can be read.
     """
-    endings = ", ".join(suffixes)
+    endings = ", ".join(filter(None, suffixes))  # "": of any file
     if is_remote(uri):
         return _find_objects(uri, suffixes, endings)
     path = local_path(uri)
@@ -186,7 +188,7 @@ def open_raw(path: str) -> BinaryIO:
     """
     archive, member = divided(path)
     if member:
-        return open_member(archive, open_raw(archive), member)
+        return open_member(archive, _archive(archive, stamp(archive)), member)
     if not is_remote(path):
         return open(path, "rb")
     from hanflow.storage import gcs
@@ -207,11 +209,16 @@ def unpacked(paths: list[str]) -> list[str]:
     found = []
     for path in paths:
         if is_archive(path):
-            with open_raw(path) as stream:
-                found += [f"{path}/{name}" for name in member_names(path, stream)]
+            found += [f"{path}/{name}" for name in member_names(_archive(path, stamp(path)))]
         else:
             found.append(path)
     return found
+
+
+@lru_cache(maxsize=2)  # files of one archive are read in a row
+def _archive(path: str, stamp: tuple[int, ...]) -> zipfile.ZipFile:
+    """An archive as it was at a stamp, its list of files read once and not once a file."""
+    return open_archive(path, open_raw(path))
 
 
 def fingerprint(path: str) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class Objects:
         self.unfit: tuple[str, ...] | None = None
         """Columns of the first object that lacked some."""
         self._layouts: dict[tuple[Any, ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
-        """Keys of an object, and which of them hold objects → (role → its column and what gets it, the roles lacking)."""
+        """Keys of an object, which of them hold objects or lists of such, and the name of its layout → (role → its column
+        and what gets it, the roles lacking)."""
 
     def values(self, item: Any, escaped: bool) -> dict[str, Any]:
         """Role → text of one value.
@@ -112,11 +113,13 @@ class Objects:
 
     def _chosen(self, item: dict[str, Any]) -> dict[str, tuple[str, Getter]]:
         mapping = self.mapping
-        keys: tuple[Any, ...] = (*item, tuple([key for key, value in item.items() if value.__class__ is dict]))
+        nested = tuple([key for key, value in item.items() if value.__class__ is not str and _nested(value)])
+        layout = layout_of(item, self.within) if nested else None  # of each: one may be empty, and the next not
+        keys: tuple[Any, ...] = (*item, nested, layout and layout.name)
         if keys not in self._layouts:
             if len(self._layouts) >= LAYOUTS:  # objects of ever new keys must not fill the memory
                 self._layouts.clear()
-            layout = layout_of(item, self.within)
+            layout = layout or layout_of(item, self.within)
             getters = columns_of(item, mapping.source, layout)
             if layout is None:  # so that it is said of a column that it holds no text
                 getters |= {key: itemgetter(key) for key in item if key not in getters}
@@ -136,6 +139,14 @@ class Objects:
             raise Unusable(f"the object has no key for {', '.join(missing)}")
         self.fitting = True
         return chosen
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value is an object, or a list whose first item that holds something is an object or a list."""
+    if value.__class__ is list:
+        value = next((item for item in value if item), None)
+        return value.__class__ in (dict, list)
+    return value.__class__ is dict
 
 
 def _only(item: dict[str, Any]) -> Any:
