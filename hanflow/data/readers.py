@@ -6,6 +6,7 @@ size. The rows of a file are the rows given and the rows rejected, each with its
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def raw_files(uri: str) -> list[str]:
         UserError: nothing is there, or nothing that a reader exists for.
     """
     parts = [part for part in map(str.strip, uri.split(",")) if part]
-    if len(parts) > 1 and not Path(uri).exists():  # a comma may also be a part of a name
+    if len(parts) > 1 and not os.path.exists(uri):  # a comma may also be a part of a name
         return list(dict.fromkeys(file for part in parts for file in raw_files(part)))
     if divided(uri)[1]:
         return [uri]

@@ -318,3 +318,11 @@ def test_an_archive_s_print_tells_which_of_its_files_are_read(tmp_path: Path) ->
     one, two = (Inputs([f"{tmp_path}/a.zip/{name}"], Source("", ())).fingerprint() for name in ("1.json", "2.json"))
     both = Inputs([f"{tmp_path}/a.zip/1.json", f"{tmp_path}/a.zip/2.json"], Source("", ())).fingerprint()
     assert one != two and both not in (one, two) and len(both) == 1
+
+
+def test_many_files_with_commas_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"file-number-{number:03}.csv" for number in range(30)]  # together longer than a file's name may be
+    for name in names:
+        Path(name).write_text("document,label\n글,1\n", encoding="utf-8")
+    assert [path.rpartition("/")[2] for path in raw_files(",".join(names))] == names
