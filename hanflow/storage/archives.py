@@ -50,17 +50,17 @@ def open_member(archive: str, opened: zipfile.ZipFile, name: str) -> BinaryIO:
         raise UserError(f"{archive}/{name}: cannot be unpacked ({error}); unpack the archive first") from None
 
 
-def open_archive(path: str, stream: Any) -> zipfile.ZipFile:
+def open_archive(path: str, place: Any) -> zipfile.ZipFile:
     """An archive, with the list of its files read; several of them may be open at once.
 
     Args:
         path: for messages.
-        stream: its bytes, seekable.
+        place: its local path, or its bytes as a seekable stream.
 
     Raises:
         UserError: it is no zip archive.
     """
     try:
-        return zipfile.ZipFile(stream)
+        return zipfile.ZipFile(place)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: is no zip archive, or damaged ({error}); fetch it again") from None

@@ -218,7 +218,7 @@ def unpacked(paths: list[str]) -> list[str]:
 @lru_cache(maxsize=2)  # files of one archive are read in a row
 def _archive(path: str, stamp: tuple[int, ...]) -> zipfile.ZipFile:
     """An archive as it was at a stamp, its list of files read once and not once a file."""
-    return open_archive(path, open_raw(path))
+    return open_archive(path, open_raw(path) if is_remote(path) else local_path(path))
 
 
 def fingerprint(path: str) -> dict[str, Any]:

@@ -51,6 +51,20 @@ def test_all_lists_of_records_are_read(tmp_path: Path) -> None:
     assert sources(rows_of(tmp_path, json.dumps(value))) == [*(f"글 {n}" for n in range(3000)), "글 v"]
 
 
+def test_all_lists_of_a_known_layout_are_read(tmp_path: Path) -> None:
+    train, test = ([{"text": [[{"sentence": text}]], "abstractive": ["요약"]}] for text in ("글 하나", "글 둘"))
+    assert sources(rows_of(tmp_path, json.dumps({"train": train, "more": {"test": test}}))) == ["글 하나", "글 둘"]
+
+
+def test_a_list_without_the_columns_needed_is_said_to_be_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = {"train": [{"document": "글", "summary": "요약"}], "test": [{"document": "글", "notes": [{"by": "나"}]}]}
+    with caplog.at_level("INFO", "hanflow"):
+        assert sources(rows_of(tmp_path, json.dumps(value))) == ["글"]
+    assert "passed over: test" in caplog.text
+
+
 def test_a_record_with_records_inside_is_one(tmp_path: Path) -> None:
     value = {"text": "본문", "comments": [{"text": "댓글"}, {"text": "댓글"}]}
     (row,) = rows_of(tmp_path, json.dumps(value), task="language_modeling")
