@@ -17,7 +17,7 @@ from hanflow.experiment import all_settings  # noqa: E402
 from hanflow.tasks import known_tasks  # noqa: E402
 from tools.imports import LAYERS, modules, room  # noqa: E402
 
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "manifests/README.md", "manifests/TPU.md")
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "manifests/README.md", "manifests/TPU.md")
 """Pages that keep their place in the repository."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -38,6 +39,7 @@ def test_settings_links_and_paths_exist(page: Path) -> None:
 
 def test_commands_exist() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    text = re.sub(r"```text\n.*?```", "", text, flags=re.DOTALL)  # messages
     code = "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, flags=re.DOTALL))
     named = set(re.findall(r"(?:^|[`/ ])hanflow ([a-z]+)\b", code, flags=re.MULTILINE))
     usage = subprocess.run([sys.executable, "-m", "hanflow", "--help"], capture_output=True, text=True, check=True)
@@ -95,3 +97,29 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "reference" / "tasks" / "index.html").read_text(encoding="utf-8")
     assert "evaluate.beams" in (tmp_path / "settings" / "index.html").read_text(encoding="utf-8")
     assert "hanflow.tasks.base.Task.loss" in reference and "number of target tokens" in reference
+
+
+def test_the_refusals_are_quoted_as_they_are_printed() -> None:
+    """Each quoted message fits a text in the source; words in capitals and examples stand where that fills something in."""
+    texts = [text for path in (ROOT / "hanflow").rglob("*.py") for text in _patterns(path.read_text(encoding="utf-8"))]
+    page = (ROOT / "docs" / "refusals.md").read_text(encoding="utf-8")
+    quoted = [line for block in re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()]
+    assert len(quoted) > 40
+    fitting = {line for line in quoted if any(5 * size > len(line) and text.search(line) for size, text in texts)}
+    assert [line for line in quoted if line not in fitting] == []
+
+
+def _patterns(source: str) -> list[tuple[int, re.Pattern[str]]]:
+    """The longer texts of a module, each with its characters; any text fits where one is filled in."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [str(p.value) if isinstance(p, ast.Constant) else None for p in node.values]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            parts = [part for text in node.value.split("%s") for part in (text, None)][:-1]
+        else:
+            continue
+        size = sum(len(part) for part in parts if part)
+        if size >= 15:
+            found.append((size, re.compile("".join(".*" if part is None else re.escape(part) for part in parts))))
+    return found
