@@ -139,3 +139,9 @@ def test_the_list_of_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest
         archive.writestr("00.json", json.dumps({"document": "anders", "summary": "요약"}))
     (path,) = raw_files(config.source)
     assert sources([row for batch in read(corpus_source(path, columns, config)) for row in batch]) == ["anders"]
+
+
+def test_a_record_of_another_form_takes_no_other_along(tmp_path: Path) -> None:
+    records = [{"text": [["kein Satz"]]}, {"text": [[{"sentence": "글."}]]}, {"text": [[{"sentence": "둘."}]]}]
+    rows = rows_of(tmp_path, "".join(json.dumps(r) + "\n" for r in records), "a.jsonl", task="language_modeling")
+    assert [row.values and row.values["text"] for row in rows] == [None, "글.", "둘."]

@@ -76,8 +76,10 @@ class Objects:
         self.unfit: tuple[str, ...] | None = None
         """Columns of the first object that lacked some."""
         self._layouts: dict[tuple[Any, ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
-        """Keys of an object, which of them hold objects or lists of such, and the name of its layout → (role → its column
-        and what gets it, the roles lacking)."""
+        """Keys of an object, and which of them hold objects or lists of such → (role → its column and what gets it, the
+        roles lacking)."""
+        self._unknown: set[tuple[Any, ...]] = set()
+        """Those of no known layout, of objects that have something inside."""
 
     def values(self, item: Any, escaped: bool) -> dict[str, Any]:
         """Role → text of one value.
@@ -114,12 +116,14 @@ class Objects:
     def _chosen(self, item: dict[str, Any]) -> dict[str, tuple[str, Getter]]:
         mapping = self.mapping
         nested = tuple([key for key, value in item.items() if value.__class__ is not str and _nested(value)])
-        layout = layout_of(item, self.within) if nested else None  # of each: one may be empty, and the next not
-        keys: tuple[Any, ...] = (*item, nested, layout and layout.name)
-        if keys not in self._layouts:
+        keys: tuple[Any, ...] = (*item, nested)
+        # A record may be empty where its layout shows, and the next one not.
+        if keys not in self._layouts or (keys in self._unknown and layout_of(item, self.within)):
             if len(self._layouts) >= LAYOUTS:  # objects of ever new keys must not fill the memory
                 self._layouts.clear()
-            layout = layout or layout_of(item, self.within)
+                self._unknown.clear()
+            layout = layout_of(item, self.within)
+            (self._unknown.discard if layout or not nested else self._unknown.add)(keys)
             getters = columns_of(item, mapping.source, layout)
             if layout is None:  # so that it is said of a column that it holds no text
                 getters |= {key: itemgetter(key) for key in item if key not in getters}
