@@ -66,6 +66,11 @@ def is_disk_full(error: BaseException) -> bool:
     return number in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in _FULL)
 
 
+def has_no_locks(error: OSError) -> bool:
+    """Whether a lock was refused because the file system has none (some of NFS and Lustre)."""
+    return error.errno in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message; its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -6,17 +6,20 @@ that HANFLOW_EVENTS names, and the command displays them.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from hanflow.errors import file_error
-from hanflow.own_files import json_text
+from hanflow.errors import file_error, has_no_locks
+from hanflow.own_files import Damaged, json_text, parse_json
 from hanflow.strict_json import json_ready
 
 EVENTS_VARIABLE = "HANFLOW_EVENTS"
@@ -57,12 +60,31 @@ def emit(event: str, **fields: Any) -> None:
             raise file_error(error, path) from error
 
 
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """The events in the file of a run so far."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as lines:
+        yield from filter(None, map(parse_event, lines))
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """The event in a line; None: a full disk or a kill has cut the line."""
+    with contextlib.suppress(Damaged):
+        event: dict[str, Any] = parse_json(line, "", "")
+        if event.keys() >= {"event", "step"}:
+            return event
+    return None
+
+
 def hold_run() -> None:
     """Lock this run's folder against another `hanflow run` until this process ends, even if its parent is killed."""
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
         descriptor = os.open(path, os.O_RDONLY)  # closed, and so unlocked, when the process ends
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        except OSError as error:
+            if not has_no_locks(error):
+                raise file_error(error, path) from error
 
 
 class Progress:

@@ -32,33 +32,39 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def use_utf8(module: str) -> None:
-    """Start this program again in Python's UTF-8 mode where the locale's encoding is another one (`LC_ALL=C`).
+def use_utf8() -> None:
+    """Start this program again, as it was started, in Python's UTF-8 mode where the locale's encoding is another one.
 
-    Else paths, standard output and every process started from here would hold what ASCII holds.
-
-    Args:
-        module: to run, as in `python -m`.
+    Else paths, standard output and every process started from here would hold what that encoding holds.
     """
     if sys.getfilesystemencoding() != "utf-8" and "PYTHONUTF8_TRIED" not in os.environ:
         os.environ |= {"PYTHONUTF8": "1", "PYTHONUTF8_TRIED": "1"}
-        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 ANSWER_SECONDS = 4.0
 """How long the Hugging Face hub, or the proxy on the way to it, may take to accept a connection."""
 
 
+def hub_door() -> tuple[str, int]:
+    """Host and port that are connected to for the Hugging Face hub: its own, or those of the proxy for it."""
+    place = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(place.scheme) or proxies.get("all")
+    if proxy and not urllib.request.proxy_bypass(place.hostname or ""):
+        place = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return place.hostname or "", place.port or {"http": 80, "socks5": 1080, "socks5h": 1080}.get(place.scheme, 443)
+
+
 @cache
 def hub_answers() -> bool:
     """Whether the Hugging Face hub can be reached; without a network its own client tries again for a minute, silently."""
-    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    place = urllib.parse.urlsplit(urllib.request.getproxies().get("https") or hub)
+    host, port = hub_door()
     answered = threading.Event()
 
     def connect() -> None:
         try:
-            socket.create_connection((place.hostname or "", place.port or 443), ANSWER_SECONDS).close()
+            socket.create_connection((host, port), ANSWER_SECONDS).close()
             answered.set()
         except OSError:
             pass

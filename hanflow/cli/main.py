@@ -32,7 +32,7 @@ Shell completion: eval "$(hanflow completion bash)" in ~/.bashrc, or the same wi
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, 1 after an error, 2 for wrong usage, 130 after Ctrl-C."""
     if argv is None:
-        use_utf8("hanflow")
+        use_utf8()
     parser, commands = make_parser()
     if "_ARGCOMPLETE" in os.environ:
         import argcomplete

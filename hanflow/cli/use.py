@@ -184,16 +184,8 @@ def _add_score(commands: Commands) -> None:
     )
     score.add_argument("--tokenizer", metavar="FOLDER", help="the tokenizer of --tokenization model")
     score.add_argument("--column", metavar="NAME", help="column of the texts in all files")
-    score.add_argument(
-        "--prediction-column",
-        metavar="NAME",
-        help="column of the predictions (default: prediction, or a usual name of summaries)",
-    )
-    score.add_argument(
-        "--reference-column",
-        metavar="NAME",
-        help="column of the references (default: reference, or a usual name of summaries)",
-    )
+    score.add_argument("--prediction-column", metavar="NAME", help="of the predictions (default: by its usual names)")
+    score.add_argument("--reference-column", metavar="NAME", help="of the references (default: by its usual names)")
     score.add_argument("--encoding", default="auto", metavar="NAME", help=f"of the files {ENCODING_HELP}")
     score.add_argument(
         "--confidence",
@@ -328,7 +320,8 @@ def _score(options: argparse.Namespace) -> int:
     if options.seed < 0:
         raise UserError(f"--seed: {options.seed} is negative; give 0 or more")
     if options.rows:
-        check_output("--rows", options.rows, [options.predictions, *options.references], force=options.force)
+        given = [options.predictions, *options.references]
+        check_output("--rows", str(local_path(options.rows)), given, force=options.force)
     from hanflow.metrics.intervals import mean_intervals
     from hanflow.steps.score import score_files, text_file, write_rows
 

@@ -38,7 +38,6 @@ from hanflow.config.worker_spec import WorkerSpec
 from hanflow.errors import UserError
 from hanflow.images import images_of_this_step
 from hanflow.progress import log
-from hanflow.signals import Terminated
 from hanflow.version import CONTENT_VARIABLE, content
 
 PODS = "/api/v1/namespaces/{namespace}/pods"
@@ -150,13 +149,13 @@ def launch(
         if job is not None:
             follow(cluster, job, hours=hours, restarts=restarts, timing=timing)
             log.info("job %s succeeded", job["metadata"]["name"])
-    except (Terminated, KeyboardInterrupt):
+    except KeyboardInterrupt:
         seconds = timing.terminate
         raise
     finally:
         try:
             remove(cluster, objects, job, seconds)
-        except (Terminated, KeyboardInterrupt):
+        except KeyboardInterrupt:
             remove(cluster, objects, job, timing.terminate)
             raise
 

@@ -9,8 +9,8 @@ from typing import Any
 _PLACE = re.compile(r"(?:[A-Za-z]:)?[\\/~]|\.{1,2}[\\/]|[a-z][a-z0-9+.-]*://")
 """Beginning of a path or of a URI."""
 
-_TEXTS = ("title", "license", "intended_use")
-"""Settings that are texts for people, in which anything may stand."""
+_TEXTS = ("title", "license", "intended_use", "speaker_format")
+"""Settings that are texts, in which anything may stand."""
 
 
 def without_places(values: Any) -> Any:

@@ -7,7 +7,6 @@ that are not on the disk.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -16,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hanflow.errors import UserError
+from hanflow.errors import UserError, has_no_locks
 from hanflow.own_files import json_text, read_json, replace_file
 
 _KEYS = {"identity": dict, "done": dict, "bytes": int, "complete": bool}
@@ -99,8 +98,8 @@ class PartialFile:
             raise UserError(
                 f"{self.partial}: {self._writer()} is writing it; let it finish, or give another --output"
             ) from None
-        except OSError as error:  # a file system without locks
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+        except OSError as error:
+            if not has_no_locks(error):
                 raise
         size = os.fstat(stream.fileno()).st_size
         state = None if restart else self._state()

@@ -76,17 +76,18 @@ def fetched(name: str, file: str) -> str | None:
     """Local copy of a file of a model on the hub; None: it is not there, or neither network nor cache has it.
 
     Raises:
-        OSError: the hub has no such model, or it is no name of one.
+        UserError: there is no such model.
     """
     from transformers.utils.hub import cached_file
 
-    return cached_file(
-        name,
-        file,
-        local_files_only=not hub_answers(),
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    quietly = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    try:
+        return cached_file(name, file, local_files_only=not hub_answers(), **quietly)
+    except OSError as error:  # no such model, or no name of one
+        raise UserError(
+            f"{name}: no model can be loaded from there ({first_line(error)}); give a folder in Hugging Face format, or the "
+            "name of a model on the hub"
+        ) from error
 
 
 def revision_of(name: str) -> str | None:

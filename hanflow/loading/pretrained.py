@@ -124,13 +124,7 @@ def load_config(name: str | Path, fields: Mapping[str, Any] | None = None) -> Pr
     mapping = _transformers().CONFIG_MAPPING
     register()
     place = str(name)
-    try:
-        values = read_json(place, CONFIG)
-    except OSError as error:  # no such name on the hub, or one that is no name
-        raise UserError(
-            f"{place}: no {CONFIG} can be read from there ({first_line(error)}); give a folder in Hugging Face format, or "
-            "the name of a model on the hub"
-        ) from error
+    values = read_json(place, CONFIG)
     if values is None:
         raise UserError(
             f"{place}: no {CONFIG} can be read from there; give a folder in Hugging Face format, or the name of a model on "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from hanflow.data.readers import raw_files, read
@@ -16,24 +16,25 @@ MOST_FILES = 50
 """Files of a source whose first rows are read."""
 
 
-def check(experiment: Experiment, *, data: bool = True) -> None:
+def check(experiment: Experiment, done: Collection[str] = ()) -> None:
     """Refuse an experiment that cannot end well, as far as that shows without work.
 
     Args:
-        data: also read the first rows of the sources: not where a corpus has been made of them already.
+        done: steps whose artifacts are there already: what they have read need not be kept.
 
     Raises:
         ConfigError: everything that is wrong with its settings, its files and their columns.
     """
-    problems = [*model_problems(experiment), *_missing_files(experiment)]
-    if data:
+    problems = [*model_problems(experiment), *_missing_files(experiment, done)]
+    if "preprocess" not in done:
         problems += _data_problems(experiment)
     if problems:
         raise ConfigError(problems)
 
 
-def _missing_files(experiment: Experiment) -> Iterator[str]:
+def _missing_files(experiment: Experiment, done: Collection[str]) -> Iterator[str]:
     """Settings that name a folder which is not there; what may be a name of the hub is left to its step."""
+    steps = {name.partition("-")[0] for name in done}  # train-NAME is a member of an ensemble
     given = {
         "tokenize.tokenizer": experiment.tokenize.tokenizer,
         "train.pretrained": experiment.train.pretrained,
@@ -42,7 +43,7 @@ def _missing_files(experiment: Experiment) -> Iterator[str]:
     }
     local = ("evaluate.earlier", "train.resume")
     for setting, name in given.items():
-        if not name or is_remote(name):
+        if not name or is_remote(name) or setting.partition(".")[0] in steps:
             continue
         try:
             path = local_path(name)

@@ -7,7 +7,6 @@ the artifacts under `kfp/`, and a link to each: `corpus`, `shards`, `model`, `ev
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import threading
@@ -29,7 +28,7 @@ from hanflow.pipelines.checks import check
 from hanflow.pipelines.display import Display, step_lines
 from hanflow.pipelines.packages import Package, step_names
 from hanflow.pipelines.run_folder import EVENTS, RECORD, SETTINGS, Earlier, earlier_run, locked, run_folder
-from hanflow.progress import EVENTS_VARIABLE
+from hanflow.progress import EVENTS_VARIABLE, parse_event
 from hanflow.signals import handled
 from hanflow.steps.preprocess import sources_fit
 from hanflow.steps.runner import ARTIFACTS_VARIABLE, SIDE_BY_SIDE_VARIABLE
@@ -74,7 +73,7 @@ def run_locally(experiment: Experiment, output: str) -> int:
     """
     bucket = output.rstrip("/") if is_remote(output) else ""
     folder = run_folder(output).absolute()
-    check(experiment, data="preprocess" not in earlier_run(folder, experiment).done)
+    check(experiment, earlier_run(folder, experiment).done)
     if bucket and not (folder / SETTINGS).exists():
         refuse_run(bucket)
     with locked(folder):
@@ -99,12 +98,19 @@ def _show_again(folder: Path, output: str, earlier: Earlier) -> int:
     """
     records = earlier.record["steps"]
     corpus = next((record["artifact"] for record in records if record["name"] == "preprocess"), "")
-    if corpus and not sources_fit(manifest_at(corpus, "corpus")):
+    gone = ""
+    try:
+        fit = not corpus or sources_fit(manifest_at(corpus, "corpus"))
+    except (UserError, OSError) as error:
+        fit, gone = True, str(error)
+    if not fit:
         raise UserError(
             f"{output}: holds a run that succeeded, but its sources have changed since; give another --output"
         )
     with Display(f"hanflow run {earlier.record['pipeline']}", output) as display:
         display.summary(records, sum(record["seconds"] for record in records))
+        if gone:
+            display.note(f"whether its sources have changed cannot be told: {gone}")
         display.note(f"has succeeded already; to run it again give another --output: {folder}")
     return 0
 
@@ -138,7 +144,7 @@ class _Run:
             # SIGTERM stops the run as Ctrl-C does: steps clean up, the record is written.
             interruptible = handled(signal.default_int_handler, signal.SIGTERM)
             try:
-                with self.events.open(encoding="utf-8") as events, interruptible:
+                with self.events.open(encoding="utf-8", errors="replace") as events, interruptible:
                     events.seek(0, os.SEEK_END)  # after the events of an interrupted run
                     worker.start()
                     while worker.is_alive():
@@ -171,7 +177,9 @@ class _Run:
     def _follow(self, events: TextIO, display: Display) -> None:
         """Record and display the events that the steps have written since the last call."""
         for line in _complete_lines(events):
-            event = json.loads(line)
+            event = parse_event(line.encode())
+            if event is None:
+                continue
             kind, step = event["event"], event["step"]
             if kind == "started":
                 self.records[step].status = "running"

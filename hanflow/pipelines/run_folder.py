@@ -6,16 +6,17 @@ import contextlib
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hanflow.config import to_mapping
 from hanflow.config.training import FREE_SETTINGS
-from hanflow.errors import UserError, file_error
+from hanflow.errors import UserError, file_error, has_no_locks
 from hanflow.experiment import Experiment
-from hanflow.own_files import Damaged, parse_json, read_json, read_yaml
+from hanflow.own_files import Damaged, read_json, read_yaml
+from hanflow.progress import read_events
 from hanflow.storage import holding, is_remote, local_path
 from hanflow.storage.locks import LOCK
 
@@ -90,7 +91,9 @@ def _check_changes(folder: Path, differing: list[str], done: frozenset[str], exp
         UserError: the message names the settings and the step.
     """
     finished = {name.partition("-")[0] for name in done}  # train-NAME is a member of an ensemble
-    trains = any(local_path(experiment.train.checkpoints or str(folder / "checkpoints")).glob("**/step-*"))
+    checkpoints = experiment.train.checkpoints or str(folder / "checkpoints")
+    # Those in a bucket are refused by the training itself, if they are another run's.
+    trains = not is_remote(checkpoints) and any(local_path(checkpoints).glob("**/step-*"))
     refused: dict[str, list[str]] = {}
     for key in differing:
         section, _, name = key.partition(".")
@@ -118,17 +121,7 @@ def _differing(one: Any, other: Any, at: str = "") -> list[str]:
 
 
 def _finished(folder: Path) -> frozenset[str]:
-    return frozenset(e["step"] for e in _events(folder) if e["event"] == "finished")
-
-
-def _events(folder: Path) -> Iterator[Mapping[str, Any]]:
-    """The events of all steps so far; lines that a full disk or a kill has cut are passed over."""
-    with contextlib.suppress(FileNotFoundError), (folder / EVENTS).open("rb") as lines:
-        for line in lines:
-            with contextlib.suppress(Damaged):
-                event = parse_json(line, EVENTS, "")
-                if event.keys() >= {"event", "step"}:
-                    yield event
+    return frozenset(e["step"] for e in read_events(folder / EVENTS) if e["event"] == "finished")
 
 
 @contextlib.contextmanager
@@ -138,16 +131,9 @@ def locked(folder: Path) -> Iterator[None]:
     with holding(str(folder)):
         try:
             with (folder / EVENTS).open("ab+") as steps:
-                fcntl.flock(steps, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _refuse_steps(folder, steps)
                 if steps.seek(0, 2) and (steps.seek(-1, 2), steps.read(1))[1] != b"\n":
                     steps.write(b"\n")  # ends the line that a killed process was writing
-                fcntl.flock(steps, fcntl.LOCK_UN)
-        except BlockingIOError:
-            pids = [event.get("pid") for event in _events(folder) if event["event"] == "started"]
-            raise UserError(
-                f"{folder}: a step of a killed run is working there (process {pids[-1] if pids else 'unknown'}); wait for "
-                "its end or stop it"
-            ) from None
         except OSError as error:
             raise file_error(error, folder) from error
         for left in (folder / "kfp").rglob(".*"):
@@ -156,3 +142,23 @@ def locked(folder: Path) -> Iterator[None]:
             elif left.name.endswith(LOCK):
                 left.unlink(missing_ok=True)
         yield
+
+
+def _refuse_steps(folder: Path, events: BinaryIO) -> None:
+    """Refuse a folder in which a step still works: each holds a lock on the events (`hanflow.progress.hold_run`).
+
+    Raises:
+        UserError: the message names its process.
+    """
+    try:
+        fcntl.flock(events, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(events, fcntl.LOCK_UN)
+    except BlockingIOError:
+        pids = [event.get("pid") for event in read_events(folder / EVENTS) if event["event"] == "started"]
+        raise UserError(
+            f"{folder}: a step of a killed run is working there (process {pids[-1] if pids else 'unknown'}); wait for "
+            "its end or stop it"
+        ) from None
+    except OSError as error:
+        if not has_no_locks(error):
+            raise

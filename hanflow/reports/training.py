@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,8 +23,8 @@ def curves(training: Mapping[str, Any], wanted: Sequence[tuple[str, str, str]] =
     """A section for each of the curves that were recorded, from a run's training.json."""
     history, sections = training["history"], []
     for heading, figure, axis in wanted:
-        series = {  # a figure that is NaN does not equal itself, and has no place on a curve
-            split: [(p["step"], p[figure]) for p in history[split] if p.get(figure) == p.get(figure, 0.0)]
+        series = {
+            split: _points(history[split], figure)
             for split in ("train", "validation")
             if any(figure in point for point in history[split])
         }
@@ -32,12 +33,17 @@ def curves(training: Mapping[str, Any], wanted: Sequence[tuple[str, str, str]] =
     return sections
 
 
+def _points(history: Sequence[Mapping[str, Any]], figure: str) -> list[tuple[int, float]]:
+    """(step, value) where the figure is finite: else it is NaN or infinite, and None when it was read back."""
+    return [(p["step"], p[figure]) for p in history if p.get(figure) is not None and math.isfinite(p[figure])]
+
+
 def render(training: Mapping[str, Any]) -> str:
     """The page of a run, from its training.json."""
     history, sections = training["history"], curves(training)
     scores = sorted({name for point in history["validation"] for name in point} - {"step", "loss"})
     if scores:
-        series = {name: [(p["step"], p[name]) for p in history["validation"]] for name in scores}
+        series = {name: _points(history["validation"], name) for name in scores}
         sections.append(Section("Scores", html.lines(series, "optimizer step", "score")))
     facts = [[k, v] for k, v in training.items() if isinstance(v, (str, int, float)) and k != "order"]
     sections.append(Section("Facts", html.table(["what", "value"], facts)))

@@ -14,7 +14,7 @@ from hanflow.data.lines import STANDARD_INPUT, rereadable
 from hanflow.data.readers import FORMATS, raw_files, read_texts
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
-from hanflow.storage import divided, fingerprint, is_archive
+from hanflow.storage import containers, divided, fingerprint, is_archive
 
 if TYPE_CHECKING:
     from hanflow.serving.bundle import Bundle
@@ -62,13 +62,11 @@ class Inputs:
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Equal as long as the files are the same."""
-        inside: dict[str, list[str]] = {}
-        for archive, name in map(divided, self.paths):
-            inside.setdefault(archive, []).append(name)
-        return [  # an archive is read as a whole, so once
-            fingerprint(path) | ({"files": sha256(repr(names).encode()).hexdigest()} if any(names) else {})
-            for path, names in inside.items()
-        ]
+        inside = [name for _, name in map(divided, self.paths) if name]
+        files = (
+            {"files": sha256(repr(inside).encode()).hexdigest()} if inside else {}
+        )  # those of an archive that are read
+        return [fingerprint(path) | files for path in containers(self.paths)]
 
     def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
         """(`file` where there are several, `row` from 0 in its file, `id` where there is one; text) of every row.

@@ -29,7 +29,7 @@ from hanflow.progress import log
 from hanflow.reports.step_report import Report
 from hanflow.steps.reuse import reads_sources
 from hanflow.steps.runner import main
-from hanflow.storage import divided, fingerprint, shown, staged, stamp
+from hanflow.storage import containers, fingerprint, shown, staged, stamp
 from hanflow.storage.artifacts import SPLITS, Manifest, write_manifest
 from hanflow.system import gc_paused
 from hanflow.tasks import get_task
@@ -125,7 +125,7 @@ reads_sources("preprocess", sources_fit)
 
 
 def _stamps(sources: list[tuple[int, list[str]]]) -> list[tuple[int, ...]]:
-    return [stamp(path) for _, files in sources for path in _whole(files)]
+    return [stamp(path) for _, files in sources for path in containers(files)]
 
 
 def _described(sources: list[tuple[int, list[str]]]) -> list[dict[str, Any]]:
@@ -133,13 +133,8 @@ def _described(sources: list[tuple[int, list[str]]]) -> list[dict[str, Any]]:
     return [
         {"split": SPLITS[split], "file": shown(path), **{k: v for k, v in fingerprint(path).items() if k != "path"}}
         for split, files in sources
-        for path in _whole(files)
+        for path in containers(files)
     ]
-
-
-def _whole(files: list[str]) -> list[str]:
-    """The files, with an archive in place of all that are in it: it is read as a whole, so once."""
-    return list(dict.fromkeys(divided(path)[0] for path in files))
 
 
 def _sources(config: PreprocessConfig) -> list[tuple[int, list[str]]]:

@@ -5,16 +5,16 @@ An earlier attempt is an interrupted `hanflow run`, or the pod of a step that wa
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hanflow.config import to_mapping
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
-from hanflow.progress import EVENTS_VARIABLE, log
+from hanflow.progress import EVENTS_VARIABLE, log, read_events
 from hanflow.storage import exists, fetched, join, manifest_at, nothing
 from hanflow.storage.artifacts import Manifest, kind_of, numbered
 from hanflow.version import program_version
@@ -108,20 +108,14 @@ def _fitting(
 def _sources_fit(step: str, manifest: Manifest, uri: str) -> bool:
     try:
         return step not in _fits or _fits[step](manifest)
-    except UserError as error:
+    except (UserError, OSError) as error:
         log.warning("%s is kept, although its sources are no longer there: %s", uri, error)
         return True
 
 
 def _last_finish(step: str) -> dict[str, Any] | None:
     path = os.environ.get(EVENTS_VARIABLE)
-    if not path or not os.path.isfile(path):
+    if not path:
         return None
-    found = None
-    with open(path, encoding="utf-8", errors="replace") as stream:
-        for line in stream:
-            with contextlib.suppress(ValueError):  # the line that a killed process was writing
-                event = json.loads(line)
-                if event["event"] == "finished" and event["step"] == step:
-                    found = event
-    return found
+    finished = [event for event in read_events(Path(path)) if (event["event"], event["step"]) == ("finished", step)]
+    return finished[-1] if finished else None

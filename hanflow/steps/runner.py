@@ -61,7 +61,8 @@ def execute(
     started = time.monotonic()
     try:
         config = step_config(step, values, task)
-        with writing(output):
+        # What is trained may be written by others: a job's pods, the first of torchrun's workers.
+        with contextlib.nullcontext() if step == "train" else writing(output):
             left = left_at(output, step, values, task=task, **inputs) if keep else None
             report = _report_of(left) if left else run(config, task=task, output=output, **inputs)
     except BaseException as error:
@@ -107,7 +108,7 @@ def main(
         The exit status: 0, 1 after an error (printed to standard error), 130 after Ctrl-C, 143 after SIGTERM.
     """
     if argv is None:
-        use_utf8(f"hanflow.steps.{step}")
+        use_utf8()
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--task", help="name of the task (default: the experiment's, else summarization)")
     first.add_argument("--experiment", help="YAML file that the settings start from")

@@ -24,7 +24,7 @@ from hanflow.progress import log
 from hanflow.reports.step_report import Report
 from hanflow.steps import runner
 from hanflow.steps.runner import SIDE_BY_SIDE_VARIABLE, main
-from hanflow.storage import holding, manifest_at
+from hanflow.storage import holding, manifest_at, writing
 from hanflow.storage.artifacts import Manifest
 from hanflow.training.workers import processes
 from hanflow.version import program_version
@@ -71,7 +71,7 @@ def _train_here(spec: WorkerSpec) -> Report:
     """Train on this machine: in processes of their own if there are several workers, else in this one."""
     if int(os.environ.get("RANK", 0)):  # of torchrun's
         return _train_in(spec)
-    with holding(spec.checkpoints):  # before all else that takes time
+    with writing(spec.output), holding(spec.checkpoints):  # before all else that takes time
         return _train_in(spec)
 
 

@@ -12,6 +12,7 @@ from hanflow.storage.archives import divided, is_archive
 from hanflow.storage.fetch import fetched, fetched_model, manifest_at, nothing, with_fetched_model
 from hanflow.storage.files import (
     check_output,
+    containers,
     copy_file,
     exists,
     find_raw,
@@ -31,6 +32,7 @@ from hanflow.storage.uri import is_remote, join, local_path, portable, shown
 __all__ = [
     "cache_folder",
     "check_output",
+    "containers",
     "copy_file",
     "divided",
     "exists",

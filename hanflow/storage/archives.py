@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import zipfile
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from hanflow.errors import UserError
 from hanflow.storage.uri import is_remote
@@ -27,40 +27,37 @@ def divided(path: str) -> tuple[str, str]:
     return path, ""
 
 
-def member_names(opened: zipfile.ZipFile) -> list[str]:
-    """The names of the files in an archive, sorted; without hidden ones."""
-    names = [info.filename for info in opened.infolist() if not info.is_dir()]
-    return sorted(name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
-
-
-def open_member(archive: str, opened: zipfile.ZipFile, name: str) -> BinaryIO:
-    """A file in an archive, opened to read bytes.
-
-    Args:
-        archive: its path, for messages.
-
-    Raises:
-        UserError: it is not in there, is encrypted, or the archive is damaged.
-    """
-    try:
-        return cast(BinaryIO, opened.open(name))
-    except KeyError:
-        raise UserError(f"{archive}: holds no file {name}; check the name") from None
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
-        raise UserError(f"{archive}/{name}: cannot be unpacked ({error}); unpack the archive first") from None
-
-
-def open_archive(path: str, place: Any) -> zipfile.ZipFile:
-    """An archive, with the list of its files read; several of them may be open at once.
+def open_archive(path: str, stream: BinaryIO) -> zipfile.ZipFile:
+    """An archive, its directory read.
 
     Args:
         path: for messages.
-        place: its local path, or its bytes as a seekable stream.
+        stream: its bytes, seekable.
 
     Raises:
         UserError: it is no zip archive.
     """
     try:
-        return zipfile.ZipFile(place)
+        return zipfile.ZipFile(stream)
     except zipfile.BadZipFile as error:
         raise UserError(f"{path}: is no zip archive, or damaged ({error}); fetch it again") from None
+
+
+def member_names(archive: zipfile.ZipFile) -> list[str]:
+    """The names of the files in an archive, sorted; without hidden ones."""
+    names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    return sorted(name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
+
+
+def open_member(path: str, archive: zipfile.ZipFile, name: str) -> BinaryIO:
+    """A file in an archive, opened to read bytes.
+
+    Raises:
+        UserError: it is not in there, is encrypted, or the archive is damaged.
+    """
+    try:
+        return cast(BinaryIO, archive.open(name))
+    except KeyError:
+        raise UserError(f"{path}: holds no file {name}; check the name") from None
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # a password, an unknown compression
+        raise UserError(f"{path}/{name}: cannot be unpacked ({error}); unpack the archive first") from None

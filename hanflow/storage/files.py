@@ -215,19 +215,27 @@ def unpacked(paths: list[str]) -> list[str]:
     return found
 
 
-@lru_cache(maxsize=2)  # files of one archive are read in a row
-def _archive(path: str, stamp: tuple[int, ...]) -> zipfile.ZipFile:
-    """An archive as it was at a stamp, its list of files read once and not once a file."""
-    return open_archive(path, open_raw(path) if is_remote(path) else local_path(path))
+@lru_cache(maxsize=1)
+def _archive(path: str, _: tuple[int, ...]) -> zipfile.ZipFile:
+    """An archive, which stays open: to read its directory anew for each of many files takes time that grows with their square.
+
+    Args:
+        _: its stamp: a replaced archive is opened anew.
+    """
+    return open_archive(path, open_raw(path))
+
+
+def containers(paths: Iterable[str]) -> list[str]:
+    """The files as they are stored: an archive once, whatever number of its files are among the paths."""
+    return list(dict.fromkeys(divided(path)[0] for path in paths))
 
 
 def fingerprint(path: str) -> dict[str, Any]:
     """What changes when a raw file is replaced: `path`, `bytes`, and `sha256` (local) or `generation` (bucket).
 
-    Reads a local file: size and time stay the same where a file is replaced by `cp -p` or restored from an archive.
-    Of a file in an archive: those of the archive.
+    Reads a local file: size and time stay the same where a file is replaced by `cp -p` or restored from an archive. Files
+    in archives have none: see `containers`.
     """
-    path = divided(path)[0]
     if not is_remote(path):
         place = local_path(path)
         return {"path": shown(place.resolve()), "bytes": place.stat().st_size, "sha256": file_sha256(place)}

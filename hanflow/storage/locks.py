@@ -8,7 +8,6 @@ machines, claims decide (`hanflow.storage.gcs`).
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -20,13 +19,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from hanflow.errors import UserError, file_error
+from hanflow.errors import UserError, file_error, has_no_locks
 from hanflow.own_files import Damaged, parse_json
 from hanflow.storage.folders import cache_folder
 from hanflow.storage.uri import is_remote, local_path, shown
 
 LOCK = ".lock"
 """Name of the lock in a folder that outlives the runs that write it."""
+
+_PARENT = os.getppid()
+"""The process that started this one: asked for later, it may be another, because that one was killed."""
 
 _held: dict[Path, int] = {}
 """Locked file → open descriptor."""
@@ -93,7 +95,7 @@ def _take(uri: str, path: Path) -> bool:
         descriptor = try_lock(path)
         if descriptor is None:
             holder = _note(path)
-            if holder.get("pid") == os.getppid() and holder.get("host") == socket.gethostname():
+            if holder.get("pid") == _PARENT and holder.get("host") == socket.gethostname():
                 return False  # it has passed its lock on to this process
             raise UserError(_refusal(uri, holder))
         _held[path] = descriptor
@@ -107,7 +109,7 @@ def _take(uri: str, path: Path) -> bool:
         os.pwrite(descriptor, json.dumps(note).encode(), 0)
         return True
     except OSError as error:
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+        if has_no_locks(error):
             return False
         raise file_error(error, shown(uri)) from error
 
@@ -166,9 +168,11 @@ def try_lock(path: Path) -> int | None:
         descriptor = _opened(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(descriptor)
-            return None
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor

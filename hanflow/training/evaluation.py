@@ -149,7 +149,7 @@ def compare(figures: dict[str, float], state: LoopState, config: TrainConfig, ta
     auto = config.best_metric not in lower_is_better(task)
     maximize = auto if config.best_mode == "auto" else config.best_mode == "max"
     gain = math.inf if state.best_step < 0 else (value - state.best_value) * (1.0 if maximize else -1.0)
-    if math.isnan(value):  # as the best value it would never be surpassed
+    if not math.isfinite(value):  # as the best value NaN would never be surpassed
         gain = -math.inf
     state.bad_validations = 0 if gain > config.threshold else state.bad_validations + 1
     if gain > 0:

@@ -13,7 +13,9 @@ import torch
 
 from hanflow.config import TrainConfig, to_mapping, without_places
 from hanflow.errors import UserError
+from hanflow.own_files import json_text
 from hanflow.progress import log
+from hanflow.strict_json import json_ready
 from hanflow.training.state import LoopState
 
 
@@ -110,4 +112,4 @@ def _start_wandb(folder: Path, config: TrainConfig, run_id: str) -> Any:
 
 
 def _line(split: str, figures: Mapping[str, float]) -> str:
-    return json.dumps({"split": split, **figures}) + "\n"
+    return json_text(json_ready({"split": split, **figures})) + "\n"

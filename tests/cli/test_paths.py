@@ -112,3 +112,23 @@ def test_score_replaces_no_file_that_it_reads(tmp_path: Path, capsys: pytest.Cap
     assert main(["score", *files, "--column", "text", "--rows", str(tmp_path / "r.csv"), "--force"]) == 1
     assert "which is read" in capsys.readouterr().err
     assert (tmp_path / "r.csv").read_text() == "text\n글\n"
+
+
+def test_the_restart_in_another_locale_imports_nothing_from_the_working_folder(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    script = tmp_path / "bin" / "hanflow-command"  # as pip makes it
+    script.write_text("import sys\nfrom hanflow.cli.main import main\nsys.exit(main())\n")
+    (tmp_path / "argparse.py").write_text("open('ran', 'w')\n")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, str(script), "run", "가"], cwd=tmp_path, env=plain, capture_output=True, check=False
+    )
+    assert done.returncode == 2 and "가" in done.stderr.decode(), done.stderr.decode()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_file_of_row_scores_is_local(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("가\n")
+    texts = [f"--predictions={tmp_path / 'a.txt'}", "--references", str(tmp_path / "a.txt")]
+    assert main(["score", *texts, "--rows=gs://bucket/rows.csv"]) == 1
+    assert "gs://bucket/rows.csv: is in a bucket, here a local path is needed" in capsys.readouterr().err

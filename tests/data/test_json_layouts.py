@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hanflow.config import PreprocessConfig
-from hanflow.data.readers import raw_files, read
+from hanflow.data.readers import read
 from hanflow.data.schema import Row, corpus_source
 from hanflow.errors import UserError
 from hanflow.tasks import get_task
@@ -111,34 +110,6 @@ def test_an_empty_first_record_takes_no_other_along(tmp_path: Path) -> None:
         rows = rows_of(tmp_path, content, name, task="language_modeling")
         assert len(rows) == 5
         assert [row.values["text"] for row in rows if row.values and row.values["text"]] == ["글.", "둘."]
-
-
-def test_the_list_of_an_archive_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = PreprocessConfig(source=str(tmp_path / "a.zip"))
-    with zipfile.ZipFile(config.source, "w") as archive:
-        for number in range(20):
-            archive.writestr(f"{number:02}.json", json.dumps({"document": f"글 {number}", "summary": "요약"}))
-    opened = []
-    init = zipfile.ZipFile.__init__
-
-    def counted(self: zipfile.ZipFile, *args: Any, **options: Any) -> None:
-        opened.append(args)
-        init(self, *args, **options)
-
-    monkeypatch.setattr(zipfile.ZipFile, "__init__", counted)
-    columns = get_task("summarization").columns
-    rows = [
-        row
-        for path in raw_files(config.source)
-        for batch in read(corpus_source(path, columns, config))
-        for row in batch
-    ]
-    assert sources(rows) == [f"글 {number}" for number in range(20)]
-    assert len(opened) == 1
-    with zipfile.ZipFile(config.source, "w") as archive:
-        archive.writestr("00.json", json.dumps({"document": "anders", "summary": "요약"}))
-    (path,) = raw_files(config.source)
-    assert sources([row for batch in read(corpus_source(path, columns, config)) for row in batch]) == ["anders"]
 
 
 def test_a_record_of_another_form_takes_no_other_along(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,12 +24,14 @@ from hanflow.cli.main import main
 from hanflow.config import ExportConfig
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
+from hanflow.loading import files
 from hanflow.models import ensemble
 from hanflow.serving.sources import open_source
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
+from hanflow.system import hub_answers, hub_door
 from tests.support.model_fixtures import EVALUATE, Chain, rewritten
 from tests.support.tasks import make_shards, reviews, settings, trained
 
@@ -388,3 +392,59 @@ def test_sharded_safetensors_are_read(scored: tuple[Chain, Path], tmp_path: Path
     (model / "model.safetensors").unlink()
     (model / "model.json").unlink()
     assert open_source(str(model)).predictor() is not None
+
+
+@pytest.mark.parametrize(
+    ("environment", "door"),
+    [
+        ({}, ("huggingface.co", 443)),
+        ({"HF_ENDPOINT": "http://mirror:8080"}, ("mirror", 8080)),
+        ({"HF_ENDPOINT": "http://mirror"}, ("mirror", 80)),
+        ({"https_proxy": "http://proxy:3128"}, ("proxy", 3128)),
+        ({"https_proxy": "proxy:3128"}, ("proxy", 3128)),
+        ({"HTTPS_PROXY": "https://proxy"}, ("proxy", 443)),
+        ({"all_proxy": "socks5://proxy"}, ("proxy", 1080)),
+        ({"http_proxy": "http://proxy:3128"}, ("huggingface.co", 443)),
+        ({"https_proxy": "http://proxy:3128", "no_proxy": "huggingface.co"}, ("huggingface.co", 443)),
+    ],
+)
+def test_the_hub_is_asked_for_where_its_client_connects(
+    environment: dict[str, str], door: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy") or name == "HF_ENDPOINT"]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert hub_door() == door
+
+
+def test_without_an_answer_of_the_hub_only_the_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would ask again and again, silently, for each file."""
+    asked: list[object] = []
+
+    def look_up(host: object, *_: object, **__: object) -> None:
+        asked.append(host)
+        raise socket.gaierror("no network")
+
+    cached = tmp_path / "models--owner--name"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("a" * 40)
+    (cached / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (cached / "snapshots" / ("a" * 40) / "config.json").write_text('{"model_type": "bart"}')
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("socket.getaddrinfo", look_up)
+    hub_answers.cache_clear()
+    try:
+        assert files.read_json("owner/name", "config.json") == {"model_type": "bart"}
+        asked.clear()  # by hub_answers, and by huggingface_hub once for itself
+        assert files.revision_of("owner/name") == "a" * 40
+        assert files.read_json("owner/other", "config.json") is None
+    finally:
+        hub_answers.cache_clear()
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["no name!", "a/b/c/d", "x--y..z"])
+def test_what_is_no_name_of_a_model_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}: no model can be loaded from there"):
+        files.read_json(name, "config.json")

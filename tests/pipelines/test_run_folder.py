@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,10 @@ from hanflow.errors import UserError
 from hanflow.experiment import Experiment, experiment_names, find_experiment, load_experiment
 from hanflow.own_files import json_text, replace_file
 from hanflow.pipelines.checks import check
+from hanflow.pipelines.display import Display
+from hanflow.pipelines.local import _Run, run_locally
 from hanflow.pipelines.run_folder import EVENTS, RECORD, SETTINGS, earlier_run, locked
+from hanflow.progress import EVENTS_VARIABLE, hold_run
 
 STEPS = ("preprocess", "tokenize", "train", "evaluate", "export")
 
@@ -152,3 +158,54 @@ def test_a_test_file_without_labels_is_refused_with_the_ways_on(tmp_path: Path) 
     message = checked(source, f"preprocess.test_source={tmp_path / 'test.csv'}", name="sample-classification")
     assert f"{tmp_path / 'test.csv'}: has no column for label" in message
     assert "evaluate.split=validation" in message and "hanflow predict" in message
+
+
+def test_a_run_whose_checkpoints_are_in_a_bucket_goes_on(folder: Path) -> None:
+    settings = experiment("train.checkpoints=gs://bucket/checkpoints")
+    replace_file(folder / SETTINGS, yaml.safe_dump(to_mapping(settings)))
+    assert earlier_run(folder, settings).done == set(STEPS[:4])
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")  # Lustre, mounted without locks
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    opened = len(os.listdir("/proc/self/fd"))
+    with locked(tmp_path / "run"):
+        assert len(os.listdir("/proc/self/fd")) == opened
+    monkeypatch.setenv(EVENTS_VARIABLE, str(tmp_path / "run" / EVENTS))
+    hold_run()
+
+
+def test_a_run_that_succeeded_is_shown_again_though_its_data_is_gone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [
+        {"name": "preprocess", "seconds": 1.0, "figures": {}, "artifact": str(folder / "corpus"), "status": "done"}
+    ]
+    replace_file(folder / RECORD, json_text({"pipeline": "summarization", "status": "succeeded", "steps": steps}))
+    assert run_locally(experiment(), str(folder)) == 0
+    assert "has succeeded already" in "".join(capsys.readouterr())
+
+
+def test_what_a_finished_step_has_read_need_not_be_kept(tmp_path: Path) -> None:
+    place = tmp_path / "gone"
+    gone = [f"train.pretrained={place}", f"tokenize.tokenizer={place}", "train.architecture={}"]
+    refused = checked(*gone)
+    assert "train.pretrained" in refused and "tokenize.tokenizer" in refused
+    check(experiment(*gone), {"tokenize", "train"})
+
+
+def test_a_line_that_a_killed_step_has_cut_does_not_end_the_run(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _Run(experiment(), folder, "")
+    lines = [
+        '{"event": "progr{"event": "started", "step": "train"}\n',
+        "[]\n",
+        '{"event": "started", "step": "train"}\n',
+    ]
+    with Display("run", "") as display:
+        run._follow(io.StringIO("".join(lines)), display)
+    assert run.records["train"].status == "running"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hanflow.metrics import lengths
-from hanflow.reports import html
+from hanflow.reports import html, training
 
 NASTY = "<script>alert(1)</script> & \"'$x_1$ \x00\ud800 국민"
 
@@ -115,3 +115,10 @@ def test_nothing_recorded_is_stated() -> None:
     assert "Nothing was recorded" in html.lines({"train": []}, "step", "loss")
     assert "Nothing to show" in html.histogram({}, "tokens")
     assert "<svg" in html.lines({"train": [(1, 2.0)]}, "step", "loss")
+
+
+def test_figures_that_are_not_finite_have_no_place_on_a_curve() -> None:
+    figures = (1.0, None, float("nan"), float("inf"), 2.0)
+    history = {"train": [{"step": step, "loss": loss} for step, loss in enumerate(figures)], "validation": []}
+    assert training._points(history["train"], "loss") == [(0, 1.0), (4, 2.0)]
+    assert "<svg" in training.render({"history": history, "steps": 5, "device": "cpu"})

@@ -93,6 +93,7 @@ def test_places_and_names() -> None:
         "special_tokens": ["/", "~"],
         "members": [{"pretrained": "./x/y"}],
         "intended_use": "/anything/",
+        "speaker_format": "/P{n}/ ",
         "epochs": 3,
     }
     assert without_places(settings) == {

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from hanflow.errors import UserError
+from hanflow.reports.step_report import Report
+from hanflow.steps.runner import main
+from hanflow.steps.train import run as train
 from hanflow.storage import hold, holding, inherited, staged, writing
+from hanflow.tasks.summarization import SummarizationTrain
 
 HOLDER = """
 import subprocess, sys, time
@@ -100,3 +104,57 @@ def test_a_lock_in_a_bucket_is_one_of_this_machine(tmp_path: Path, monkeypatch: 
         )
     assert second.returncode == 1
     assert re.search(rf"gs://bucket/run/checkpoints: process {os.getpid()} ", second.stderr)
+
+
+def test_a_worker_goes_on_after_its_parent_was_killed(tmp_path: Path) -> None:
+    """It holds the lock that it was given, and so need not ask for it."""
+    code = f"""
+import os, pathlib, time
+from hanflow.storage import hold
+parent, place = os.getppid(), pathlib.Path({str(tmp_path)!r})
+(place / "ready").touch()
+while os.getppid() == parent:
+    time.sleep(0.01)
+try:
+    hold(str(place / "checkpoints"))
+    (place / "result").write_text("held")
+except BaseException as error:
+    (place / "result").write_text(str(error))
+"""
+    process, _ = holder("holding", tmp_path / "checkpoints", code)
+    awaited(tmp_path / "ready")
+    process.kill()
+    process.wait()
+    awaited(tmp_path / "result")
+    time.sleep(0.05)  # the text follows the file
+    assert (tmp_path / "result").read_text() == "held"
+
+
+def awaited(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.01)
+
+
+def test_a_trained_model_may_be_written_by_other_processes_than_the_step(tmp_path: Path) -> None:
+    """The pods of a job, which see the step's output on a volume and are no children of it."""
+    output = tmp_path / "model"
+    code = "import sys; from hanflow.storage import staged\nwith staged(sys.argv[1]) as f: (f / 'x').write_text('x')"
+
+    def launched(*_: object, **__: object) -> Report:
+        subprocess.run(["sh", "-c", '"$@"; exit $?', "sh", sys.executable, "-c", code, str(output)], check=True)
+        return Report({})
+
+    assert main("train", launched, ("shards",), [f"--output={output}", f"--shards={tmp_path}"]) == 0
+    assert (output / "x").is_file()
+
+
+def test_a_training_here_locks_its_output_before_it_reads(tmp_path: Path) -> None:
+    process, _ = holder("writing", tmp_path / "model")
+    try:
+        with pytest.raises(UserError, match=f"process {process.pid}"):
+            train(SummarizationTrain(), task="summarization", output=str(tmp_path / "model"), shards="no-such-folder")
+    finally:
+        process.kill()
+        process.wait()

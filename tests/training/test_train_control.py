@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from hanflow.data.shards import Shard
 from hanflow.errors import UserError
-from hanflow.storage.artifacts import read_manifest
+from hanflow.storage.artifacts import read_manifest, read_training
 from hanflow.tasks import get_task
 from hanflow.tasks.summarization import Summarization, SummarizationTrain
 from hanflow.training.backends.torch import TorchBackend, compiles, system_compiler
@@ -56,6 +56,8 @@ def judged(losses: list[float], **settings: Any) -> tuple[LoopState, int]:
         ([1, 2, 3], {"best_mode": "max"}, 3, 3),
         ([float("nan"), 3, 2, float("nan")], {}, 3, 4),
         ([float("nan")] * 3, {"patience": 2}, -1, 2),
+        ([float("inf"), 3], {}, 2, 2),
+        ([float("inf")] * 3, {"patience": 2}, -1, 2),
     ],
 )
 def test_best_and_patience_by_hand(losses: list[float], settings: dict[str, Any], best: int, stops_after: int) -> None:
@@ -201,8 +203,10 @@ def test_single_bad_steps_are_skipped_and_counted(
     training, weights = trained(shards, tmp_path / "model", epochs=3, batch_size=4, batch_tokens=10**6)
     assert 0 < training["skipped_steps"] < training["steps"]
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    bad = [p for p in training["history"]["train"] if p["gradient_norm"] != p["gradient_norm"]]
+    bad = [p for p in training["history"]["train"] if p["gradient_norm"] is None]
     assert len(bad) == training["skipped_steps"], "logged as they were: not hidden"
+    assert read_training(tmp_path / "model") == training, "which the next step reads"
+    assert read_manifest(tmp_path / "model", "model").details["figures"]["steps"] == training["steps"]
 
 
 def test_many_in_a_row_stop_the_run_and_name_the_rows(

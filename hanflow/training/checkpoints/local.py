@@ -22,9 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hanflow.errors import UserError
+from hanflow.own_files import json_text
 from hanflow.progress import log
 from hanflow.storage import local_path, readable_by_umask
 from hanflow.storage.artifacts import file_sha256
+from hanflow.strict_json import json_ready
 from hanflow.training.state import LoopState
 
 MODEL, OPTIMIZER, STATE, COMMIT = "model.safetensors", "optimizer.safetensors", "state.json", "commit.json"
@@ -83,7 +85,7 @@ class Checkpoints:
             UserError: the disk is full. Earlier checkpoints stay intact; with `background`, the next call raises it.
         """
         weights, moments = on_host(model_tensors(model)), on_host(optimizer_tensors(model, optimizer))
-        text, best = json.dumps(state.__dict__), state.best_step
+        text, best = _text_of(state), state.best_step
         if self._writer is None:
             self._write(state.step, weights, moments, text, best)
             return
@@ -124,7 +126,7 @@ class Checkpoints:
             UserError: the checkpoint cannot be written.
         """
         try:
-            (staging / STATE).write_text(json.dumps(state.__dict__), encoding="utf-8")
+            (staging / STATE).write_text(_text_of(state), encoding="utf-8")
             self._commit(staging, self.path(state.step))
         except OSError as error:
             raise self._write_error(state.step, str(error)) from error
@@ -267,6 +269,10 @@ class Checkpoints:
 
     def keep(self, files: Sequence[Path]) -> None:
         """Store files of this machine's folder where the checkpoints are: in a folder they are there already."""
+
+
+def _text_of(state: LoopState) -> str:
+    return json_text(json_ready(state.__dict__))
 
 
 def read_record(content: bytes) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,6 @@ other.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,11 +21,13 @@ from hanflow.config.worker_spec import WorkerSpec
 from hanflow.data.shards import Shard
 from hanflow.errors import UNEXPECTED, UserError
 from hanflow.experiment import add_settings, given_settings, step_config
+from hanflow.own_files import json_text
 from hanflow.progress import setup_logging
 from hanflow.reports.training import render
 from hanflow.signals import exit_status, raise_on_sigterm
 from hanflow.storage import artifacts, fetched, staged, with_fetched_model
 from hanflow.storage.artifacts import Manifest
+from hanflow.strict_json import json_ready
 from hanflow.tasks import get_task
 from hanflow.training.allocator import keep_freed_memory
 from hanflow.training.checkpoints.resume import identity_of
@@ -100,12 +101,12 @@ def _figures(run: TrainingRun, result: TrainingResult) -> dict[str, Any]:
     figures: dict[str, Any] = {"steps": state.step, "parameters": result.model.num_parameters()}
     if state.train:  # early stopping may come before the first logged step
         speeds = sorted(point["tokens_per_second"] for point in state.train)
-        figures["train_loss"] = round(state.train[-1]["loss"], 4)
+        figures["train_loss"] = state.train[-1]["loss"]
         figures["tokens_per_second"] = round(speeds[len(speeds) // 2])
-    figures["padding_efficiency"] = round(result.padding_efficiency, 4)
+    figures["padding_efficiency"] = result.padding_efficiency
     if state.best_step >= 0:
-        figures |= {f"validation_{run.config.best_metric}": round(state.best_value, 4), "best_step": state.best_step}
-    return figures
+        figures |= {f"validation_{run.config.best_metric}": state.best_value, "best_step": state.best_step}
+    return json_ready({name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()})
 
 
 def _save_model(output: str, run: TrainingRun, result: TrainingResult, shards: Manifest) -> Manifest:
@@ -126,7 +127,7 @@ def _save_model(output: str, run: TrainingRun, result: TrainingResult, shards: M
         result.model.save_pretrained(target)
         run.tokenizer.save_pretrained(target)
         (target / "report.html").write_text(render(training), encoding="utf-8")
-        (target / "training.json").write_text(json.dumps(training, indent=1) + "\n", encoding="utf-8")
+        (target / "training.json").write_text(json_text(json_ready(training), indent=1) + "\n", encoding="utf-8")
         counts = {"steps": state.step, "parameters": training["parameters"]}
         details = {"figures": _figures(run, result), **artifacts.text_settings(shards)}
         lineage = artifacts.lineage(shards)
