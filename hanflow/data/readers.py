@@ -6,6 +6,7 @@ size. The rows of a file are the rows given and the rows rejected, each with its
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from hanflow.data.records import columnar, json_files, jsonl
 from hanflow.data.schema import Column, ColumnMapping, Row, Source
 from hanflow.errors import UserError
 from hanflow.progress import log
-from hanflow.storage import divided, find_raw, is_archive, local_path, unpacked
+from hanflow.storage import divided, find_raw, is_archive, is_remote, local_path, unpacked
 
 FORMATS = ("lines", "csv", "tsv", "jsonl", "parquet", "arrow", "json")
 
@@ -50,12 +51,12 @@ def raw_files(uri: str) -> list[str]:
         UserError: nothing is there, or nothing that a reader exists for.
     """
     parts = [part for part in map(str.strip, uri.split(",")) if part]
-    if len(parts) > 1 and not Path(uri).exists():  # a comma may also be a part of a name
+    if len(parts) > 1 and not os.path.exists(uri):  # a comma may also be a part of a name
         return list(dict.fromkeys(file for part in parts for file in raw_files(part)))
     if divided(uri)[1]:
         return [uri]
     found = find_raw(uri, (*SUFFIXES, ""))
-    named = found == [uri] or (len(found) == 1 and found == [str(local_path(uri))])
+    named = found == [uri] or (len(found) == 1 and not is_remote(uri) and found == [str(local_path(uri))])
     files, several = unpacked(found), not named or is_archive(uri)
     readable = [path for path in files if path.lower().endswith(SUFFIXES[:-1])]
     if several:
@@ -71,7 +72,8 @@ def raw_files(uri: str) -> list[str]:
             f"{', '.join(SUFFIXES)}"
         )
     if len(readable) < len(files):
-        passed = [path for path in files if path not in set(readable)]
+        kept = set(readable)
+        passed = [path for path in files if path not in kept]
         log.info("%s: %s files to read; passed over: %s", uri, f"{len(readable):,}", _listed(passed))
     return readable
 

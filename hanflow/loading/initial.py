@@ -14,6 +14,7 @@ from hanflow.loading.pretrained import (
     CAUSAL_LM,
     CLASSIFIER,
     ENCODER_DECODER,
+    check_folder,
     load_config,
     load_for_training,
     load_model,
@@ -105,12 +106,18 @@ def _trained_rows(pretrained: str, labels: Sequence[str]) -> dict[int, tuple[tor
     """Index of a label → the row of a pretrained classifier's head that has its name; None: that head fits as it is, or
     the model has none.
     """
+    check_folder(pretrained)
     config = load_config(pretrained)
     if not any("ForSequenceClassification" in name for name in config.architectures or ()):
         return None
     theirs = [str(config.id2label[place]) for place in sorted(config.id2label)]
-    places = {label_of(name): place for place, name in enumerate(theirs)}
-    found = {place: places[label_of(label)] for place, label in enumerate(labels) if label_of(label) in places}
+    spelt = {name: place for place, name in enumerate(theirs)}
+    # A spelling is nearest to itself: with preprocess.labels=exact, 1 and 1.0 are two classes.
+    found = {place: spelt[label] for place, label in enumerate(labels) if label in spelt}
+    meant = {label_of(name): place for name, place in spelt.items() if place not in found.values()}
+    for place, label in enumerate(labels):
+        if place not in found and label_of(label) in meant:
+            found[place] = meant.pop(label_of(label))
     same = len(theirs) == len(labels) == len(found) and all(ours == place for ours, place in found.items())
     if same:
         return None

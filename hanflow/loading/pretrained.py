@@ -57,13 +57,7 @@ def load_model(
     from safetensors import SafetensorError
 
     name = str(name)
-    if is_missing(name):
-        raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
-    if Path(name).is_file():
-        raise UserError(
-            f"{name}: is a file, expected a folder in Hugging Face format; make one of a checkpoint with "
-            f"`hanflow import {name} --model CONFIG --tokenizer DIR --output DIR`"
-        )
+    check_folder(name)
     config = load_config(name, fields)
     check_weights(name)
     if not fits(config, auto_class):
@@ -79,6 +73,21 @@ def load_model(
             f"{name}: no pretrained {KINDS.get(auto_class, 'model')} can be loaded from there ({first_line(error)}); give "
             "a folder in Hugging Face format, or the name of a model on the hub with network or a filled cache"
         ) from error
+
+
+def check_folder(name: str) -> None:
+    """Refuse a model's name that is a path without a folder there.
+
+    Raises:
+        UserError: nothing is there, or a file.
+    """
+    if is_missing(name):
+        raise UserError(f"{name}: no such folder; give one with a model in Hugging Face format, or a hub name")
+    if Path(name).is_file():
+        raise UserError(
+            f"{name}: is a file, expected a folder in Hugging Face format; make one of a checkpoint with "
+            f"`hanflow import {name} --model CONFIG --tokenizer DIR --output DIR`"
+        )
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:

@@ -57,7 +57,7 @@ def render(
                 "Several spellings of one name; preprocess.labels=exact keeps them apart.",
             )
         )
-    sources = [[last_part(v) if isinstance(v, str) else v for v in source.values()] for source in details["sources"]]
+    sources = [(source["split"], last_part(source["file"]), source["bytes"]) for source in details["sources"]]
     sections += [
         Section("Sources", table(["split", "file", "bytes"], sources)),
         Section("Settings", settings(to_mapping(config))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from hanflow.data.lines import STANDARD_INPUT, rereadable
 from hanflow.data.readers import FORMATS, raw_files, read_texts
 from hanflow.data.schema import Source
 from hanflow.errors import UserError
-from hanflow.storage import containers, fingerprint, is_archive
+from hanflow.storage import containers, divided, fingerprint, is_archive
 
 if TYPE_CHECKING:
     from hanflow.serving.bundle import Bundle
@@ -61,7 +62,11 @@ class Inputs:
 
     def fingerprint(self) -> list[dict[str, Any]]:
         """Equal as long as the files are the same."""
-        return [fingerprint(path) for path in containers(self.paths)]
+        inside = [name for _, name in map(divided, self.paths) if name]
+        files = (
+            {"files": sha256(repr(inside).encode()).hexdigest()} if inside else {}
+        )  # those of an archive that are read
+        return [fingerprint(path) | files for path in containers(self.paths)]
 
     def rows(self) -> Iterator[tuple[dict[str, Any], str]]:
         """(`file` where there are several, `row` from 0 in its file, `id` where there is one; text) of every row.

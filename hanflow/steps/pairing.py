@@ -113,9 +113,9 @@ class _ById:
             problems += [f"{source.path} alone has {alone}"] if alone else []
         if problems:
             raise UserError(
-                f"the rows of {predictions.path} and {references.path} are in different orders and cannot be joined by their "
-                f"ids: {'; '.join(problems)}; give one prediction for every reference, each with an id of its own, or both "
-                "in the same order"
+                f"the rows of {predictions.path} and {references.path} have different ids and cannot be joined by their "
+                f"ids: {'; '.join(problems)}; give one prediction for every reference, each with an id of its own, or "
+                "remove the column of ids from one, to pair the rows in their order"
             )
 
     def _ids(self, query: str) -> str:

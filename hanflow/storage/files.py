@@ -131,7 +131,7 @@ def find_raw(uri: str, suffixes: tuple[str, ...]) -> list[str]:
     Raises:
         UserError: no file is there, or none that can be read.
     """
-    endings = ", ".join(suffixes)
+    endings = ", ".join(filter(None, suffixes))  # "": of any file
     if is_remote(uri):
         return _find_objects(uri, suffixes, endings)
     path = local_path(uri)

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 MOST_CLASSES = 1_000
 """More than this are no classes, but another column."""
 
+LONGEST_LABEL = 1_000
+"""Characters above which a label is none, but a text of another column."""
+
 MOST_SHOWN = 30
 """Classes above which the confusion matrix is too wide to be read."""
 
@@ -133,6 +136,8 @@ class Classification(Task):
         return cut_into_morphemes(texts) if config.morphemes else list(texts)
 
     def clean(self, row: Mapping[str, str], config: Config) -> dict[str, str]:
+        if len(row["label"]) > LONGEST_LABEL:  # so that ever new ones do not fill the memory
+            raise RejectedRow(f"the label is longer than {LONGEST_LABEL:,} characters")
         exact = config.labels == "exact"
         text, label = self.clean_input(row["text"], config), row["label"].strip() if exact else label_of(row["label"])
         if not text:

@@ -7,6 +7,7 @@ import os
 import sys
 
 from hanflow.cluster.client import Cluster
+from hanflow.cluster.follow import Timing
 from hanflow.cluster.launcher import launch
 from hanflow.errors import UserError
 from hanflow.progress import setup_logging
@@ -14,12 +15,12 @@ from hanflow.signals import raise_on_sigterm
 from tests.cluster.world import QUICK
 
 
-def main() -> int:
+def main(timing: Timing = QUICK) -> int:
     objects = json.load(sys.stdin)
     setup_logging()
     raise_on_sigterm()
     try:
-        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects, timing=QUICK)
+        launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects, timing=timing)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status

@@ -35,8 +35,9 @@ pytestmark = pytest.mark.cluster
 LAUNCHER = """
 import sys
 import hanflow.steps.train  # what a train step has in its memory
+from hanflow.cluster.follow import Timing
 from tests.cluster.driver import main
-sys.exit(main())
+sys.exit(main(Timing()))
 """
 
 

@@ -67,7 +67,8 @@ def test_the_launcher_uses_each_of_its_rights(world: World, monkeypatch: pytest.
     for body in bodies[:2]:  # Trainer makes a JobSet of the TrainJob's name
         world.create(body)
     remove_jobs(world.run, cluster=launcher)
-    assert used - {None} == {each for each in rights_of_the_role() if each[:2] not in OF_OTHERS}
+    used -= {None, ("", "configmaps", "get")}  # that of the operator's version, which Trainer opens to all
+    assert used == {each for each in rights_of_the_role() if each[:2] not in OF_OTHERS}
 
 
 @pytest.fixture

@@ -96,3 +96,10 @@ def test_a_beginning_may_end_inside_a_character(codec: str) -> None:
     content = CONTENT.encode(codec)
     ends = [at for at in range(len(content)) if at > content.index(b"\n")]
     assert {encoding_of(content[:end], "auto", "a.txt", "--encoding").codec for end in ends} == {codec}
+
+
+def test_half_of_a_line_end_is_no_line_end() -> None:
+    """As a pipe hands it on."""
+    from hanflow.data.lines import _newline_ends
+
+    assert b"".join(_newline_ends(iter([b"a\r", b"\nb\r\n"]), "-")) == b"a\r\nb\r\n"

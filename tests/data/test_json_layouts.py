@@ -50,6 +50,20 @@ def test_all_lists_of_records_are_read(tmp_path: Path) -> None:
     assert sources(rows_of(tmp_path, json.dumps(value))) == [*(f"글 {n}" for n in range(3000)), "글 v"]
 
 
+def test_all_lists_of_a_known_layout_are_read(tmp_path: Path) -> None:
+    train, test = ([{"text": [[{"sentence": text}]], "abstractive": ["요약"]}] for text in ("글 하나", "글 둘"))
+    assert sources(rows_of(tmp_path, json.dumps({"train": train, "more": {"test": test}}))) == ["글 하나", "글 둘"]
+
+
+def test_a_list_without_the_columns_needed_is_said_to_be_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    value = {"train": [{"document": "글", "summary": "요약"}], "test": [{"document": "글", "notes": [{"by": "나"}]}]}
+    with caplog.at_level("INFO", "hanflow"):
+        assert sources(rows_of(tmp_path, json.dumps(value))) == ["글"]
+    assert "passed over: test" in caplog.text
+
+
 def test_a_record_with_records_inside_is_one(tmp_path: Path) -> None:
     value = {"text": "본문", "comments": [{"text": "댓글"}, {"text": "댓글"}]}
     (row,) = rows_of(tmp_path, json.dumps(value), task="language_modeling")
@@ -85,3 +99,20 @@ def test_columns_whose_rows_have_other_names_are_rejected(tmp_path: Path) -> Non
     rows = rows_of(tmp_path, json.dumps(value))
     assert [row.values is None for row in rows] == [False, True]
     assert rows[1].number == 2 and "1" in rows[1].shown() and "2" in rows[1].shown()
+
+
+def test_an_empty_first_record_takes_no_other_along(tmp_path: Path) -> None:
+    """Of AI-Hub's documents: it has the keys of the others, but nothing that shows their layout."""
+    texts: list[list[Any]] = [[], [[]], [[{"sentence": "글."}]], [], [[{"sentence": "둘."}]]]
+    records = [{"id": str(n), "text": text, "abstractive": ["요약."]} for n, text in enumerate(texts)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    for content, name in ((lines, "a.jsonl"), (json.dumps({"documents": records}), "a.json")):
+        rows = rows_of(tmp_path, content, name, task="language_modeling")
+        assert len(rows) == 5
+        assert [row.values["text"] for row in rows if row.values and row.values["text"]] == ["글.", "둘."]
+
+
+def test_a_record_of_another_form_takes_no_other_along(tmp_path: Path) -> None:
+    records = [{"text": [["kein Satz"]]}, {"text": [[{"sentence": "글."}]]}, {"text": [[{"sentence": "둘."}]]}]
+    rows = rows_of(tmp_path, "".join(json.dumps(r) + "\n" for r in records), "a.jsonl", task="language_modeling")
+    assert [row.values and row.values["text"] for row in rows] == [None, "글.", "둘."]

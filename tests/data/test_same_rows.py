@@ -22,7 +22,7 @@ from hanflow.config import PreprocessConfig
 from hanflow.config.steps import MISSING
 from hanflow.data.delimited import REPEATED
 from hanflow.data.readers import raw_files, read, read_texts
-from hanflow.data.schema import Row, corpus_source
+from hanflow.data.schema import Row, Source, corpus_source
 from hanflow.errors import UserError
 from hanflow.experiment import step_config
 from hanflow.serving.bundle import Bundle, cleaning_of
@@ -309,3 +309,20 @@ def test_the_step_counts_every_row(tmp_path: Path) -> None:
         stored = pq.read_table(output / "train.parquet").to_pydict()["id"]
         good = [row for row in kept if row.values is not None and row.number not in rejected["row"]]
         assert stored == [row.values["id"] for row in good if row.values]
+
+
+def test_an_archive_s_print_tells_which_of_its_files_are_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("1.json", "2.json"):
+            archive.writestr(name, "[]")
+    one, two = (Inputs([f"{tmp_path}/a.zip/{name}"], Source("", ())).fingerprint() for name in ("1.json", "2.json"))
+    both = Inputs([f"{tmp_path}/a.zip/1.json", f"{tmp_path}/a.zip/2.json"], Source("", ())).fingerprint()
+    assert one != two and both not in (one, two) and len(both) == 1
+
+
+def test_many_files_with_commas_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"file-number-{number:03}.csv" for number in range(30)]  # together longer than a file's name may be
+    for name in names:
+        Path(name).write_text("document,label\n글,1\n", encoding="utf-8")
+    assert [path.rpartition("/")[2] for path in raw_files(",".join(names))] == names

@@ -212,6 +212,41 @@ def test_rows_of_other_names_are_drawn_anew(chain: Chain, tmp_path: Path, caplog
     assert torch.equal(new, again)
 
 
+def test_labels_kept_apart_keep_their_own_rows(chain: Chain, tmp_path: Path) -> None:
+    from hanflow.loading import initial
+    from hanflow.loading.pretrained import load_tokenizer
+    from hanflow.models import classifiers
+
+    old = classifiers.head(get_task(TASK).load_model(str(chain.model))).weight.detach()
+    folder = permuted(chain.model, tmp_path / "exact", ["1", "1.0"])
+    config = tasks.settings(TASK, pretrained=str(folder), architecture={})
+    tokenizer = load_tokenizer(chain.model)
+    same = classifiers.head(initial.classifier(config, tokenizer, ["1", "1.0"])).weight
+    assert torch.equal(same, old)
+    more = classifiers.head(initial.classifier(config, tokenizer, ["1.0", "2", "1.00"])).weight
+    assert torch.equal(more[0], old[1]) and torch.equal(more[2], old[0])
+
+
+def test_a_pretrained_model_that_is_no_folder_is_called_so(chain: Chain, tmp_path: Path) -> None:
+    from hanflow.loading import initial
+    from hanflow.loading.pretrained import load_tokenizer
+
+    tokenizer = load_tokenizer(chain.model)
+    for place, words in (
+        (tmp_path / "nowhere", "no such folder"),
+        (chain.model / "model.safetensors", "is a file, expected a folder"),
+    ):
+        with pytest.raises(UserError, match=words):
+            initial.classifier(tasks.settings(TASK, pretrained=str(place), architecture={}), tokenizer, ["0", "1"])
+
+
+def test_a_text_is_no_label(tmp_path: Path) -> None:
+    path = tasks.write_reviews(tmp_path / "a.tsv", [("가" * 1001, "하나"), ("나" * 1000, "둘"), ("1", "셋")])
+    corpus = corpus_of(tmp_path, path)
+    assert labels_of(corpus) == {"나" * 1000: 1, "1": 1}
+    assert read_manifest(corpus, "corpus").counts["rejected"] == 1
+
+
 def test_measures_do_not_follow_a_models_order() -> None:
     import numpy as np
 

@@ -21,6 +21,7 @@ from hanflow.data.records.layouts import LAYOUTS, accepts, columns_of, layout_of
 from hanflow.data.schema import ColumnMapping, Row, Source
 from hanflow.data.values import Unusable
 from hanflow.errors import UserError
+from hanflow.progress import log
 
 BATCH = 256
 """Records that are handed on together."""
@@ -100,28 +101,25 @@ class Place:
 
 
 def _places(skeleton: Any, mapping: ColumnMapping) -> list[Place]:
-    """The lists of records in a file: those of the layout that is found first, else all that have the columns needed.
+    """The lists of records in a file: all of the layout that is found first, else all that have the columns needed.
 
     Raises:
         UserError: there is none; the message names the keys that were found.
     """
     found = [(prefix, key, record) for prefix, key, record in _objects(skeleton, "", "") if record]
     for layout in LAYOUTS:
-        for prefix, key, record in found:
-            if layout_of(record, key) is layout:
-                return [_items(prefix, key)]
+        fitting = _outer([(prefix, key) for prefix, key, record in found if layout_of(record, key) is layout])
+        if fitting:
+            return [_items(prefix, key) for prefix, key in fitting]
     pandas = _of_pandas(skeleton, mapping)
     if pandas:
         return [pandas]
     root = skeleton if isinstance(skeleton, dict) else {}
     if root and accepts(root, mapping, shallow=True):
         return [_items("", "")]
-    fitting: list[tuple[str, str]] = []
-    for prefix, key, record in found:
-        inside = any(prefix.startswith(f"{other}.") for other, _ in fitting)
-        if prefix and not inside and accepts(record, mapping):
-            fitting.append((prefix, key))
+    fitting = _outer([(prefix, key) for prefix, key, record in found if prefix and accepts(record, mapping)])
     if fitting:
+        _log_passed_over(mapping.path, [prefix for prefix, _, _ in found], [prefix for prefix, _ in fitting])
         return [_items(prefix, key) for prefix, key in fitting]
     if root and accepts(root, mapping):
         return [_items("", "")]
@@ -138,6 +136,26 @@ def _places(skeleton: Any, mapping: ColumnMapping) -> list[Place]:
         f"records with a key for each column: name the keys with {mapping.source.column_option}, or write one object a "
         f"line into a .jsonl file"
     )
+
+
+def _outer(lists: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Of lists, outer ones first, those that are in no other: (prefix of ijson, key)."""
+    kept: list[tuple[str, str]] = []
+    for prefix, key in lists:
+        if not any(prefix.startswith(f"{other}." if other else "") for other, _ in kept):
+            kept.append((prefix, key))
+    return kept
+
+
+def _log_passed_over(path: str, lists: list[str], read: list[str]) -> None:
+    passed = [
+        at
+        for at in lists
+        if at and not any(at == other or at.startswith(f"{other}.") or other.startswith(f"{at}.") for other in read)
+    ]
+    if passed:
+        names = ", ".join(at.removesuffix(".item") for at in passed[:20])
+        log.info("%s: lists of objects without the columns needed, passed over: %s", path, names)
 
 
 def _objects(value: Any, prefix: str, key: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

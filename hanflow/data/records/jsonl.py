@@ -76,7 +76,10 @@ class Objects:
         self.unfit: tuple[str, ...] | None = None
         """Columns of the first object that lacked some."""
         self._layouts: dict[tuple[Any, ...], tuple[dict[str, tuple[str, Getter]], list[str]]] = {}
-        """Keys of an object, and which of them hold objects → (role → its column and what gets it, the roles lacking)."""
+        """Keys of an object, and which of them hold objects or lists of such → (role → its column and what gets it, the
+        roles lacking)."""
+        self._unknown: set[tuple[Any, ...]] = set()
+        """Those of no known layout, of objects that have something inside."""
 
     def values(self, item: Any, escaped: bool) -> dict[str, Any]:
         """Role → text of one value.
@@ -112,11 +115,15 @@ class Objects:
 
     def _chosen(self, item: dict[str, Any]) -> dict[str, tuple[str, Getter]]:
         mapping = self.mapping
-        keys: tuple[Any, ...] = (*item, tuple([key for key, value in item.items() if value.__class__ is dict]))
-        if keys not in self._layouts:
+        nested = tuple([key for key, value in item.items() if value.__class__ is not str and _nested(value)])
+        keys: tuple[Any, ...] = (*item, nested)
+        # A record may be empty where its layout shows, and the next one not.
+        if keys not in self._layouts or (keys in self._unknown and layout_of(item, self.within)):
             if len(self._layouts) >= LAYOUTS:  # objects of ever new keys must not fill the memory
                 self._layouts.clear()
+                self._unknown.clear()
             layout = layout_of(item, self.within)
+            (self._unknown.discard if layout or not nested else self._unknown.add)(keys)
             getters = columns_of(item, mapping.source, layout)
             if layout is None:  # so that it is said of a column that it holds no text
                 getters |= {key: itemgetter(key) for key in item if key not in getters}
@@ -136,6 +143,14 @@ class Objects:
             raise Unusable(f"the object has no key for {', '.join(missing)}")
         self.fitting = True
         return chosen
+
+
+def _nested(value: Any) -> bool:
+    """Whether a value is an object, or a list whose first item that holds something is an object or a list."""
+    if value.__class__ is list:
+        value = next((item for item in value if item), None)
+        return value.__class__ in (dict, list)
+    return value.__class__ is dict
 
 
 def _only(item: dict[str, Any]) -> Any:
