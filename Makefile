@@ -7,13 +7,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz sbom lock verified test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
+.PHONY: run test fuzz sbom lock verified test-images test-xla cluster cluster-down test-cluster lint format compile images bench docs wheel clean
 
 run: $(INSTALLED)
 	$(BIN)/hanflow run summarization
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2  # more threads than cores would wait for each other
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not podman"  # more threads than cores would wait for each other
+
+# The steps and the demo in the images that `make images` built, as restricted as the strictest cluster runs them.
+test-images: $(INSTALLED)
+	HANFLOW_IMAGES=required $(BIN)/python -m pytest -m podman tests/images
 
 # The properties of `make test` with many more cases: minutes.
 fuzz: $(INSTALLED)
