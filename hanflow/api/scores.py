@@ -60,8 +60,8 @@ def rouge(
     Args:
         predictions: one text a row; an empty one scores 0.
         references: the right text of each row, or its several right texts.
-        tokenization: how texts are cut, after NFKC: `morpheme` (MeCab), `character`, `word`, or `dacon` (as Dacon's
-            contests do). Its name stands in every score's: scores of different tokenizations do not compare.
+        tokenization: how texts are cut: `morpheme` (MeCab), `character` or `word`, after NFKC, or `dacon` (as Dacon's
+            contests do, without it). Its name stands in every score's: scores of different tokenizations do not compare.
 
     Returns:
         `rougeL_morpheme` (F1), `rougeL_morpheme_precision`, `rougeL_morpheme_recall` …: means over the rows. Of several

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ FORMATS = ("huggingface", "ctranslate2")
 def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation: str, shards: str) -> Report:
     """Write a trained model in every format, reload each, and compare it with the trained model.
 
+    A format that differs from the trained model is left out, and named in the bundle.
+
     Args:
         model, evaluation, shards: URIs of the model, of its scores, and of the shards it was trained on.
 
@@ -39,7 +43,7 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
         (`checked_rows`), and the `formats`.
 
     Raises:
-        UserError: an input or a setting cannot be used, or a reloaded format differs from the trained model.
+        UserError: an input or a setting cannot be used, or no format does what the trained model does.
     """
     from hanflow.loading import pretrained
 
@@ -60,7 +64,8 @@ def run(config: ExportConfig, *, task: str, output: str, model: str, evaluation:
     chosen_task.prepare_export(trained, search)
     formats, skipped = chosen_formats(config, chosen_task, trained)
     with staged(output, "bundle") as target:
-        written = _write_formats(config, chosen_task, trained, tokenizer, formats, target, rows, search)
+        written, failed = _write_formats(config, chosen_task, trained, tokenizer, formats, target, rows, search)
+        skipped |= failed
         card = model_card(config, chosen_task, training, of_model, of_shards, of_evaluation, written, skipped)
         for folder in (target, *(target / name for name in written)):
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -136,35 +141,61 @@ def _write_formats(
     target: Path,
     rows: Sequence[tuple[Any, ...]],
     search: Any,
-) -> dict[str, dict[str, Any]]:
-    """Write every format below `target` and compare it with the trained model; folder → its entry in bundle.json."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Write every format below `target` and compare it with the trained model; one that differs is removed again.
+
+    Returns:
+        Folder → its entry in bundle.json; and folder → how it differed.
+
+    Raises:
+        UserError: all differed.
+    """
     from hanflow.serving import verify
 
     search = task.reference_settings(search)
-    written = {}
+    written: dict[str, dict[str, Any]] = {}
+    failed: dict[str, str] = {}
+
+    def compared(name: str, compare: Callable[[], dict[str, Any]]) -> None:
+        try:
+            written[name] = compare()
+        except verify.Differs as error:
+            failed[name] = str(error)
+            shutil.rmtree(target / name)
+            log.warning("the bundle has no format %s, which differs from the trained model: %s", name, error)
+
     if "huggingface" in formats:
         folder = target / "huggingface"
         trained.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        written["huggingface"] = verify.compare_huggingface(task, trained, tokenizer, folder, rows, search)
+        compared("huggingface", lambda: verify.compare_huggingface(task, trained, tokenizer, folder, rows, search))
     if "ctranslate2" in formats:
         from hanflow.generation import Generator, convert
         from hanflow.generation.ctranslate2_engine import search_arguments
         from hanflow.generation.transformers_engine import positions
 
         arguments = search_arguments(search, positions(trained))
-        generator, loss = Generator.of(trained, tokenizer, "transformers"), verify.loss(task, trained, rows)
+        generator, loss = Generator.of(trained, tokenizer, "transformers"), verify.loss(task, trained, rows)[0]
         references = [task.reference_of(row, tokenizer, trained) for row in rows]
         for compute_type in dict.fromkeys(config.compute_types):
             name = f"ctranslate2/{compute_type}"
             (target / name).parent.mkdir(exist_ok=True)
             convert(trained, tokenizer, target / name, compute_type, arguments)
-            written[name] = verify.compare_ctranslate2(
-                task, generator, loss, target / name, compute_type, rows, references, search
-            )
+            compared(
+                name,
+                functools.partial(
+                    verify.compare_ctranslate2,
+                    task, generator, loss, target / name, compute_type, rows, references, search,
+                ),
+            )  # fmt: skip
+    if not written:
+        differences = "; ".join(f"{name}: {text}" for name, text in failed.items())
+        raise UserError(
+            f"no format does what the trained model does, so nothing is exported; report a bug: {differences}"
+        )
     for name, entry in written.items():
         entry["bytes"] = sum(path.stat().st_size for path in (target / name).rglob("*") if path.is_file())
-    return written
+    return written, failed
 
 
 def _check_split(shards: Manifest) -> str:

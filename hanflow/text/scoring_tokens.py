@@ -61,15 +61,14 @@ def words(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def clean_for_dacon(text: str) -> str:
-    """A text as the scorer of Dacon's Korean summarization contests prepares it, after NFKC.
+    """A text as the scorer of Dacon's Korean summarization contests prepares it, from its raw characters.
 
     The first DACON_WORDS words, in lower case, with everything but Latin letters, digits and complete Hangul syllables
-    as spaces (ㅋㅋ is removed, and so are punctuation and emojis). NFKC is our addition: it keeps what that scorer drops
-    (① as 1, decomposed Hangul), so that a score does not depend on the Unicode form of a text. Its ROUGE-L ends sentences
-    at newlines: compare it with `rougeLsum_dacon` where summaries have several lines.
+    as spaces: ㅋㅋ is removed, and so are punctuation, emojis, ㈜, ① and decomposed Hangul. Its ROUGE-L ends sentences at
+    newlines: compare it with `rougeLsum_dacon` where summaries have several lines.
     """
     left, lines = DACON_WORDS, []
-    for line in normalise(text).split("\n"):
+    for line in _UNREADABLE.sub(" ", text).split("\n"):
         kept = line.split()[:left]
         left -= len(kept)
         lines.append(" ".join(kept))

@@ -94,11 +94,13 @@ class Validator:
         return float(self._backend.sum(total)) / count if count else math.nan
 
     def _scores(self, stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Scores of the first rows; every process predicts its share of them; None: stopped.
+        """Scores of rows from all over the split; every process predicts its share of them; None: stopped.
 
         A traced device would compile a graph for every length that a search reaches: there the CPU predicts.
         """
-        count = min(self._config.validation_rows, len(self._data.shard))
+        size = len(self._data.shard)
+        count = min(self._config.validation_rows, size)
+        chosen = [place * size // count for place in range(count)]  # files are often sorted: not the first ones
         mine = range(self._backend.reader, count, self._backend.readers)
         options = self._task.validation_settings(self._config, self._longest, BATCH_TOKENS)
         model = self._backend.on_cpu(self._model) if self._backend.traced else self._model
@@ -106,7 +108,7 @@ class Validator:
         if self._task.packs:
             predictor = predictor.for_chunks()
         copies = self._task.copies(options)
-        lengths = [len(row[0]) for row in self._data.shard.rows(mine)]
+        lengths = [len(row[0]) for row in self._data.shard.rows([chosen[place] for place in mine])]
         # The predictor's own batches, one at a time, as many on every process, so that a stop is possible between them.
         shares = [[mine[at] for at in part] for part in batches(lengths, options.batch_tokens, copies=copies)] or [[]]
         (most,) = self._backend.agree(len(shares))
@@ -118,7 +120,8 @@ class Validator:
                     return None
                 if at >= len(shares):
                     continue
-                for name, values in self._measures(predictor, shares[at], model, progress).items():
+                rows = [chosen[place] for place in shares[at]]
+                for name, values in self._measures(predictor, rows, model, progress).items():
                     measures.setdefault(name, torch.zeros(count, dtype=torch.float64))[shares[at]] = values
         self._model.train()
         return self._task.overall({n: self._backend.sum_of_readers(v).numpy() for n, v in measures.items()})

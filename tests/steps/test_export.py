@@ -20,6 +20,7 @@ from hanflow.data.shards import Shard
 from hanflow.errors import ConfigError, UserError
 from hanflow.experiment import step_config
 from hanflow.generation import Generator, ctranslate2_engine
+from hanflow.serving.verify import Differs, check_loss
 from hanflow.steps import export as bundle
 from hanflow.steps.evaluate import run as evaluate
 from hanflow.storage.artifacts import read_manifest
@@ -170,9 +171,42 @@ def test_a_wrong_conversion_is_not_exported(
 
     monkeypatch.setattr(generation, "convert", misread)
     config = ExportConfig(check_rows=4, compute_types=[compute_type])
-    with pytest.raises(UserError, match="the converted model's loss is .*: not exported; leave ctranslate2 out"):
-        exported(chain, tmp_path / "out", config)
-    assert not (tmp_path / "out").exists()
+    out = exported(chain, tmp_path / "out", config)
+    assert not (out / "ctranslate2" / compute_type).exists()
+    details = read_manifest(out, "bundle").details
+    skipped = details["skipped"]
+    assert list(details["formats"]) == ["huggingface"], "the rest is exported"
+    assert "nats a token" in skipped[f"ctranslate2/{compute_type}"]
+    assert "nats a token" in (tmp_path / "out" / "README.md").read_text()
+    alone = replace(config, formats=["ctranslate2"])
+    with pytest.raises(
+        UserError, match=f"no format does what the trained model does.*ctranslate2/{compute_type}: its loss"
+    ):
+        exported(chain, tmp_path / "none", alone)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "trained", "found", "passes"),
+    [
+        ("int8", 0.06, 0.10, True),  # a good model: 0.04 a token is much of its loss, and changes no text
+        ("int8", 3.0, 3.099, True),
+        ("int8", 3.0, 3.11, False),
+        ("int8", 0.0, 0.0, True),
+        ("int8", 0.0, 0.11, False),
+        ("float32", 0.0, 1e-4, True),
+        ("float32", 4.0, 4.002, False),
+        ("huggingface", 2.0, 2.0, True),
+        ("huggingface", 2.0, 2.001, False),
+        ("int8", 1.0, float("nan"), False),
+    ],
+)
+def test_verdicts_of_losses_in_nats_a_token(kind: str, trained: float, found: float, passes: bool) -> None:
+    if passes:
+        assert check_loss(kind, trained, found) == found - trained
+    else:
+        with pytest.raises(Differs, match="is allowed"):
+            check_loss(kind, trained, found)
 
 
 def test_texts_that_differ_by_more_than_a_tie_are_not_exported(
@@ -185,8 +219,12 @@ def test_texts_that_differ_by_more_than_a_tie_are_not_exported(
         return {**arguments(*given), "min_decoding_length": 0, "max_decoding_length": 2}
 
     monkeypatch.setattr(ctranslate2_engine, "search_arguments", changed)
-    with pytest.raises(UserError, match=r"the converted model predicts .* no tie\): not exported"):
-        exported(chain, tmp_path / "out")
+    exported(chain, tmp_path / "out")
+    skipped = read_manifest(tmp_path / "out", "bundle").details["skipped"]
+    assert (
+        "it predicts another text" in skipped["ctranslate2/float32"]
+        and "which is no tie" in skipped["ctranslate2/float32"]
+    )
 
 
 @register_task
@@ -221,9 +259,9 @@ def test_a_bundle_that_differs_is_not_exported(tmp_path: Path, chain: tuple[Chai
                 (copies[kind] / file.relative_to(path)).write_bytes(file.read_bytes())
         parents = {k: read_manifest(copies[k], k).digest for k in copies if k != kind}
         rewritten(copies[kind], kind, task=Spoilt.name, parents=parents)
-    with pytest.raises(UserError, match="of the reloaded model differs from the trained one: not exported"):
+    with pytest.raises(UserError, match="huggingface: .* of the reloaded model differs from the trained one"):
         bundle.run(
-            ExportConfig(),
+            ExportConfig(formats=["huggingface"]),
             task=Spoilt.name,
             output=str(tmp_path / "out"),
             **{kind: str(path) for kind, path in copies.items()},

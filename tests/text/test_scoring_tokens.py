@@ -148,7 +148,9 @@ def test_dacon_drops_all_but_letters_digits_and_syllables() -> None:
     assert dacon.clean("국민-청원, 100%!\n(ㅋㅋ) 漢字 É OK🙂") == "국민 청원  100  \n          ok "
     assert dacon("국민청원, OK!!! ㅋㅋㅋ 🙂 漢字") == ["국민", "청원", "ok"]
     assert dacon("OK") == dacon("ok!") == ["ok"]
-    assert dacon(unicodedata.normalize("NFD", "국민 청원")) == ["국민", "청원"]
+    assert dacon(unicodedata.normalize("NFD", "국민 청원")) == [], "the contest's scorer knows no decomposed Hangul"
+    scores = rouge.f1_rows(["㈜ a b c"], ["주 a b c"], "dacon")
+    assert scores["rouge1_dacon"][0] == pytest.approx(6 / 7), "nor does it know ㈜"
     assert dacon("!?… ㅋㅋ ㅠㅠ 🙂") == []
 
 
