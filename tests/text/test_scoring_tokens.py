@@ -133,7 +133,7 @@ def test_characters_and_words() -> None:
 
 def test_compatibility_letters_equal_what_a_tokenizer_decodes() -> None:
     decoded = "ㅋㅋ 좋아요 2㎏".translate({0x314B: 0x110F})  # KoBART's NFKC turns ㅋ U+314B into ᄏ U+110F
-    for tokenization in TOKENIZATIONS:
+    for tokenization in TOKENIZATIONS.keys() - {"dacon"}:  # which takes raw characters
         assert rouge.f1_rows([decoded], ["ㅋㅋ 좋아요 2kg"], tokenization)[f"rouge1_{tokenization}"][0] == 1.0
 
 
@@ -211,7 +211,7 @@ def test_any_function_can_be_the_model_s(core: Tokenizer, tmp_path: Path) -> Non
     assert list(model_tokenization(str.split)("국민 청원")) == ["국민", "청원"]
     PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>").save_pretrained(tmp_path)
     assert list(model_tokenization(load_tokenizer(tmp_path))("국민 청원에")) == [3, 4, 5]
-    with pytest.raises(UserError, match="no tokenizer can be loaded"):
+    with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(tmp_path / "missing")
 
 
