@@ -11,7 +11,7 @@ from hanflow.cluster.follow import Timing
 from hanflow.cluster.launcher import launch
 from hanflow.errors import UserError
 from hanflow.progress import setup_logging
-from hanflow.signals import raise_on_sigterm
+from hanflow.signals import Terminated, raise_on_sigterm
 from tests.cluster.world import QUICK
 
 
@@ -21,7 +21,7 @@ def main(timing: Timing = QUICK) -> int:
     raise_on_sigterm()
     try:
         launch(Cluster(os.environ.get("HANFLOW_TEST_NAMESPACE", "")), *objects, timing=timing)
-    except UserError as error:
+    except (UserError, Terminated) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     return 0

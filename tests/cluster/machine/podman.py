@@ -65,12 +65,18 @@ def layers(image: dict[str, Any]) -> list[Path]:
 def _add_snapshot(ctr: Sequence[str], chain: str, parent: str, folder: Path) -> None:
     """A layer on top of its parents: whiteouts are the same in both stores, since both use overlayfs."""
     key = f"preparing-{chain}"
+    subprocess.run(
+        [*ctr, "snapshots", "remove", key], capture_output=True, check=False
+    )  # of an attempt that was broken off
     command = [*ctr, "snapshots", "prepare", "--mounts", key, *([parent] if parent else [])]
     (mount,) = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     upper = next((o.partition("=")[2] for o in mount["Options"] if o.startswith("upperdir=")), mount["Source"])
     target = STATE / "lib" / Path(upper).relative_to("/var/lib")
     links = "--link" if folder.stat().st_dev == target.stat().st_dev else "--reflink=auto"
-    subprocess.run(["cp", "--archive", links, f"{folder}/.", str(target)], check=True)
+    # While it works, podman mounts its folder onto itself, and no link leads out of a mount: copy without that one.
+    script = 'umount --lazy "$1" 2>/dev/null; exec cp --archive "$2" "$3/." "$4"'
+    arguments = [str(folder.parents[1]), links, str(folder), str(target)]
+    subprocess.run(["unshare", "--mount", "sh", "-c", script, "sh", *arguments], check=True)
     subprocess.run([*ctr, "snapshots", "commit", chain, key], check=True)
 
 
