@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from hanflow.storage.gcs import service
 from tests.cluster.machine import __main__ as machine
 from tests.cluster.machine import builds, images, node
 from tests.cluster.world import PODS, World
@@ -65,6 +66,7 @@ def bucket_server(world: World) -> Iterator[str]:
             return status["phase"] == "Running"
 
         world.wait("a running bucket server", running, 60)
+        service._client_of.cache_clear()  # a client keeps its host, and each test has a server of its own
         yield f"http://{status['podIP']}:4443"
     finally:
         world.admin.request("DELETE", f"{PODS}/{name}")
