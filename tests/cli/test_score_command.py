@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import os
 import threading
@@ -24,6 +23,7 @@ from hanflow.metrics import rouge
 from hanflow.steps import score as compare
 from hanflow.text import scoring_tokens as tokenizations
 from tests.support import nasty
+from tests.support.pipes import pipe_in
 
 PREDICTIONS = ["정부는 청원에 답변했다", "ㅋㅋㅋ", "", "국민 청원"]
 REFERENCES = ["정부가 청원에 답변했다", "ㅋㅋ 좋아요", "답하라", "국민 청원"]
@@ -112,7 +112,7 @@ def test_predictions_come_from_standard_input(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     references = write_lines(tmp_path / "r.txt", REFERENCES)
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO("\n".join(REFERENCES).encode()))))
+    pipe_in(monkeypatch, "\n".join(REFERENCES).encode())
     found = scored(capsys, "--predictions", "-", "--references", references, "--tokenization", "word")
     assert (found["rows"], found["scores"]["rouge1_word"]) == (4, 1.0)
 

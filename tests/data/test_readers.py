@@ -27,6 +27,7 @@ from hanflow.data.readers import format_of, raw_files, read, read_texts, text_so
 from hanflow.data.schema import Column, Row, Source, corpus_source
 from hanflow.data.writers import encoded, one_line
 from hanflow.errors import UserError
+from tests.support.pipes import pipe_in
 
 PAIR = (
     Column("source", ("news", "document")),
@@ -542,7 +543,7 @@ def test_what_comes_only_once_is_read_in_every_format(
         os.mkfifo(path)
         threading.Thread(target=Path(path).write_bytes, args=(content,)).start()
     else:
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+        pipe_in(monkeypatch, content)
     source = replace(text_source(path, usual=["document"]), format=kind)
     assert [row.texts for row in read_texts(source)] == [[text] for text in ODD]
 

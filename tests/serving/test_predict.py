@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 import os
 import random
@@ -33,6 +32,7 @@ from tests.support import nasty
 from tests.support.corpora import petitions
 from tests.support.forked import Zygote
 from tests.support.model_fixtures import EVALUATE, Chain
+from tests.support.pipes import pipe_in
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,7 +134,7 @@ def test_a_pipe_goes_through(
     ]
 
     def pipe(content: str) -> None:
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content.encode()))))
+        pipe_in(monkeypatch, content.encode())
 
     capsys.readouterr()
     pipe("".join(text + "\n" for text in texts))

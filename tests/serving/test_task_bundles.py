@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 import re
 import sys
@@ -23,6 +22,7 @@ from hanflow.steps.tokenize import run as tokenize
 from hanflow.storage.artifacts import read_manifest
 from tests.support import tasks
 from tests.support.model_fixtures import Chain
+from tests.support.pipes import pipe_in
 
 NAMES = {"0": "별로", "1": "좋아요"}
 """Not in the order of their indices as texts: 별로 < 좋아요, and a third class that few rows have comes first."""
@@ -124,8 +124,7 @@ def test_settings_change_without_loading_again(either: Path) -> None:
 def piped(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes], *options: str
 ) -> list[str]:
-    stdin = io.TextIOWrapper(io.BufferedReader(io.BytesIO("".join(f"{text}\n" for text in TEXTS).encode())))
-    monkeypatch.setattr(sys, "stdin", stdin)
+    pipe_in(monkeypatch, "".join(f"{text}\n" for text in TEXTS).encode())
     assert main(["predict", str(bundle), "--input", "-", *options]) == 0
     return capfdbinary.readouterr().out.decode().splitlines()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from hanflow.reports.step_report import Report
 from hanflow.steps.preprocess import assign, run
 from hanflow.storage.artifacts import SPLITS, file_sha256, read_manifest
 from hanflow.tasks.summarization import SummarizationPreprocess
+from tests.support.disks import small_disk
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "pipelines" / "sample_data" / "petitions.tsv.gz"
@@ -276,15 +278,27 @@ def test_an_existing_corpus_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", ["_take", "_flush_rejected", "refuse_nothing"])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_nothing_half_written_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, error: Any) -> None:
-    def stop(*_: object) -> None:
-        raise error
+def test_an_interrupt_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    proceed = getattr(Intake, moment)
 
-    monkeypatch.setattr(Intake, moment, stop)
-    with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
+    def interrupted(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return proceed(*given)
+
+    monkeypatch.setattr(Intake, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
         preprocess(SAMPLE, tmp_path / "corpus")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path) -> None:
+    preprocess(SAMPLE, tmp_path / "whole")
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    for number, share in enumerate((0.0, 0.3, 0.6, 0.9)):
+        with small_disk(tmp_path / f"disk-{number}", max(int(size * share), 1 << 13)):
+            with pytest.raises(UserError, match="(?i)no space|disk is full|is full"):
+                preprocess(SAMPLE, tmp_path / f"disk-{number}" / "corpus")
+            assert list((tmp_path / f"disk-{number}").iterdir()) == []
 
 
 def test_a_damaged_file_leaves_nothing(tmp_path: Path) -> None:
