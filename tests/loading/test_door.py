@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ from hanflow.steps.evaluate import run as evaluate
 from hanflow.steps.export import run as export
 from hanflow.steps.tokenize import run as tokenize
 from hanflow.steps.train import run as train
-from hanflow.system import hub_answers, hub_door
+from hanflow.system import hub_door
 from tests.support.model_fixtures import EVALUATE, Chain, rewritten
 from tests.support.tasks import make_shards, reviews, settings, trained
 
@@ -418,30 +419,37 @@ def test_the_hub_is_asked_for_where_its_client_connects(
     assert hub_door() == door
 
 
-def test_without_an_answer_of_the_hub_only_the_cache_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OFFLINE = """
+import socket, sys, threading
+from hanflow.loading import files
+assert files.read_json("owner/name", "config.json") == {"model_type": "bart"}  # nobody listens at the hub's place
+calls = []
+hub = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+def count():
+    while True:
+        calls.append(hub.accept())
+threading.Thread(target=count, daemon=True).start()
+assert files.revision_of("owner/name") == "a" * 40
+assert files.read_json("owner/other", "config.json") is None
+print("asked", len(calls))
+"""
+
+
+def test_without_an_answer_of_the_hub_only_the_cache_is_read(tmp_path: Path) -> None:
     """Its client would ask again and again, silently, for each file."""
-    asked: list[object] = []
-
-    def look_up(host: object, *_: object, **__: object) -> None:
-        asked.append(host)
-        raise socket.gaierror("no network")
-
     cached = tmp_path / "models--owner--name"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("a" * 40)
     (cached / "snapshots" / ("a" * 40)).mkdir(parents=True)
     (cached / "snapshots" / ("a" * 40) / "config.json").write_text('{"model_type": "bart"}')
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("socket.getaddrinfo", look_up)
-    hub_answers.cache_clear()
-    try:
-        assert files.read_json("owner/name", "config.json") == {"model_type": "bart"}
-        asked.clear()  # by hub_answers, and by huggingface_hub once for itself
-        assert files.revision_of("owner/name") == "a" * 40
-        assert files.read_json("owner/other", "config.json") is None
-    finally:
-        hub_answers.cache_clear()
-    assert asked == []
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", OFFLINE, str(port)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "asked 0\n", done.stderr
 
 
 @pytest.mark.parametrize("name", ["no name!", "a/b/c/d", "x--y..z"])
