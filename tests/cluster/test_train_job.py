@@ -24,6 +24,7 @@ from hanflow.storage import manifest_at
 from hanflow.training.workers import torchrun as node
 from hanflow.training.workers import worker
 from hanflow.training.workers.exits import EXITS_VARIABLE
+from tests.cluster.pods import require_this_machine, training_image
 from tests.cluster.world import PODS, World
 from tests.support import tasks
 
@@ -110,26 +111,44 @@ def test_the_workflow_owns_the_job(no_server: Cluster) -> None:
     assert launcher.own_pod(no_server) is None, "outside of a cluster there is none"
 
 
+OWN_POD = """
+from hanflow.cluster import launcher
+from hanflow.cluster.client import Cluster
+own = launcher.own_pod(Cluster())
+print("found", own and own["metadata"]["labels"])
+"""
+
+
 @pytest.mark.cluster
-def test_the_own_pod_is_found_inside_a_cluster(
-    world: World, monkeypatch: pytest.MonkeyPatch, messages: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("account", ["hanflow", "default"])
+def test_the_own_pod_is_found_inside_a_cluster(world: World, account: str) -> None:
+    """In a pod, with the account that may read pods and with one that may not."""
+    require_this_machine()
+    path = f"{PODS}/step-{world.run}"
+    name = {"name": "KFP_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}
+    container = {
+        "name": "main",
+        "image": training_image(),
+        "imagePullPolicy": "Never",
+        "command": ["python", "-c", OWN_POD],
+        "env": [name],
+    }
     pod = {
         "metadata": {"name": f"step-{world.run}", "labels": {RUN_LABEL: world.run}},
-        "spec": {"schedulerName": "none", "containers": [{"name": "main", "image": "none"}]},
+        "spec": {"serviceAccountName": account, "restartPolicy": "Never", "containers": [container]},
     }
     world.admin.request("POST", PODS, body=pod)
-    monkeypatch.setattr(world.cluster, "inside", True)
-    monkeypatch.setattr(world.cluster, "own_namespace", world.cluster.namespace)
-    monkeypatch.setenv("KFP_POD_NAME", pod["metadata"]["name"])
     try:
-        own = launcher.own_pod(world.cluster)
-        assert own is not None and own["metadata"]["labels"] == {RUN_LABEL: world.run}
-        monkeypatch.setattr(world.cluster, "own_namespace", "kube-system")  # whose pods its account may not read
-        assert launcher.own_pod(world.cluster) is None
-        assert "the job gets no owner" in messages.text and "forbidden" in messages.text
+        ends = ("Succeeded", "Failed")
+        world.wait("its end", lambda: world.admin.request("GET", path)["status"]["phase"] in ends, 120)
+        with world.admin.stream(f"{path}/log", query={}) as lines:
+            text = "\n".join(line.decode() for line in lines)
     finally:
-        world.admin.request("DELETE", f"{PODS}/{pod['metadata']['name']}")
+        world.admin.request("DELETE", path)
+    if account == "hanflow":
+        assert f"found {{'{RUN_LABEL}': '{world.run}'}}" in text
+    else:
+        assert "found None" in text and "the job gets no owner" in text and "forbidden" in text
 
 
 STOP, LOST = node.Torchrun(1, stop_requested=True), node.Torchrun(1, lost="RendezvousTimeoutError")
