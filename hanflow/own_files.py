@@ -35,19 +35,21 @@ class Damaged(UserError):
     """A file is not what it should be; the message names it, what is wrong and what to do."""
 
 
-def parse_json(content: bytes, place: object, cure: str, *, expected: type = dict) -> Any:
+def parse_json(content: bytes, place: object, cure: str, *, expected: type = dict, strict: bool = True) -> Any:
     """The value in the content of a JSON file.
 
     Args:
         place: the file, for messages.
         cure: what to do about a damaged one.
         expected: type of the value.
+        strict: whether numbers that are not finite are refused; files of other programs hold some.
 
     Raises:
-        Damaged: it is no strict JSON, or a value of another type.
+        Damaged: it is no JSON, or a value of another type.
     """
+    numbers: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite} if strict else {}
     try:
-        value = json.loads(_text(content), parse_constant=_not_finite, parse_float=_finite)
+        value = json.loads(_text(content), **numbers)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{place}: is damaged ({_brief(error)}); {cure}") from None
     if not isinstance(value, expected):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hanflow.errors import UserError, first_line
+from hanflow.own_files import parse_json, read_file
 from hanflow.system import hub_answers
 
 CONFIG, TOKENIZER_CONFIG, TOKENIZER = "config.json", "tokenizer_config.json", "tokenizer.json"
@@ -43,13 +43,11 @@ def read_json(name: str, file: str) -> dict[str, Any] | None:
         path = Path(found)
     if not path.is_file():
         return None
+    values = parse_json(read_file(path), path, "fetch or save it again", strict=False)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UserError(f"{path}: holds no settings but a {type(values).__name__}; fetch or save it again")
         return _without_code(values, path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({first_line(error)}); fetch or save it again") from error
+    except RecursionError:
+        raise UserError(f"{path}: nested too deep; fetch or save it again") from None
 
 
 def _without_code(values: dict[str, Any], path: Path) -> dict[str, Any]:
